@@ -1,0 +1,2 @@
+from two_tower_vs.cli import main
+raise SystemExit(main())
