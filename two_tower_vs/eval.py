@@ -6,7 +6,7 @@
 __all__ = ['never', 'ranks', 'per_query', 'bootstrap', 'Evaluation', 'untrained', 'nearest', 'evaluate', 'save_evaluation',
            'show_worst']
 
-# %% ../nbs/04_eval.ipynb #ab123812
+# %% ../nbs/04_eval.ipynb #cc106be9
 import json
 import numpy as np, pandas as pd, torch
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .data import bad_rows, drop_bad, image_grid, replacing, thumb, InputError
 from .model import TwoTower
 from .embed import Embeddings, embed
 
-# %% ../nbs/04_eval.ipynb #b61ed94b
+# %% ../nbs/04_eval.ipynb #ea793878
 never = np.iinfo(np.int64).max   # the rank of an answer that is no candidate
 
 @torch.inference_mode()
@@ -42,7 +42,7 @@ def ranks(
         out[a] = n.numpy()
     return out
 
-# %% ../nbs/04_eval.ipynb #9b743963
+# %% ../nbs/04_eval.ipynb #8f06f7c8
 def per_query(
     rank:np.ndarray, # ranks of right answers (a,)
     qrow:np.ndarray, # their queries (a,), ascending; each of n queries has at least one
@@ -57,7 +57,7 @@ def per_query(
     K = max(ks)
     return pd.DataFrame(out | {'mrr':np.where(r[starts]==never, 0, 1/r[starts]), f'map@{K}':total(np.where(r<=K, nth/r, 0))/np.minimum(count, K)})
 
-# %% ../nbs/04_eval.ipynb #3e6643c9
+# %% ../nbs/04_eval.ipynb #3895c643
 def bootstrap(
     x:np.ndarray,      # (n, m): m metrics of n queries
     draws:int=1000,
@@ -68,7 +68,7 @@ def bootstrap(
     means = np.stack([rng.multinomial(len(x), count/len(x))@kinds for _ in range(draws)])/len(x)
     return x.mean(0), *np.percentile(means, [2.5,97.5], axis=0)
 
-# %% ../nbs/04_eval.ipynb #3f4eed97
+# %% ../nbs/04_eval.ipynb #22dad9e3
 @dataclass
 class Evaluation:
     "What an evaluation found."
@@ -86,7 +86,7 @@ def untrained(model:TwoTower)->TwoTower:
     "The model's backbone as it was before training, without heads: the baseline."
     return TwoTower(**{**model.config, 'embed_dim':None})
 
-# %% ../nbs/04_eval.ipynb #fff297fd
+# %% ../nbs/04_eval.ipynb #572ce5da
 def _ranked(model, queries, cands, answers, root, cache, ks, **kw):
     "(metrics of each query, best ranks, nearest candidates and their scores) of one model"
     q,c = embed(model.query, queries, root, cache, desc='queries', **kw), embed(model.cand, cands, root, cache, desc='candidates', **kw)
@@ -108,26 +108,27 @@ def evaluate(
     cache=None,                  # a folder for features
     k:list=(1,5,10),             # lengths of the result list
     on_bad:str=None,             # unreadable pictures, error or skip; default: error for queries, skip for candidates
+    embedding:dict=None,         # options of `embed`: batch_size, engine, max_pixels
     names:tuple=('query_gt.csv','candidates.csv'), # what messages call the two tables
     seed:int=42,                 # of the bootstrap
     progress:bool=None,
 )->Evaluation:
     "Recall@K and its kin with 95 % intervals, beside those of the untrained backbone. Raises `InputError`."
-    ks = sorted(set(k))
+    ks,kw = sorted(set(k)), {**(embedding or {}), 'progress':progress}
     if not ks or ks[0] < 1: raise InputError(f'k is {list(k)}. Give numbers from 1, such as 1 5 10.')
-    q = embed(model.query, gt.query_path.unique(), images_root, cache, desc='queries', progress=progress)
-    c = embed(model.cand, candidates.cand_path, images_root, cache, desc='candidates', progress=progress)
+    q = embed(model.query, gt.query_path.unique(), images_root, cache, desc='queries', **kw)
+    c = embed(model.cand, candidates.cand_path, images_root, cache, desc='candidates', **kw)
     good = drop_bad(candidates, c.bad, names[1], on_bad or 'skip'); asked = drop_bad(gt[['query_path']], q.bad, names[0], on_bad or 'error')
     answers = gt.loc[asked.index]; queries,cands = answers.query_path.unique(), good.cand_path
-    a,rank,top,score,lost = _ranked(model, queries, cands, answers, images_root, cache, ks, progress=progress)
-    b,base_rank,*_ = _ranked(untrained(model), queries, cands, answers, images_root, cache, ks, progress=progress)
+    a,rank,top,score,lost = _ranked(model, queries, cands, answers, images_root, cache, ks, **kw)
+    b,base_rank,*_ = _ranked(untrained(model), queries, cands, answers, images_root, cache, ks, **kw)
     if lost: warn(f'{names[0]}: {lost} right answers have pictures that can not be read; they count as not found.')
     metrics = dict(k=ks, queries=len(queries), candidates=len(cands), **_compare(a, b, seed))
     _say_if_worse(metrics, f'recall@{ks[0]}')
     return Evaluation(metrics, _query_table(queries, answers, rank, base_rank, a, cands.values, top, score),
                       pd.concat([bad_rows(gt[['query_path']], q.bad, names[0]), bad_rows(candidates, c.bad, names[1])]))
 
-# %% ../nbs/04_eval.ipynb #2fde567b
+# %% ../nbs/04_eval.ipynb #3669080d
 def _compare(a, b, seed):
     "{trained, baseline, delta}: metric -> value and interval, from the same draws"
     x = [v.round(6).tolist() for v in bootstrap(np.hstack([a, b, a-b]), seed=seed)]; m = len(a.columns)
@@ -152,7 +153,7 @@ def save_evaluation(e:Evaluation, folder):
     with replacing(Path(folder)/'metrics.json', Path(folder)/'per_query.csv') as (m,p):
         m.write_text(json.dumps(e.metrics, indent=1)+'\n'); e.queries.to_csv(p, index=False)
 
-# %% ../nbs/04_eval.ipynb #778da5a3
+# %% ../nbs/04_eval.ipynb #c402ce67
 def show_worst(
     e:Evaluation,
     gt:pd.DataFrame, # what `evaluate` got
