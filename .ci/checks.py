@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PKG,NBS = 'two_tower_vs', ROOT/'nbs'
-HAND_WRITTEN = {'__init__.py', '__main__.py'}   # nbdev sets only the version in __init__.py
+HAND_WRITTEN = {'__init__.py', '__main__.py', '_site.py'}   # nbdev sets only the version in __init__.py
 MAX_KB = 150
 CHECKS = {}
 
