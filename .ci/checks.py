@@ -104,7 +104,8 @@ def package():
 def notebooks():
     "every notebook runs under nbdev_test; returns how many passed, failed and were skipped"
     run(sys.executable, '-c', f"from {PKG}.data import demo_catalog; demo_catalog('nbs/demo')")
-    cmd = [BIN/'nbdev_test', '--n_workers', '2', '--do_print', '--timing']
+    # One worker: torch and OpenVINO use all cores, and two of them on two cores take twice as long as one after the other.
+    cmd = [BIN/'nbdev_test', '--n_workers', '1', '--do_print', '--timing']
     pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = []
     with subprocess.Popen(cmd, cwd=ROOT, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, **pipes) as p:

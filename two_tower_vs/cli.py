@@ -6,13 +6,13 @@
 __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'read_config', 'Run', 'train_stage', 'eval_stage',
            'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'parser', 'main']
 
-# %% ../nbs/09_cli.ipynb #346520ac
+# %% ../nbs/09_cli.ipynb #965f0d8f
 import argparse, sys, time
 from functools import cached_property
 from pathlib import Path
 import two_tower_vs
 
-# %% ../nbs/09_cli.ipynb #9dbb58c3
+# %% ../nbs/09_cli.ipynb #f50b435f
 class Data:
     "The section `data`: where the pictures and the three CSVs are."
     def __init__(self,
@@ -41,7 +41,7 @@ def schema()->dict:   # section -> {key: its parameter}
     keys = lambda n,f: {k:p for k,p in signature(f).parameters.items() if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})}
     return {n:keys(n, f) for n,f in sections.items()}
 
-# %% ../nbs/09_cli.ipynb #6d00aee1
+# %% ../nbs/09_cli.ipynb #10f5ee88
 def _bad(where, problem, options=(), key=None):
     from difflib import get_close_matches
     from two_tower_vs.data import InputError
@@ -88,7 +88,7 @@ def _section(path, name, d, known):
         if k not in known: _bad(path, f'{name} has no key {k}', known, k)
     return {k:_checked(f'{path}: {name}.{k}', v, known[k]) for k,v in d.items()}
 
-# %% ../nbs/09_cli.ipynb #1470c25d
+# %% ../nbs/09_cli.ipynb #962be72d
 class Run:
     "One config file: its tables, each read once, and its output folder."
     def __init__(self, config, k=None, image=None, topk=None):
@@ -123,7 +123,7 @@ class Run:
         new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
         with replacing(path) as (t,): new.to_csv(t, index=False)
 
-# %% ../nbs/09_cli.ipynb #b3d1a219
+# %% ../nbs/09_cli.ipynb #eaf66068
 def train_stage(r:Run):
     from two_tower_vs.data import replacing
     from two_tower_vs.model import TwoTower, save_model
@@ -156,7 +156,7 @@ def eval_stage(r:Run):
     with replacing(r.out/'worst.png') as (t,): show_worst(e, r.gt, r.root).save(t)
     print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; percent, with 95 % intervals\n{_indent(e.table())}')
 
-# %% ../nbs/09_cli.ipynb #4d9247fc
+# %% ../nbs/09_cli.ipynb #dc8d47a6
 def index_stage(r:Run):
     from two_tower_vs.data import bad_rows, drop_bad
     from two_tower_vs.embed import embed
@@ -193,7 +193,7 @@ def query_stage(r:Run):
 def _indent(df, **kw):
     return '\n'.join('  '+l for l in df.to_string(**kw).splitlines())
 
-# %% ../nbs/09_cli.ipynb #76462be9
+# %% ../nbs/09_cli.ipynb #b723cea0
 def all_stages(r:Run):
     for f in (train_stage, eval_stage, index_stage): f(r)
     if r.image: query_stage(r)
@@ -208,7 +208,7 @@ def demo_stage(args):
 
 stages = dict(train=train_stage, eval=eval_stage, index=index_stage, query=query_stage, all=all_stages)
 
-# %% ../nbs/09_cli.ipynb #dbd14e9f
+# %% ../nbs/09_cli.ipynb #32f2995a
 about = """Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, a FAISS index, answers in milliseconds."""
 examples = """stages:
   demo    make ./demo from real pictures and run everything on it: start here

@@ -7,7 +7,7 @@ __all__ = ['credit', 'demo_config', 'InputError', 'BadImage', 'replacing', 'to_r
            'leaves_root', 'check_paths', 'read_pairs', 'read_candidates', 'read_gt', 'warn_overlap', 'bad_rows',
            'drop_bad', 'split_pairs', 'picture', 'image_grid', 'thumb', 'show_pairs', 'line_drawing', 'demo_catalog']
 
-# %% ../nbs/00_data.ipynb #177dc900
+# %% ../nbs/00_data.ipynb #e4996adb
 import os, re, threading
 import numpy as np, pandas as pd
 from collections import deque
@@ -19,14 +19,14 @@ from posixpath import normpath
 from warnings import warn
 from PIL import Image, ImageOps
 
-# %% ../nbs/00_data.ipynb #ef929bf1
+# %% ../nbs/00_data.ipynb #38d2d5c1
 class InputError(ValueError):
     "A mistake in what the user gave, said in one line: what, where, why, what to do."
 
 class BadImage(InputError):
     "A picture that can't be read; the message is the reason alone."
 
-# %% ../nbs/00_data.ipynb #5d72a484
+# %% ../nbs/00_data.ipynb #2daa3969
 @contextmanager
 def replacing(
     *paths, # the files to write
@@ -43,7 +43,7 @@ def replacing(
     finally:
         for t in tmps: t.unlink(missing_ok=True)
 
-# %% ../nbs/00_data.ipynb #d1c76533
+# %% ../nbs/00_data.ipynb #4b119556
 def _from_deep(im):
     "16- and 32-bit grey (modes I, I;16, F) to 8 bits; the range is that of the file type, not of the picture"
     a = np.nan_to_num(np.asarray(im, dtype=np.float64))
@@ -65,7 +65,7 @@ def to_rgb(
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     return im.convert('RGB')
 
-# %% ../nbs/00_data.ipynb #0fb356f7
+# %% ../nbs/00_data.ipynb #c48628d7
 def load_image(
     src,                        # path, bytes or open binary file
     max_pixels:int=100_000_000, # larger pictures are refused unread (at most Pillow's own limit, 179 million)
@@ -92,7 +92,7 @@ def _reason(e):
     if 'cannot identify' in str(e): return 'not an image, or of an unknown format'
     return re.sub(r'\s+', ' ', str(e)).strip()[:120] or type(e).__name__
 
-# %% ../nbs/00_data.ipynb #aabd76da
+# %% ../nbs/00_data.ipynb #a1ed6882
 def in_threads(
     f,               # a function of one item
     items,           # any iterable
@@ -111,7 +111,7 @@ def in_threads(
         finally:
             for t in todo: t.cancel()
 
-# %% ../nbs/00_data.ipynb #7cf7f603
+# %% ../nbs/00_data.ipynb #36c86ea5
 def read_table(
     path,         # a CSV file, UTF-8
     columns:list, # the columns that it must have; others are left out
@@ -136,7 +136,7 @@ def _filled(df, path):
     if df.empty: raise InputError(f'{path} has a header but no rows. Add at least one row.')
     return df
 
-# %% ../nbs/00_data.ipynb #24f75ade
+# %% ../nbs/00_data.ipynb #cee6fcd7
 def leaves_root(p:str)->bool:
     "Is `p` absolute, or does it climb out of the folder it is relative to?"
     return bool(PureWindowsPath(p).anchor) or normpath(p.replace('\\', '/')).split('/')[0] == '..'
@@ -150,7 +150,7 @@ def check_paths(df, path, images_root, must_exist=True):
             if must_exist and not (Path(images_root)/p).is_file(): raise InputError(
                 f'{path} row {row}: {p} is not in {images_root} (no such file). Fix or remove the row, or pass on_bad="skip".')
 
-# %% ../nbs/00_data.ipynb #f03f63c2
+# %% ../nbs/00_data.ipynb #9f5f2a56
 def _distinct(df, path):
     n = df.duplicated().sum()
     if n: warn(f'{path}: {n} of {len(df)} rows stand there twice and are used once (first: row {df.index[df.duplicated()][0]}).')
@@ -176,7 +176,7 @@ def read_candidates(
     check_paths(df, path, images_root, on_bad=='error')
     return df
 
-# %% ../nbs/00_data.ipynb #2e6ed88a
+# %% ../nbs/00_data.ipynb #aed8208e
 def read_gt(
     path,             # CSV with query_path,gt_cand_path; several rows of a query are several right answers
     images_root,      # the folder that its paths start from
@@ -200,7 +200,7 @@ def warn_overlap(pairs, gt):
     q = gt.query_path.drop_duplicates(); n = q.isin(pairs.query_path).sum()
     if n: warn(f'{n} of {len(q)} evaluation queries also stand in the training pairs: on these, recall measures memory, not search.')
 
-# %% ../nbs/00_data.ipynb #854e6538
+# %% ../nbs/00_data.ipynb #c139d4c1
 def bad_rows(
     df,       # a table with a row index
     bad:dict, # path -> reason
@@ -229,7 +229,7 @@ def drop_bad(
     if df.empty: raise InputError(f'{name}: none of its pictures can be read. Is images_root right?')
     return df
 
-# %% ../nbs/00_data.ipynb #1de0acab
+# %% ../nbs/00_data.ipynb #23a7b1f6
 def split_pairs(
     pairs,           # the training pairs
     frac:float=0.15, # share of the candidates, then of the other queries, to hold out
@@ -248,7 +248,7 @@ def split_pairs(
     known = rest.query_path.isin(out)
     return rest[~known], new, rest[known]
 
-# %% ../nbs/00_data.ipynb #37a1c768
+# %% ../nbs/00_data.ipynb #1cef5c55
 def picture(
     fig,               # a matplotlib Figure
     colors:int=128,    # size of the palette; 0 keeps full colour
@@ -295,7 +295,7 @@ def show_pairs(
     cols = list(pairs.columns[:2])
     return image_grid([[thumb(Path(images_root)/p) for p in pairs[c].head(n)] for c in cols], names=[c.split('_')[-2] for c in cols])
 
-# %% ../nbs/00_data.ipynb #687538c6
+# %% ../nbs/00_data.ipynb #e38e93c2
 _layers = {'color', 'skin', 'hair', 'skin-shadow', 'color-foreground'}
 _copies = re.compile('1F3F[B-F]|1F1(E[6-9A-F]|F[0-9A-F])')   # skin tones; letters that make flags
 credit = 'Pictures: OpenMoji, the open-source emoji and icon project (openmoji.org). Licence: CC BY-SA 4.0.'
@@ -316,7 +316,7 @@ def _render(svg_file, side):
     svg = Path(svg_file).read_text(encoding='utf-8')
     return [bytes(resvg_py.svg_to_bytes(svg_string=s, width=side, height=side, background='white')) for s in (line_drawing(svg), svg)]
 
-# %% ../nbs/00_data.ipynb #4b6b8e60
+# %% ../nbs/00_data.ipynb #d335fa81
 demo_config = """# Paths are relative to this file. Every key is a parameter of a documented function.
 data: {images_root: images, pairs: pairs.csv, candidates: candidates.csv, query_gt: query_gt.csv}
 model: {backbone: efficientnet_lite0, pretrained: true, image_size: 160, embed_dim: 256, share: backbone}
@@ -351,7 +351,7 @@ def _demo_tables(folder, names, seed):
     df[cut:].rename(columns={'cand_path':'gt_cand_path'}).to_csv(folder/'query_gt.csv', index=False)
     (folder/'config.yaml').write_text(demo_config); (folder/'ATTRIBUTION.txt').write_text(credit+'\n')
 
-# %% ../nbs/00_data.ipynb #389dfb7a
+# %% ../nbs/00_data.ipynb #4babf018
 def demo_catalog(
     path='demo',    # a new folder; one that this function made before is left as it is
     side:int=160,   # pixels a side

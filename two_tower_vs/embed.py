@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Embeddings', 'backbone_key', 'Engine', 'augment', 'FeatureCache', 'embed', 'apply_head']
 
-# %% ../nbs/01a_embed.ipynb #61c527ae
+# %% ../nbs/01a_embed.ipynb #019b1c70
 import hashlib, json, os, random
 import numpy as np, torch
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .data import BadImage, InputError, in_threads, load_image, replacing
 from .model import Tower
 
-# %% ../nbs/01a_embed.ipynb #8fe2709c
+# %% ../nbs/01a_embed.ipynb #f83a8209
 @dataclass
 class Embeddings:
     "Unit vectors and the pictures they belong to."
@@ -35,7 +35,7 @@ class Embeddings:
         at = {p:i for i,p in enumerate(self.paths)}
         return np.array([at.get(p, -1) for p in paths], dtype=np.int64)
 
-# %% ../nbs/01a_embed.ipynb #7c011444
+# %% ../nbs/01a_embed.ipynb #5ed8df73
 def backbone_key(tower:Tower)->str:
     "A hash of all that decides a feature: the backbone's weights and the preprocessing."
     h = hashlib.sha256(json.dumps([type(tower.backbone).__name__, tower.prep], sort_keys=True).encode())
@@ -69,7 +69,7 @@ def _openvino_engine(tower, folder, key):
     run = core.compile_model(net, 'CPU', {'PERFORMANCE_HINT':'LATENCY', 'INFERENCE_PRECISION_HINT':'f32'})
     return lambda x: run(x)[0].copy()
 
-# %% ../nbs/01a_embed.ipynb #bb20f0f7
+# %% ../nbs/01a_embed.ipynb #6cdf8be1
 class Engine:
     "Runs a tower's backbone the fastest correct way: uint8 pixels (b, 3, s, s) -> float32 unit features (b, f)."
     def __init__(self,
@@ -97,7 +97,7 @@ class Engine:
         except torch.OutOfMemoryError as e:
             raise InputError(f'The GPU has too little memory for {len(x)} pictures of {x.shape[-1]} pixels at once. Lower embed.batch_size or take a smaller backbone.') from e
 
-# %% ../nbs/01a_embed.ipynb #b68ac0f8
+# %% ../nbs/01a_embed.ipynb #9a3adafc
 def augment(
     im:Image.Image,      # RGB
     rng:random.Random,
@@ -112,7 +112,7 @@ def augment(
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color): im = change(im).enhance(rng.uniform(1-light, 1+light))
     return im
 
-# %% ../nbs/01a_embed.ipynb #50dec4cf
+# %% ../nbs/01a_embed.ipynb #6e455f7b
 class FeatureCache:
     "Features on disk: a mapping from 32-byte keys to float32 vectors, filled in shards."
     def __init__(self,
@@ -146,7 +146,7 @@ class FeatureCache:
         with replacing(f) as (t,): save_file({'keys':keys, 'vectors':vecs}, t)
         self.new = {}; self._open(f)
 
-# %% ../nbs/01a_embed.ipynb #b731fd1c
+# %% ../nbs/01a_embed.ipynb #318a636d
 def _read(path, root, tower, cache, view, max_pixels):
     "(key, pixels or None where the cache has them, None) or (None, None, reason)"
     try:
@@ -175,7 +175,7 @@ def _blocks(it, n):
     it = iter(it)
     while b := list(islice(it, n)): yield b
 
-# %% ../nbs/01a_embed.ipynb #475deb44
+# %% ../nbs/01a_embed.ipynb #29e75a15
 def embed(
     tower:Tower,
     paths,                      # of pictures, as in a CSV

@@ -6,7 +6,7 @@
 __all__ = ['never', 'ranks', 'per_query', 'bootstrap', 'Evaluation', 'untrained', 'nearest', 'evaluate', 'save_evaluation',
            'show_worst']
 
-# %% ../nbs/04_eval.ipynb #9e9dcb6a
+# %% ../nbs/04_eval.ipynb #39cdba9f
 import json
 import numpy as np, pandas as pd, torch
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .data import bad_rows, drop_bad, image_grid, replacing, thumb, InputError
 from .model import TwoTower
 from .embed import Embeddings, embed
 
-# %% ../nbs/04_eval.ipynb #6ec4771d
+# %% ../nbs/04_eval.ipynb #cd87ea4d
 never = np.iinfo(np.int64).max   # the rank of an answer that is no candidate
 
 @torch.inference_mode()
@@ -42,7 +42,7 @@ def ranks(
         out[a] = n.numpy()
     return out
 
-# %% ../nbs/04_eval.ipynb #5ad4126f
+# %% ../nbs/04_eval.ipynb #b876484c
 def per_query(
     rank:np.ndarray, # ranks of right answers (a,)
     qrow:np.ndarray, # their queries (a,), ascending; each of n queries has at least one
@@ -57,7 +57,7 @@ def per_query(
     K = max(ks)
     return pd.DataFrame(out | {'mrr':np.where(r[starts]==never, 0, 1/r[starts]), f'map@{K}':total(np.where(r<=K, nth/r, 0))/np.minimum(count, K)})
 
-# %% ../nbs/04_eval.ipynb #5b8307b1
+# %% ../nbs/04_eval.ipynb #89faac2b
 def bootstrap(
     x:np.ndarray,      # (n, m): m metrics of n queries
     draws:int=1000,
@@ -68,7 +68,7 @@ def bootstrap(
     means = np.stack([rng.multinomial(len(x), count/len(x))@kinds for _ in range(draws)])/len(x)
     return x.mean(0), *np.percentile(means, [2.5,97.5], axis=0)
 
-# %% ../nbs/04_eval.ipynb #3a3556ef
+# %% ../nbs/04_eval.ipynb #24311e47
 @dataclass
 class Evaluation:
     "What an evaluation found."
@@ -86,7 +86,7 @@ def untrained(model:TwoTower)->TwoTower:
     "The model's backbone as it was before training, without heads: the baseline."
     return TwoTower(**{**model.config, 'embed_dim':None})
 
-# %% ../nbs/04_eval.ipynb #bc00fa77
+# %% ../nbs/04_eval.ipynb #1e668593
 def _ranked(model, queries, cands, answers, root, cache, ks, **kw):
     "(metrics of each query, best ranks, nearest candidates and their scores) of one model"
     q,c = embed(model.query, queries, root, cache, desc='queries', **kw), embed(model.cand, cands, root, cache, desc='candidates', **kw)
@@ -128,7 +128,7 @@ def evaluate(
     return Evaluation(metrics, _query_table(queries, answers, rank, base_rank, a, cands.values, top, score),
                       pd.concat([bad_rows(gt[['query_path']], q.bad, names[0]), bad_rows(candidates, c.bad, names[1])]))
 
-# %% ../nbs/04_eval.ipynb #1c2066fe
+# %% ../nbs/04_eval.ipynb #940a56de
 def _compare(a, b, seed):
     "{trained, baseline, delta}: metric -> value and interval, from the same draws"
     x = [v.round(6).tolist() for v in bootstrap(np.hstack([a, b, a-b]), seed=seed)]; m = len(a.columns)
@@ -153,7 +153,7 @@ def save_evaluation(e:Evaluation, folder):
     with replacing(Path(folder)/'metrics.json', Path(folder)/'per_query.csv') as (m,p):
         m.write_text(json.dumps(e.metrics, indent=1)+'\n'); e.queries.to_csv(p, index=False)
 
-# %% ../nbs/04_eval.ipynb #704201b9
+# %% ../nbs/04_eval.ipynb #a629f4b3
 def show_worst(
     e:Evaluation,
     gt:pd.DataFrame, # what `evaluate` got

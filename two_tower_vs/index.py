@@ -6,7 +6,7 @@
 __all__ = ['flat_limit', 'resolve_kind', 'Index', 'agreement', 'configure', 'tune', 'build_index', 'save_index', 'load_index',
            'edited']
 
-# %% ../nbs/05_index.ipynb #b52d3a43
+# %% ../nbs/05_index.ipynb #0b012599
 import json, math
 import numpy as np, pandas as pd
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .data import InputError, read_table, replacing
 from .model import file_sha256, read_manifest
 from .embed import Embeddings
 
-# %% ../nbs/05_index.ipynb #e5edf029
+# %% ../nbs/05_index.ipynb #70591378
 flat_limit = 2**24   # numbers (rows x dimensions) that exact search goes through in a few milliseconds
 
 def resolve_kind(
@@ -35,7 +35,7 @@ def resolve_kind(
     codes = max(m for m in range(1, d+1) if d % m == 0 and m <= max(1, d//4))
     return kind, f'IVF{lists},PQ{codes}x4fs,Refine(SQ8)'
 
-# %% ../nbs/05_index.ipynb #433ca6c7
+# %% ../nbs/05_index.ipynb #d474d5f7
 @dataclass
 class Index:
     "A FAISS index, the candidates that its rows stand for, and what it was made from."
@@ -67,7 +67,7 @@ def agreement(
     _,i = index.search(q, exact.shape[1])
     return float(np.mean([len(set(a) & set(b))/len(b) for a,b in zip(i.tolist(), exact.tolist())]))
 
-# %% ../nbs/05_index.ipynb #9940de06
+# %% ../nbs/05_index.ipynb #6daa8fee
 def _settings(index, kind):
     "Search settings from fast to thorough, by FAISS's names"
     import faiss
@@ -96,7 +96,7 @@ def tune(index, kind, fixed:dict, q, exact, target:float)->tuple:   # (settings,
     configure(index, best[0])
     return best
 
-# %% ../nbs/05_index.ipynb #f5a0e65e
+# %% ../nbs/05_index.ipynb #3dbe641f
 def build_index(
     cands:Embeddings,            # of the candidate tower
     model_sha256:str,            # of the model that made them
@@ -141,7 +141,7 @@ def _measure(index, kind, fixed, queries, x, target):
     s,a = tune(index, kind, fixed, q, exact, target if kind != 'factory' else 0)
     return s, {'k':k, 'value':round(a, 4), 'queries':len(q)}
 
-# %% ../nbs/05_index.ipynb #ed1a7925
+# %% ../nbs/05_index.ipynb #1cbdb58b
 def save_index(
     index:Index,
     folder,          # receives vectors.faiss, candidates.csv, manifest.json

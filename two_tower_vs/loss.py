@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['max_scale', 'logits', 'info_nce', 'pair_keys', 'known_positives', 'log_scale', 'clamp_scale']
 
-# %% ../nbs/02_loss.ipynb #7c090307
+# %% ../nbs/02_loss.ipynb #cd3559f0
 import math
 import numpy as np, torch, torch.nn.functional as F
 
-# %% ../nbs/02_loss.ipynb #d74db606
+# %% ../nbs/02_loss.ipynb #9f0c16be
 def logits(
     q:torch.Tensor, # query vectors (b, d), unit rows
     c:torch.Tensor, # candidate vectors (m, d), unit rows
@@ -18,7 +18,7 @@ def logits(
     "Scaled cosines of all queries with all candidates."
     return q.float() @ c.float().T * scale
 
-# %% ../nbs/02_loss.ipynb #cea26df7
+# %% ../nbs/02_loss.ipynb #58a63df8
 def info_nce(
     q:torch.Tensor,          # query vectors (b, d), unit rows
     c:torch.Tensor,          # candidate vectors (b, d); row i is right for row i of q
@@ -31,7 +31,7 @@ def info_nce(
     y = torch.arange(len(q), device=q.device)
     return (F.cross_entropy(z, y) + F.cross_entropy(z.T, y))/2
 
-# %% ../nbs/02_loss.ipynb #8e9e994a
+# %% ../nbs/02_loss.ipynb #ffe8906a
 def pair_keys(
     qi:np.ndarray, # query number of each pair (n,)
     ci:np.ndarray, # candidate number of each pair (n,)
@@ -53,7 +53,7 @@ def known_positives(
     np.fill_diagonal(known, False)
     return torch.from_numpy(known)
 
-# %% ../nbs/02_loss.ipynb #9002e258
+# %% ../nbs/02_loss.ipynb #a6526709
 max_scale = 100
 
 def log_scale(temperature:float=0.07)->torch.nn.Parameter:

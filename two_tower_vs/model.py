@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_backbone', 'Tower', 'TwoTower', 'file_sha256', 'save_model', 'read_manifest', 'load_model', 'best_device']
 
-# %% ../nbs/01_model.ipynb #a330ab71
+# %% ../nbs/01_model.ipynb #a4950bfe
 import hashlib, json
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from difflib import get_close_matches
@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from .data import InputError, load_image, replacing
 
-# %% ../nbs/01_model.ipynb #4904e361
+# %% ../nbs/01_model.ipynb #fde3aeba
 def _lite0(pretrained, image_size):
     import timm
     m = timm.create_model('tf_efficientnet_lite0', pretrained=False)
@@ -24,7 +24,7 @@ def _lite0(pretrained, image_size):
     m.reset_classifier(0)
     return m, dict(size=image_size or 224, mean=[127/255]*3, std=[128/255]*3, interpolation='bicubic')
 
-# %% ../nbs/01_model.ipynb #055c667f
+# %% ../nbs/01_model.ipynb #1651dbf1
 def _torchvision(name, pretrained, image_size):
     import torchvision.models as tvm
     if name not in tvm.list_models(module=tvm): raise InputError(_unknown(name))
@@ -50,7 +50,7 @@ def _unknown(name):
     near = [f'timm/{name}'] if f'timm/{name}' in names else get_close_matches(name, names, 3, .5)
     return f'backbone {name!r} is unknown. {f"Did you mean {chr(44).join(near)}? " if near else ""}Use efficientnet_lite0, a torchvision classifier (resnet18, …) or timm/NAME.'
 
-# %% ../nbs/01_model.ipynb #4fccaeec
+# %% ../nbs/01_model.ipynb #a9ea0c10
 def make_backbone(
     name:str='efficientnet_lite0', # `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`
     pretrained:bool=True,          # with its trained weights? they may be downloaded once
@@ -83,7 +83,7 @@ def _load_weights(m, file, name):
     if lost: raise InputError(f'weights: {file} does not fit {name}: {len(lost)} of {len(own)} tensors are missing or of another shape (first: {lost[0]}).')
     m.load_state_dict(fits)
 
-# %% ../nbs/01_model.ipynb #0d95c9c5
+# %% ../nbs/01_model.ipynb #ff715a71
 class Tower(nn.Module):
     "Pictures to unit vectors: a backbone, then a head."
     def __init__(self,
@@ -112,7 +112,7 @@ class Tower(nn.Module):
         if not torch.is_tensor(x): x = torch.from_numpy(np.stack([self.pixels(im) for im in x])).to(self.mean.device)
         return F.normalize(self.head(self.features(x)).float(), dim=-1)
 
-# %% ../nbs/01_model.ipynb #1b2cde96
+# %% ../nbs/01_model.ipynb #35417247
 def _head(f, d):
     if not d: return nn.Identity()
     h = nn.Linear(f, d); nn.init.orthogonal_(h.weight); nn.init.zeros_(h.bias)
@@ -154,7 +154,7 @@ def _n_features(net, prep, name):
     except Exception as e: raise InputError(f'backbone {name} does not turn images of {s} x {s} pixels into one vector each ({_short(e)}). Leave image_size out.') from e
     return f.shape[1]
 
-# %% ../nbs/01_model.ipynb #98937d90
+# %% ../nbs/01_model.ipynb #16d855f4
 def file_sha256(path)->str:
     "SHA-256 of a file's content, hexadecimal."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
@@ -178,7 +178,7 @@ def save_model(
         desc.write_text(json.dumps(dict(config, sha256=sha), indent=1)+'\n')
     return sha
 
-# %% ../nbs/01_model.ipynb #07aa2032
+# %% ../nbs/01_model.ipynb #986cd926
 def read_manifest(
     path,     # a JSON file of ours
     made_by,  # the stage that writes it, for the message
@@ -210,7 +210,7 @@ def load_model(
 
 def _changed(a, b): return ', '.join(f'{k} was {a.get(k)}, is {b.get(k)}' for k in {**a,**b} if a.get(k) != b.get(k))
 
-# %% ../nbs/01_model.ipynb #06bc9e14
+# %% ../nbs/01_model.ipynb #f8043057
 def best_device()->str:
     "cuda, mps or cpu."
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Searcher', 'load_searcher', 'show_hits', 'latency', 'Answers', 'image_files', 'query', 'save_answers']
 
-# %% ../nbs/06_query.ipynb #bfa979b4
+# %% ../nbs/06_query.ipynb #9e05c4d5
 import json, time
 import numpy as np, pandas as pd
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .model import TwoTower, best_device, load_model
 from .embed import Engine, apply_head
 from .index import Index, load_index
 
-# %% ../nbs/06_query.ipynb #ab8b4127
+# %% ../nbs/06_query.ipynb #b3cb390a
 class Searcher:
     "Answers pictures with candidates; loads once, answers many times."
     def __init__(self,
@@ -47,7 +47,7 @@ def load_searcher(
     out = Path(out); model = load_model(out/'model')
     return Searcher(model, load_index(out/'index', model.sha256), out/'cache')
 
-# %% ../nbs/06_query.ipynb #7b0ea892
+# %% ../nbs/06_query.ipynb #70bd4a82
 def show_hits(
     answers:dict,  # picture (a path) -> its hits, as `Searcher.search` gives them
     images_root,   # the folder that cand_path starts from
@@ -64,7 +64,7 @@ def show_hits(
             titles.append(['query' if i == 0 else ''] + [f'{r}: {v:.2f}' for r,v in zip(part['rank'], part.score)])
     return image_grid(rows, titles)
 
-# %% ../nbs/06_query.ipynb #8866cfa0
+# %% ../nbs/06_query.ipynb #aa6a1944
 def latency(
     s:Searcher,
     files:list,      # pictures that can be read; they are taken in turn
@@ -82,7 +82,7 @@ def latency(
         if i >= 0: t.append((b-a, c-b, d-c, d-a))
     return pd.DataFrame(np.percentile(1000*np.array(t), [50,95], axis=0).T.round(3), index=['decode','embed','search','total'], columns=['p50','p95'])
 
-# %% ../nbs/06_query.ipynb #dd655748
+# %% ../nbs/06_query.ipynb #42658cbf
 @dataclass
 class Answers:
     "What queries found."
@@ -111,7 +111,7 @@ def image_files(paths)->list:
     if not out: raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files.')
     return out
 
-# %% ../nbs/06_query.ipynb #1186d957
+# %% ../nbs/06_query.ipynb #d41be999
 def _pixels(s, f):
     try: return s.pixels(f)
     except BadImage as e: return str(e)

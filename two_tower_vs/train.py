@@ -6,7 +6,7 @@
 __all__ = ['PairTable', 'start_heads', 'schedule', 'batches', 'hit_rate', 'Validation', 'State', 'run_phase', 'PairFeatures',
            'pair_features', 'blend', 'best_blend', 'image_vectors', 'image_validation', 'Training', 'train']
 
-# %% ../nbs/03_train.ipynb #90602bc7
+# %% ../nbs/03_train.ipynb #715546ea
 import hashlib, json, math, random, time
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .model import Tower, TwoTower, best_device
 from .embed import augment, backbone_key, embed
 from .loss import clamp_scale, info_nce, known_positives, log_scale, pair_keys
 
-# %% ../nbs/03_train.ipynb #f32c9211
+# %% ../nbs/03_train.ipynb #0c0e0e81
 class PairTable:
     "Pairs as numbers: `queries[qi[r]]` and `cands[ci[r]]` are the pictures of row r."
     def __init__(self, pairs:pd.DataFrame):
@@ -34,7 +34,7 @@ class PairTable:
         "Is candidate `ci` a right answer to query `qi`?"
         return np.isin(qi*len(self.cands) + ci, self.keys)
 
-# %% ../nbs/03_train.ipynb #adfdb6c9
+# %% ../nbs/03_train.ipynb #134afa97
 @torch.no_grad()
 def start_heads(
     model:TwoTower,
@@ -53,7 +53,7 @@ def start_heads(
         tower.head.weight[:d] = axes[:d]
         tower.head.bias.copy_(-tower.head.weight@mean)
 
-# %% ../nbs/03_train.ipynb #a80dc072
+# %% ../nbs/03_train.ipynb #4f516abf
 def schedule(step:int, total:int, warmup:float=0.1)->float:   # factor of the learning rate
     "Linear warm-up, then cosine to zero."
     w = max(1, round(warmup*total))
@@ -64,7 +64,7 @@ def batches(rows:np.ndarray, size:int, seed:int, epoch:int)->list:
     order = np.random.default_rng([seed, epoch]).permutation(rows)
     return np.array_split(order, max(1, math.ceil(len(rows)/size)))
 
-# %% ../nbs/03_train.ipynb #7ddc66e0
+# %% ../nbs/03_train.ipynb #a608ded3
 @torch.no_grad()
 def hit_rate(q, c, qi, ci, table)->float:
     "Share of queries whose nearest candidate is right; q (n, d), c (m, d), numbers of their rows in the table."
@@ -88,7 +88,7 @@ class Validation:
         r = {k:hit_rate(query_vectors(qi), c, qi, self.ci, self.table) for k,qi in self.qi.items()}
         return {**r, 'recall@1':float(np.average(list(r.values()), weights=[self.weight[k] for k in r]))}
 
-# %% ../nbs/03_train.ipynb #7b111660
+# %% ../nbs/03_train.ipynb #5f104cb4
 class State:
     "Progress of a training run in `folder/state.pt`; without a folder, nothing is kept."
     def __init__(self, folder, key:str, every:float=5.):
@@ -110,7 +110,7 @@ class State:
     def clear(self):
         if self.file: self.file.unlink(missing_ok=True)
 
-# %% ../nbs/03_train.ipynb #dc43fd97
+# %% ../nbs/03_train.ipynb #70f5c5fa
 def _copy(params): return [p.detach().cpu().clone() for p in params]
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def _step(opt, scale, vectors, table, rows, epoch):
     if not math.isfinite(loss.item()): raise InputError(f'The loss is {loss.item()} in epoch {epoch}: training diverged. Lower train.lr (or train.finetune_lr).')
     return loss.item(), int(known.sum())
 
-# %% ../nbs/03_train.ipynb #e10e150a
+# %% ../nbs/03_train.ipynb #1a76c1c5
 def run_phase(
     name:str,          # of the phase, in the history
     groups:list,       # parameter groups, each with its own lr
@@ -187,7 +187,7 @@ def _resume(name, state, params, opt):
 def _finish(params, best):
     _put(params, best['params']); return {k:v for k,v in best.items() if k != 'params'}
 
-# %% ../nbs/03_train.ipynb #24d3661f
+# %% ../nbs/03_train.ipynb #20c85a67
 class PairFeatures:
     "Unit features of all pictures of a table: `q` (1 + views, n, f) and `c` (1 + views, m, f)."
     def __init__(self, table, q, c): self.table,self.q,self.c = table,q,c
@@ -216,7 +216,7 @@ def pair_features(model, table, root, cache, views=1, **kw):
         if not bad: out.append(torch.from_numpy(np.stack([e.vectors for e in es])).to(t.mean.device))
     return (PairFeatures(table, *out) if not bad else None), bad
 
-# %% ../nbs/03_train.ipynb #85e13954
+# %% ../nbs/03_train.ipynb #aa123659
 def blend(params, start:list, end:list, share:float):
     "Put the parameters at `share` of the way from `start` to `end`."
     _put(params, [a + share*(b-a) for a,b in zip(start, end)])
@@ -229,7 +229,7 @@ def best_blend(params, start:list, score, shares=(1., .75, .6, .5, .4, .25))->di
     _put(params, end)
     return max(tried, key=lambda o: o['recall@1'])   # the first, so the furthest, of equals
 
-# %% ../nbs/03_train.ipynb #16efdf9c
+# %% ../nbs/03_train.ipynb #2b3b4eb2
 def image_vectors(model, table, root, seed):
     "`vectors` for `run_phase`: freshly augmented pictures through the whole towers."
     def pixels(job):
@@ -247,7 +247,7 @@ def image_validation(model, table, root, v):
     side = lambda tower,names: lambda i: torch.from_numpy(embed(tower, [names[j] for j in i], root, progress=False).vectors)
     return v(side(model.query, table.queries), side(model.cand, table.cands))
 
-# %% ../nbs/03_train.ipynb #e9727299
+# %% ../nbs/03_train.ipynb #128f2b33
 @dataclass
 class Training:
     "What a training run did."
@@ -301,7 +301,7 @@ def train(
         f'Training did not help: validation Recall@1 {trained["recall@1"]:.3f}, untrained {baseline["recall@1"]:.3f}. More or better pairs, or another backbone, may.')
     return Training(history, baseline, trained, chosen, skipped)
 
-# %% ../nbs/03_train.ipynb #8eb86b9e
+# %% ../nbs/03_train.ipynb #b4d6d775
 def _readable(model, pairs, root, cache, views, on_bad, name, kw):
     "(table, features, rows that were skipped) without rows whose pictures can't be read"
     table = PairTable(pairs); feats,bad = pair_features(model, table, root, cache, views, **kw)
