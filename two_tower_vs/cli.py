@@ -88,15 +88,15 @@ def _section(path, name, d, known):
         if k not in known: _bad(path, f'{name} has no key {k}', known, k)
     return {k:_checked(f'{path}: {name}.{k}', v, known[k]) for k,v in d.items()}
 
-# %% ../nbs/09_cli.ipynb #962be72d
+# %% ../nbs/09_cli.ipynb #bfdf0972
 class Run:
     "One config file: its tables, each read once, and its output folder."
     def __init__(self, config, k=None, image=None, topk=None):
         self.cfg,self.base = read_config(config), Path(config).parent
         self.data = Data(**self.cfg['data']); self.out = self.base/self.cfg['out']
         self.root,self.cache,self.seed,self.image = self.base/self.data.images_root, self.out/'cache', self.cfg['seed'], image
-        if k: self.cfg['eval']['k'] = k
-        if topk: self.cfg['query']['topk'] = topk
+        if k is not None: self.cfg['eval']['k'] = k
+        if topk is not None: self.cfg['query']['topk'] = topk
         if self.data.on_bad not in (None,'error','skip'): _bad(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')
         self.embedding = dict(self.cfg['embed'], max_pixels=self.data.max_pixels)
     def file(self, name): return self.base/getattr(self.data, name)
@@ -123,12 +123,12 @@ class Run:
         new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
         with replacing(path) as (t,): new.to_csv(t, index=False)
 
-# %% ../nbs/09_cli.ipynb #eaf66068
+# %% ../nbs/09_cli.ipynb #9564cee2
 def train_stage(r:Run):
-    from two_tower_vs.data import replacing
+    from two_tower_vs.data import read_table, replacing
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.train import train
-    cands = r.candidates.cand_path if r.file('candidates').is_file() else None
+    cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').is_file() else None
     print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries and {r.pairs.cand_path.nunique():,} candidates')
     model = TwoTower(**r.cfg['model'], seed=r.seed)
     t = train(model, r.pairs, r.root, r.cache, r.out/'train', candidates=cands, on_bad=r.on_bad('error'), name=r.file('pairs'), seed=r.seed, embedding=r.embedding, **r.cfg['train'])
@@ -145,18 +145,18 @@ def _training_line(t):
     return f'  held-out pairs, untrained -> trained, in percent: {"; ".join(parts)}\n  kept {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way from the start, {c["finetune_epochs"]} epochs of fine-tuning; trained on all pairs with that'
 
 def eval_stage(r:Run):
-    from two_tower_vs.data import replacing, warn_overlap
+    from two_tower_vs.data import read_table, replacing, warn_overlap
     from two_tower_vs.eval import evaluate, save_evaluation, show_worst
     from two_tower_vs.model import load_model
     model = load_model(r.out/'model')
-    if r.file('pairs').is_file(): warn_overlap(r.pairs, r.gt)
+    if r.file('pairs').is_file(): warn_overlap(read_table(r.file('pairs'), ['query_path']), r.gt)
     names = r.file('query_gt'), r.file('candidates')
     e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, seed=r.seed, embedding=r.embedding, **r.cfg['eval'])
     r.record_bad(e.bad, *names); save_evaluation(e, r.out)
-    with replacing(r.out/'worst.png') as (t,): show_worst(e, r.gt, r.root).save(t)
+    with replacing(r.out/'worst.png') as (t,): show_worst(e, r.gt, r.root, cell=1.6, colors=0).save(t)
     print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; percent, with 95 % intervals\n{_indent(e.table())}')
 
-# %% ../nbs/09_cli.ipynb #dc8d47a6
+# %% ../nbs/09_cli.ipynb #e1217af1
 def index_stage(r:Run):
     from two_tower_vs.data import bad_rows, drop_bad
     from two_tower_vs.embed import embed
@@ -184,7 +184,7 @@ def query_stage(r:Run):
     from two_tower_vs.index import edited
     from two_tower_vs.query import load_searcher, query, save_answers
     if not r.image: _bad('--stage query', 'it needs --image: a picture, several, or a folder')
-    s = load_searcher(r.out)
+    s = load_searcher(r.out, max_pixels=r.data.max_pixels)
     if edited(s.index, r.file('candidates')): warn(f'{r.file("candidates")} was changed after the index was made; hits come from the list in {r.out}/index. Run --stage index to bring it up to date.')
     a = query(s, r.image, **r.cfg['query']); save_answers(a, r.out, r.root)
     print(f'query: {len(a.hits)} picture{"s" if len(a.hits) > 1 else ""}; {r.out}/query.png shows the hits\n{_indent(a.table(), index=False)}\n'

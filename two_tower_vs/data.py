@@ -92,7 +92,7 @@ def _reason(e):
     if 'cannot identify' in str(e): return 'not an image, or of an unknown format'
     return re.sub(r'\s+', ' ', str(e)).strip()[:120] or type(e).__name__
 
-# %% ../nbs/00_data.ipynb #a1ed6882
+# %% ../nbs/00_data.ipynb #7a9a83b5
 def in_threads(
     f,               # a function of one item
     items,           # any iterable
@@ -100,7 +100,7 @@ def in_threads(
     ahead:int=64,    # results that may wait to be taken
 ):                   # yields f(item), in the order of `items`
     "`map` in threads with a bounded number of results waiting."
-    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
     with ThreadPoolExecutor(workers) as ex:
         todo = deque()
         try:

@@ -86,13 +86,15 @@ def untrained(model:TwoTower)->TwoTower:
     "The model's backbone as it was before training, without heads: the baseline."
     return TwoTower(**{**model.config, 'embed_dim':None})
 
-# %% ../nbs/04_eval.ipynb #1e668593
-def _ranked(model, queries, cands, answers, root, cache, ks, **kw):
-    "(metrics of each query, best ranks, nearest candidates and their scores) of one model"
-    q,c = embed(model.query, queries, root, cache, desc='queries', **kw), embed(model.cand, cands, root, cache, desc='candidates', **kw)
+# %% ../nbs/04_eval.ipynb #b4b519ed
+def _embedded(model, queries, cands, *args, **kw):
+    return embed(model.query, queries, *args, desc='queries', **kw), embed(model.cand, cands, *args, desc='candidates', **kw)
+
+def _ranked(q:Embeddings, c:Embeddings, answers, ks):
+    "(metrics of each query, best ranks, number of answers that are no candidates)"
     rows = pd.DataFrame({'q':q.rows(answers.query_path), 'c':c.rows(answers.gt_cand_path)}).sort_values(['q','c'])
     r = ranks(q.vectors, c.vectors, rows.q.values, rows.c.values)
-    return per_query(r, rows.q.values, ks), pd.Series(r).groupby(rows.q.values).min().values, *nearest(q, c, 1), (rows.c < 0).sum()
+    return per_query(r, rows.q.values, ks), pd.Series(r).groupby(rows.q.values).min().values, (rows.c < 0).sum()
 
 def nearest(q:Embeddings, c:Embeddings, k:int)->tuple:   # candidate numbers (n, k), scores (n, k)
     "Exact search, in FAISS's blocks."
@@ -116,19 +118,18 @@ def evaluate(
     "Recall@K and its kin with 95 % intervals, beside those of the untrained backbone. Raises `InputError`."
     ks,kw = sorted(set(k)), {**(embedding or {}), 'progress':progress}
     if not ks or ks[0] < 1: raise InputError(f'k is {list(k)}. Give numbers from 1, such as 1 5 10.')
-    q = embed(model.query, gt.query_path.unique(), images_root, cache, desc='queries', **kw)
-    c = embed(model.cand, candidates.cand_path, images_root, cache, desc='candidates', **kw)
-    good = drop_bad(candidates, c.bad, names[1], on_bad or 'skip'); asked = drop_bad(gt[['query_path']], q.bad, names[0], on_bad or 'error')
-    answers = gt.loc[asked.index]; queries,cands = answers.query_path.unique(), good.cand_path
-    a,rank,top,score,lost = _ranked(model, queries, cands, answers, images_root, cache, ks, **kw)
-    b,base_rank,*_ = _ranked(untrained(model), queries, cands, answers, images_root, cache, ks, **kw)
+    q,c = _embedded(model, gt.query_path.unique(), candidates.cand_path, images_root, cache, **kw)
+    drop_bad(candidates, c.bad, names[1], on_bad or 'skip')
+    answers = gt.loc[drop_bad(gt[['query_path']], q.bad, names[0], on_bad or 'error').index]
+    a,rank,lost = _ranked(q, c, answers, ks)
+    b,base_rank,_ = _ranked(*_embedded(untrained(model), q.paths, c.paths, images_root, cache, **kw), answers, ks)
     if lost: warn(f'{names[0]}: {lost} right answers have pictures that can not be read; they count as not found.')
-    metrics = dict(k=ks, queries=len(queries), candidates=len(cands), **_compare(a, b, seed))
+    metrics = dict(k=ks, queries=len(q), candidates=len(c), **_compare(a, b, seed))
     _say_if_worse(metrics, f'recall@{ks[0]}')
-    return Evaluation(metrics, _query_table(queries, answers, rank, base_rank, a, cands.values, top, score),
+    return Evaluation(metrics, _query_table(q, c, answers, rank, base_rank, a),
                       pd.concat([bad_rows(gt[['query_path']], q.bad, names[0]), bad_rows(candidates, c.bad, names[1])]))
 
-# %% ../nbs/04_eval.ipynb #940a56de
+# %% ../nbs/04_eval.ipynb #f7819abb
 def _compare(a, b, seed):
     "{trained, baseline, delta}: metric -> value and interval, from the same draws"
     x = [v.round(6).tolist() for v in bootstrap(np.hstack([a, b, a-b]), seed=seed)]; m = len(a.columns)
@@ -141,11 +142,12 @@ def _say_if_worse(metrics, name):
                              f"{metrics['baseline'][name]['value']:.3f}. Check the pairs, or use more of them.")
     elif d['ci95'][0] <= 0: warn(f'The gain in {name} ({d["value"]:.3f}) may be chance: its 95 % interval includes 0. More evaluation queries would tell.')
 
-def _query_table(queries, answers, rank, base_rank, a, cands, top, score):
+def _query_table(q, c, answers, rank, base_rank, a):
+    top,score = nearest(q, c, 1)
     n = answers.groupby('query_path').size()
     pos = lambda r: pd.array(np.where(r==never, -1, r), dtype='Int64')
-    df = pd.DataFrame({'query_path':queries, 'answers':n[queries].values, 'rank':pos(rank), 'baseline_rank':pos(base_rank)})
-    df = pd.concat([df, a.filter(like='recall@')], axis=1).assign(top1=cands[top[:,0]], top1_score=score[:,0].round(6))
+    df = pd.DataFrame({'query_path':q.paths, 'answers':n[q.paths].values, 'rank':pos(rank), 'baseline_rank':pos(base_rank)})
+    df = pd.concat([df, a.filter(like='recall@')], axis=1).assign(top1=[c.paths[i] for i in top[:,0]], top1_score=score[:,0].round(6))
     return df.assign(**{c:df[c].where(df[c] > 0) for c in ('rank','baseline_rank')})   # empty: not among the candidates
 
 def save_evaluation(e:Evaluation, folder):
@@ -153,12 +155,14 @@ def save_evaluation(e:Evaluation, folder):
     with replacing(Path(folder)/'metrics.json', Path(folder)/'per_query.csv') as (m,p):
         m.write_text(json.dumps(e.metrics, indent=1)+'\n'); e.queries.to_csv(p, index=False)
 
-# %% ../nbs/04_eval.ipynb #a629f4b3
+# %% ../nbs/04_eval.ipynb #6713957c
 def show_worst(
     e:Evaluation,
     gt:pd.DataFrame, # what `evaluate` got
     images_root,
     n:int=8,         # queries to show
+    cell:float=.75,  # inches a picture
+    **grid,          # of `image_grid`
 ):
     "Queries that are answered worst: the query, its right answer, and what came instead."
     w = e.queries.assign(r=e.queries['rank'].fillna(never)).sort_values('r', ascending=False, kind='stable').head(n)
@@ -167,4 +171,4 @@ def show_worst(
     right = gt.drop_duplicates('query_path').set_index('query_path').gt_cand_path
     paths = w.query_path, right[w.query_path], w.top1
     place = [f'rank {r}' if r < never else 'never' for r in w.r]
-    return image_grid([[thumb(Path(images_root)/p) for p in ps] for ps in paths], titles=[['']*len(w), place, ['']*len(w)], names=['query','right','first hit'])
+    return image_grid([[thumb(Path(images_root)/p, int(128*cell)) for p in ps] for ps in paths], titles=[['']*len(w), place, ['']*len(w)], names=['query','right','first hit'], cell=cell, **grid)

@@ -17,20 +17,21 @@ from .model import TwoTower, best_device, load_model
 from .embed import Engine, apply_head
 from .index import Index, load_index
 
-# %% ../nbs/06_query.ipynb #b3cb390a
+# %% ../nbs/06_query.ipynb #66f4417c
 class Searcher:
     "Answers pictures with candidates; loads once, answers many times."
     def __init__(self,
         model:TwoTower,
         index:Index,   # made by this model
         cache=None,    # a folder in which a converted network is kept
+        max_pixels:int=100_000_000, # larger pictures are refused
     ):
-        self.model,self.index = model.to(best_device()).eval(), index
+        self.max_pixels,self.model,self.index = max_pixels, model.to(best_device()).eval(), index
         self.engine = Engine(self.model.query, folder=cache)
 
     def pixels(self, src)->np.ndarray:                # uint8 (3, s, s)
         "Decode a file or bytes. Raises `BadImage`."
-        return self.model.query.pixels(load_image(src, side=self.model.query.prep['size']))
+        return self.model.query.pixels(load_image(src, self.max_pixels, self.model.query.prep['size']))
 
     def vectors(self, pixels:np.ndarray)->np.ndarray: # uint8 (b, 3, s, s) -> float32 (b, d)
         "Query vectors of decoded pictures."
@@ -42,17 +43,20 @@ class Searcher:
 
 def load_searcher(
     out,           # the folder that a run left behind: model/, index/
+    **kw,          # of `Searcher`
 )->Searcher:
     "Load model and index. Raises `InputError` if one is missing or they don't belong together."
     out = Path(out); model = load_model(out/'model')
-    return Searcher(model, load_index(out/'index', model.sha256), out/'cache')
+    return Searcher(model, load_index(out/'index', model.sha256), out/'cache', **kw)
 
-# %% ../nbs/06_query.ipynb #70bd4a82
+# %% ../nbs/06_query.ipynb #99240453
 def show_hits(
     answers:dict,  # picture (a path) -> its hits, as `Searcher.search` gives them
     images_root,   # the folder that cand_path starts from
     per_row:int=5, # hits in a row
     most:int=8,    # queries to show
+    cell:float=.75,# inches a picture
+    **grid,        # of `image_grid`
 ):
     "Queries at the left, their hits to the right with scores; one query may take several rows."
     rows,titles = [],[]
@@ -60,9 +64,9 @@ def show_hits(
         n = len(hits) if len(answers) == 1 else min(per_row, len(hits))
         for i in range(0, n, per_row):
             part = hits.iloc[i:min(i+per_row, n)]
-            rows.append([thumb(src) if i == 0 else None] + [thumb(Path(images_root)/p) for p in part.cand_path])
+            rows.append([thumb(src, int(128*cell)) if i == 0 else None] + [thumb(Path(images_root)/p, int(128*cell)) for p in part.cand_path])
             titles.append(['query' if i == 0 else ''] + [f'{r}: {v:.2f}' for r,v in zip(part['rank'], part.score)])
-    return image_grid(rows, titles)
+    return image_grid(rows, titles, cell=cell, **grid)
 
 # %% ../nbs/06_query.ipynb #aa6a1944
 def latency(
@@ -111,7 +115,7 @@ def image_files(paths)->list:
     if not out: raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files.')
     return out
 
-# %% ../nbs/06_query.ipynb #d41be999
+# %% ../nbs/06_query.ipynb #a0c41ba4
 def _pixels(s, f):
     try: return s.pixels(f)
     except BadImage as e: return str(e)
@@ -142,4 +146,4 @@ def _refuse(what): raise InputError(what)
 def save_answers(a:Answers, folder, images_root):
     "Write query.json and query.png."
     with replacing(Path(folder)/'query.json', Path(folder)/'query.png') as (j,p):
-        j.write_text(json.dumps(a.json(), indent=1)+'\n'); show_hits(a.hits, images_root).save(p)
+        j.write_text(json.dumps(a.json(), indent=1)+'\n'); show_hits(a.hits, images_root, cell=1.6, colors=0).save(p)

@@ -229,12 +229,12 @@ def best_blend(params, start:list, score, shares=(1., .75, .6, .5, .4, .25))->di
     _put(params, end)
     return max(tried, key=lambda o: o['recall@1'])   # the first, so the furthest, of equals
 
-# %% ../nbs/03_train.ipynb #2b3b4eb2
-def image_vectors(model, table, root, seed):
+# %% ../nbs/03_train.ipynb #76925cca
+def image_vectors(model, table, root, seed, max_pixels=100_000_000):
     "`vectors` for `run_phase`: freshly augmented pictures through the whole towers."
     def pixels(job):
         tower,path,key = job
-        return tower.pixels(augment(load_image(Path(root)/path, side=tower.prep['size']), random.Random(key)))
+        return tower.pixels(augment(load_image(Path(root)/path, max_pixels, tower.prep['size']), random.Random(key)))
     def side(tower, names, numbers, epoch):
         some,back = np.unique(numbers, return_inverse=True)
         jobs = [(tower, names[i], f'{seed} {epoch} {names[i]}') for i in some]
@@ -242,9 +242,9 @@ def image_vectors(model, table, root, seed):
         return tower(x)[torch.from_numpy(back)]
     return lambda rows, epoch: (side(model.query, table.queries, table.qi[rows], epoch), side(model.cand, table.cands, table.ci[rows], epoch))
 
-def image_validation(model, table, root, v):
+def image_validation(model, table, root, kw, v):
     "Validation that embeds the pictures anew, since the backbone has changed."
-    side = lambda tower,names: lambda i: torch.from_numpy(embed(tower, [names[j] for j in i], root, progress=False).vectors)
+    side = lambda tower,names: lambda i: torch.from_numpy(embed(tower, [names[j] for j in i], root, **{**kw, 'progress':False}).vectors)
     return v(side(model.query, table.queries), side(model.cand, table.cands))
 
 # %% ../nbs/03_train.ipynb #128f2b33
@@ -301,7 +301,7 @@ def train(
         f'Training did not help: validation Recall@1 {trained["recall@1"]:.3f}, untrained {baseline["recall@1"]:.3f}. More or better pairs, or another backbone, may.')
     return Training(history, baseline, trained, chosen, skipped)
 
-# %% ../nbs/03_train.ipynb #b4d6d775
+# %% ../nbs/03_train.ipynb #32b52486
 def _readable(model, pairs, root, cache, views, on_bad, name, kw):
     "(table, features, rows that were skipped) without rows whose pictures can't be read"
     table = PairTable(pairs); feats,bad = pair_features(model, table, root, cache, views, **kw)
@@ -326,6 +326,7 @@ class _Run:
     def __init__(self, model, table, feats, v, root, state, args):
         self.model,self.table,self.feats,self.v,self.root,self.state,self.a = model,table,feats,v,root,state,args
         self.raw = _copy(_backbones(model))
+        self.embedding = args['embedding'] or {}
         self.kw = {k:args[k] for k in ('weight_decay','temperature','seed','progress')}
 
     def train_heads(self, name, rows, stop=None, score=None):
@@ -339,7 +340,7 @@ class _Run:
     def tune(self, name, rows, stop=None, validate=None):
         m,a = self.model, self.a
         groups = [dict(params=_backbones(m), lr=a['finetune_lr']), dict(params=_heads(m), lr=a['finetune_lr'])]
-        try: return run_phase(name, groups, image_vectors(m, self.table, self.root, a['seed']), self.table, rows, self.state,
+        try: return run_phase(name, groups, image_vectors(m, self.table, self.root, a['seed'], **{k:v for k,v in self.embedding.items() if k == 'max_pixels'}), self.table, rows, self.state,
                               a['finetune_epochs'], stop, a['finetune_batch_size'], validate=validate, **self.kw)
         except torch.OutOfMemoryError as e: raise InputError('The GPU has too little memory for this batch. Lower '
             f'train.finetune_batch_size (now {a["finetune_batch_size"]}) or take a smaller backbone.') from e
@@ -349,7 +350,7 @@ class _Run:
         best,start = self.train_heads('choose heads', self.v.rows, score=partial(self.feats.validate, self.model, self.v))
         blend(_heads(self.model), start, _copy(_heads(self.model)), best['blend']); tuned = {'epoch':0}
         if self.a['finetune_epochs']:
-            tuned = self.tune('choose fine-tuning', self.v.rows, validate=partial(image_validation, self.model, self.table, self.root, self.v))
+            tuned = self.tune('choose fine-tuning', self.v.rows, validate=partial(image_validation, self.model, self.table, self.root, self.embedding, self.v))
             best = {**best, **tuned, 'epoch':best['epoch']}
         return (dict(epochs=best['epoch'], blend=best['blend'], finetune_epochs=tuned['epoch']),
                 {k:best[k] for k in ('new','known','recall@1') if k in best})
