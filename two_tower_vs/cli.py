@@ -12,18 +12,19 @@ from functools import cached_property
 from pathlib import Path
 import two_tower_vs
 
-# %% ../nbs/09_cli.ipynb #f50b435f
+# %% ../nbs/09_cli.ipynb #c2bacf91
 class Data:
     "The section `data`: where the pictures and the three CSVs are."
     def __init__(self,
-        images_root:str='.',                # the folder that all CSV paths start from
-        pairs:str='pairs.csv',              # query_path,cand_path: for training
-        candidates:str='candidates.csv',    # cand_path: what is searched
-        query_gt:str='query_gt.csv',        # query_path,gt_cand_path: for evaluation
-        on_bad:str=None,                    # unreadable pictures: error or skip; default: skip in candidates, error elsewhere
-        max_pixels:int=100_000_000,         # larger pictures count as unreadable
+        images_root:str='.',             # the folder that all CSV paths start from
+        pairs:str='pairs.csv',           # query_path,cand_path: for training
+        candidates:str='candidates.csv', # cand_path: what is searched
+        query_gt:str='query_gt.csv',     # query_path,gt_cand_path: for evaluation
+        on_bad:str=None,              # unreadable pictures: error or skip; default: skip in candidates, error elsewhere
+        max_pixels:int=100_000_000,      # larger pictures count as unreadable
     ):
-        self.images_root,self.pairs,self.candidates,self.query_gt,self.on_bad,self.max_pixels = images_root,pairs,candidates,query_gt,on_bad,max_pixels
+        self.images_root,self.pairs,self.candidates,self.query_gt,self.on_bad,self.max_pixels = (
+            images_root,pairs,candidates,query_gt,on_bad,max_pixels)
 
 def serve_defaults(host:str='127.0.0.1', port:int=8000): "The section `serve`, read by a later stage."
 
@@ -36,17 +37,21 @@ def schema()->dict:   # section -> {key: its parameter}
     from two_tower_vs.eval import evaluate
     from two_tower_vs.index import build_index
     from two_tower_vs.query import query
-    sections = dict(data=Data, model=TwoTower, embed=embed, train=train, eval=evaluate, index=build_index, query=query, serve=serve_defaults)
-    wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries','chunk','root','out','desc','view'}
-    keys = lambda n,f: {k:p for k,p in signature(f).parameters.items() if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})}
+    sections = dict(data=Data, model=TwoTower, embed=embed, train=train, eval=evaluate, index=build_index,
+                    query=query, serve=serve_defaults)
+    wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries','chunk',
+             'root','out','desc','view'}
+    keys = lambda n,f: {k:p for k,p in signature(f).parameters.items()
+                        if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})}
     return {n:keys(n, f) for n,f in sections.items()}
 
-# %% ../nbs/09_cli.ipynb #10f5ee88
+# %% ../nbs/09_cli.ipynb #29d4ff2d
 def _bad(where, problem, options=(), key=None):
     from difflib import get_close_matches
     from two_tower_vs.data import InputError
     near = get_close_matches(str(key), list(options), 1) if options else []
-    raise InputError(f'{where}: {problem}.' + (f' Did you mean {near[0]}?' if near else f' Known are {", ".join(options)}.' if options else ''))
+    raise InputError(f'{where}: {problem}.' + (
+        f' Did you mean {near[0]}?' if near else f' Known are {", ".join(options)}.' if options else ''))
 
 def _checked(where, v, p):
     "A value of the right type for parameter `p`"
@@ -58,16 +63,19 @@ def _checked(where, v, p):
     if want is float and type(v) is int: v = float(v)
     if want is list and type(v) is int: v = [v]
     right = type(v) is want and (want is not list or all(type(o) is int for o in v))
-    if not right: _bad(where, f'{v!r} is not {dict(int="a whole number", float="a number", bool="true or false", str="a text", list="a list of whole numbers").get(want.__name__, want.__name__)}')
+    if not right: _bad(where, f'{v!r} is not '
+        f'''{dict(int="a whole number", float="a number", bool="true or false", str="a text",
+                  list="a list of whole numbers").get(want.__name__, want.__name__)}''')
     return v
 
 def read_config(
     path,    # a YAML file
-)->dict:     # section -> {key: value}, with `out` and `seed`; all sections are there
+)->dict:     # section -> {key: value}, with out and seed; all sections are there
     "Read and check a config file. Raises `InputError`."
     import yaml
     path = Path(path)
-    if not path.is_file(): _bad(path, 'no such file. Write one, or let --stage demo make ./demo/config.yaml to start from')
+    if not path.is_file():
+        _bad(path, 'no such file. Write one, or let --stage demo make ./demo/config.yaml to start from')
     try: d = yaml.safe_load(path.read_text(encoding='utf-8-sig')) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         at = getattr(e, 'problem_mark', None)
@@ -78,7 +86,8 @@ def read_config(
     for n,v in d.items():
         if n not in out: _bad(path, f'there is no section {n}', out, n)
         if n in known: out[n] = _section(path, n, v or {}, known[n])
-        elif type(v) is not type(out[n]): _bad(path, f'{n}: {v!r} is not {"a text" if n == "out" else "a whole number"}')
+        elif type(v) is not type(out[n]):
+            _bad(path, f'{n}: {v!r} is not {"a text" if n == "out" else "a whole number"}')
         else: out[n] = v
     return out
 
@@ -88,16 +97,18 @@ def _section(path, name, d, known):
         if k not in known: _bad(path, f'{name} has no key {k}', known, k)
     return {k:_checked(f'{path}: {name}.{k}', v, known[k]) for k,v in d.items()}
 
-# %% ../nbs/09_cli.ipynb #bfdf0972
+# %% ../nbs/09_cli.ipynb #fe842769
 class Run:
     "One config file: its tables, each read once, and its output folder."
     def __init__(self, config, k=None, image=None, topk=None):
         self.cfg,self.base = read_config(config), Path(config).parent
         self.data = Data(**self.cfg['data']); self.out = self.base/self.cfg['out']
-        self.root,self.cache,self.seed,self.image = self.base/self.data.images_root, self.out/'cache', self.cfg['seed'], image
+        self.root,self.cache,self.seed,self.image = (
+            self.base/self.data.images_root, self.out/'cache', self.cfg['seed'], image)
         if k is not None: self.cfg['eval']['k'] = k
         if topk is not None: self.cfg['query']['topk'] = topk
-        if self.data.on_bad not in (None,'error','skip'): _bad(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')
+        if self.data.on_bad not in (None,'error','skip'):
+            _bad(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')
         self.embedding = dict(self.cfg['embed'], max_pixels=self.data.max_pixels)
     def file(self, name): return self.base/getattr(self.data, name)
     def on_bad(self, default): return self.data.on_bad or default
@@ -123,15 +134,17 @@ class Run:
         new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
         with replacing(path) as (t,): new.to_csv(t, index=False)
 
-# %% ../nbs/09_cli.ipynb #9564cee2
+# %% ../nbs/09_cli.ipynb #5b34bac4
 def train_stage(r:Run):
     from two_tower_vs.data import read_table, replacing
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.train import train
     cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').is_file() else None
-    print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries and {r.pairs.cand_path.nunique():,} candidates')
+    print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
+          f'and {r.pairs.cand_path.nunique():,} candidates')
     model = TwoTower(**r.cfg['model'], seed=r.seed)
-    t = train(model, r.pairs, r.root, r.cache, r.out/'train', candidates=cands, on_bad=r.on_bad('error'), name=r.file('pairs'), seed=r.seed, embedding=r.embedding, **r.cfg['train'])
+    t = train(model, r.pairs, r.root, r.cache, r.out/'train', candidates=cands, on_bad=r.on_bad('error'),
+              name=r.file('pairs'), seed=r.seed, embedding=r.embedding, **r.cfg['train'])
     r.record_bad(t.bad, r.file('pairs'))
     save_model(model, r.out/'model')
     with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
@@ -140,9 +153,12 @@ def train_stage(r:Run):
 def _training_line(t):
     pct = lambda d,k: f'{100*d[k]:.1f}'
     names = {'recall@1':'Recall@1', 'new':'new candidates', 'known':'known candidates'}
-    parts = [f'{names[k]} {pct(t.baseline, k)} -> {pct(t.trained, k)}' for k in names if k in t.trained and k in t.baseline]
+    parts = [f'{names[k]} {pct(t.baseline, k)} -> {pct(t.trained, k)}'
+             for k in names if k in t.trained and k in t.baseline]
     c = t.chosen
-    return f'  held-out pairs, untrained -> trained, in percent: {"; ".join(parts)}\n  kept {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way from the start, {c["finetune_epochs"]} epochs of fine-tuning; trained on all pairs with that'
+    return (f'  held-out pairs, untrained -> trained, in percent: {"; ".join(parts)}\n'
+            f'  kept {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way from the start, '
+            f'{c["finetune_epochs"]} epochs of fine-tuning; trained on all pairs with that')
 
 def eval_stage(r:Run):
     from two_tower_vs.data import read_table, replacing, warn_overlap
@@ -151,12 +167,14 @@ def eval_stage(r:Run):
     model = load_model(r.out/'model')
     if r.file('pairs').is_file(): warn_overlap(read_table(r.file('pairs'), ['query_path']), r.gt)
     names = r.file('query_gt'), r.file('candidates')
-    e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, seed=r.seed, embedding=r.embedding, **r.cfg['eval'])
+    e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, seed=r.seed,
+                 embedding=r.embedding, **r.cfg['eval'])
     r.record_bad(e.bad, *names); save_evaluation(e, r.out)
     with replacing(r.out/'worst.png') as (t,): show_worst(e, r.gt, r.root, cell=1.6, colors=0).save(t)
-    print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; percent, with 95 % intervals\n{_indent(e.table())}')
+    print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; '
+          f'percent, with 95 % intervals\n{_indent(e.table())}')
 
-# %% ../nbs/09_cli.ipynb #e1217af1
+# %% ../nbs/09_cli.ipynb #6cf2f7e2
 def index_stage(r:Run):
     from two_tower_vs.data import bad_rows, drop_bad
     from two_tower_vs.embed import embed
@@ -169,7 +187,8 @@ def index_stage(r:Run):
     index = build_index(c, model.sha256, _real_queries(r, model), **r.cfg['index'])
     m = save_index(index, r.out/'index', r.file('candidates')); a = m['recall_vs_exact']
     print(f'index: {m["rows"]:,} vectors of {m["dim"]}, {m["kind"]} ({m["factory"]}) {m["search"] or ""}' +
-          (f'; finds {100*a["value"]:.1f} % of what exact search finds in the first {a["k"]}, on {a["queries"]:,} real queries' if a else ''))
+          (f'; finds {100*a["value"]:.1f} % of what exact search finds in the first {a["k"]}, '
+           f'on {a["queries"]:,} real queries' if a else ''))
 
 def _real_queries(r, model, most=1000):
     "Query-tower vectors to tune on: of the evaluation queries, or else of the training pairs"
@@ -185,15 +204,18 @@ def query_stage(r:Run):
     from two_tower_vs.query import load_searcher, query, save_answers
     if not r.image: _bad('--stage query', 'it needs --image: a picture, several, or a folder')
     s = load_searcher(r.out, max_pixels=r.data.max_pixels)
-    if edited(s.index, r.file('candidates')): warn(f'{r.file("candidates")} was changed after the index was made; hits come from the list in {r.out}/index. Run --stage index to bring it up to date.')
+    if edited(s.index, r.file('candidates')): warn(
+        f'{r.file("candidates")} was changed after the index was made; hits come from the list in {r.out}/index. '
+        'Run --stage index to bring it up to date.')
     a = query(s, r.image, **r.cfg['query']); save_answers(a, r.out, r.root)
-    print(f'query: {len(a.hits)} picture{"s" if len(a.hits) > 1 else ""}; {r.out}/query.png shows the hits\n{_indent(a.table(), index=False)}\n'
+    print(f'query: {len(a.hits)} picture{"s" if len(a.hits) > 1 else ""}; {r.out}/query.png shows the hits\n'
+          f'{_indent(a.table(), index=False)}\n'
           f'  one query, in ms ({a.runs} runs, {a.threads} threads, {a.engine}):\n{_indent(a.latency.T)}')
 
 def _indent(df, **kw):
     return '\n'.join('  '+l for l in df.to_string(**kw).splitlines())
 
-# %% ../nbs/09_cli.ipynb #b723cea0
+# %% ../nbs/09_cli.ipynb #7e38d1a2
 def all_stages(r:Run):
     for f in (train_stage, eval_stage, index_stage): f(r)
     if r.image: query_stage(r)
@@ -204,12 +226,14 @@ def demo_stage(args):
     r = Run(d/'config.yaml', args.k, args.image, args.topk)
     r.image = r.image or [r.root/r.gt.query_path.iloc[0]]
     all_stages(r)
-    print(f'Look at {r.out}/query.png and {r.out}/worst.png. Another query: two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png')
+    print(f'Look at {r.out}/query.png and {r.out}/worst.png. Another query: '
+          f'two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png')
 
 stages = dict(train=train_stage, eval=eval_stage, index=index_stage, query=query_stage, all=all_stages)
 
-# %% ../nbs/09_cli.ipynb #32f2995a
-about = """Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, a FAISS index, answers in milliseconds."""
+# %% ../nbs/09_cli.ipynb #5703985b
+about = ("Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, "
+         "a FAISS index, answers in milliseconds.")
 examples = """stages:
   demo    make ./demo from real pictures and run everything on it: start here
   train   pairs.csv -> out/model: heads on cached features, fine-tuning if asked for
@@ -227,9 +251,12 @@ Exit status: 0; 2 for a mistake in what was given, said in one line; 1 for anyth
 
 def parser()->argparse.ArgumentParser:
     "The flags; all other settings live in the config file."
-    p = argparse.ArgumentParser('two_tower_vs', description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument('--stage', required=True, choices=['demo', *stages], metavar='STAGE', help='what to do: demo, train, eval, index, query or all')
-    p.add_argument('--config', default='config.yaml', metavar='FILE', help='settings; paths in it start from its folder (default: config.yaml)')
+    p = argparse.ArgumentParser('two_tower_vs', description=about, epilog=examples,
+                                formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument('--stage', required=True, choices=['demo', *stages], metavar='STAGE',
+                   help='what to do: demo, train, eval, index, query or all')
+    p.add_argument('--config', default='config.yaml', metavar='FILE',
+                   help='settings; paths in it start from its folder (default: config.yaml)')
     p.add_argument('--k', type=int, nargs='+', metavar='K', help='lengths of the hit list for eval (default: 1 5 10)')
     p.add_argument('--image', nargs='+', metavar='PATH', help='pictures or folders to search with')
     p.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
@@ -250,7 +277,8 @@ def main(argv=None)->int:   # exit status
     except InputError as e:
         if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
         print(f'two_tower_vs: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('two_tower_vs: interrupted; the same command goes on where it was.', file=sys.stderr); return 1
+    except KeyboardInterrupt:
+        print('two_tower_vs: interrupted; the same command goes on where it was.', file=sys.stderr); return 1
     print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')
     return 0
 
@@ -258,5 +286,6 @@ def _warn_once(said):
     "Our own warnings, one line each, once"
     ours = str(Path(two_tower_vs.__file__).parent), '<'   # '<': a notebook's cell
     def show(message, category, filename, *a, **kw):
-        if filename.startswith(ours) and str(message) not in said: said.add(str(message)); print(f'warning: {message}', file=sys.stderr)
+        if filename.startswith(ours) and str(message) not in said:
+            said.add(str(message)); print(f'warning: {message}', file=sys.stderr)
     return show

@@ -43,7 +43,7 @@ def replacing(
     finally:
         for t in tmps: t.unlink(missing_ok=True)
 
-# %% ../nbs/00_data.ipynb #4b119556
+# %% ../nbs/00_data.ipynb #e1da85f7
 def _from_deep(im):
     "16- and 32-bit grey (modes I, I;16, F) to 8 bits; the range is that of the file type, not of the picture"
     a = np.nan_to_num(np.asarray(im, dtype=np.float64))
@@ -52,7 +52,8 @@ def _from_deep(im):
 
 def _from_lab(im):
     from PIL import ImageCms
-    return ImageCms.profileToProfile(im, ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB'), outputMode='RGB')
+    return ImageCms.profileToProfile(im, ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB'),
+                                     outputMode='RGB')
 
 def to_rgb(
     im:Image.Image, # any mode
@@ -65,7 +66,7 @@ def to_rgb(
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     return im.convert('RGB')
 
-# %% ../nbs/00_data.ipynb #c48628d7
+# %% ../nbs/00_data.ipynb #d3e008e4
 def load_image(
     src,                        # path, bytes or open binary file
     max_pixels:int=100_000_000, # larger pictures are refused unread (at most Pillow's own limit, 179 million)
@@ -75,7 +76,8 @@ def load_image(
     try:
         with Image.open(BytesIO(src) if isinstance(src, bytes) else src) as im:
             if im.width*im.height > max_pixels: raise BadImage(
-                f'{im.width} x {im.height} is {im.width*im.height/1e6:,.0f} megapixels, over the limit max_pixels={max_pixels:,}')
+                f'{im.width} x {im.height} is {im.width*im.height/1e6:,.0f} megapixels, '
+                f'over the limit max_pixels={max_pixels:,}')
             if side: im.draft(None, (side, side))
             im.load()
             return to_rgb(_upright(im))
@@ -111,19 +113,23 @@ def in_threads(
         finally:
             for t in todo: t.cancel()
 
-# %% ../nbs/00_data.ipynb #36c86ea5
+# %% ../nbs/00_data.ipynb #54b17b41
 def read_table(
     path,         # a CSV file, UTF-8
     columns:list, # the columns that it must have; others are left out
 )->pd.DataFrame:  # text, indexed by spreadsheet row
     "Read a CSV whose cells are paths. Raises `InputError` for anything that isn't one."
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path}: no such file. It should be a CSV with the columns {",".join(columns)}.')
+    if not path.is_file():
+        raise InputError(f'{path}: no such file. It should be a CSV with the columns {",".join(columns)}.')
     try: df = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding='utf-8-sig')
-    except Exception as e: raise InputError(f'{path} is not a CSV that can be read: {_reason(e)}. Save it as comma-separated UTF-8.') from e
+    except Exception as e:
+        raise InputError(f'{path} is not a CSV that can be read: {_reason(e)}. '
+                         'Save it as comma-separated UTF-8.') from e
     lost = [c for c in columns if c not in df]
-    if lost: raise InputError(f'{path} row 1: there is no column {lost[0]}, only {", ".join(map(str, df.columns[:8]))}. '
-                              f'The header must name {",".join(columns)}.')
+    if lost:
+        raise InputError(f'{path} row 1: there is no column {lost[0]}, only {", ".join(map(str, df.columns[:8]))}. '
+                         f'The header must name {",".join(columns)}.')
     df.index = pd.RangeIndex(2, len(df)+2, name='row')
     return _filled(df[columns].fillna(''), path)
 
@@ -132,34 +138,41 @@ def _filled(df, path):
     empty = df == ''
     df, empty = df[~empty.all(axis=1)], empty[~empty.all(axis=1)]
     for c in df:
-        if empty[c].any(): raise InputError(f'{path} row {empty[c].idxmax()}: {c} is empty. Fill it in or remove the row.')
+        if empty[c].any():
+            raise InputError(f'{path} row {empty[c].idxmax()}: {c} is empty. Fill it in or remove the row.')
     if df.empty: raise InputError(f'{path} has a header but no rows. Add at least one row.')
     return df
 
-# %% ../nbs/00_data.ipynb #cee6fcd7
+# %% ../nbs/00_data.ipynb #54fe5dc5
 def leaves_root(p:str)->bool:
     "Is `p` absolute, or does it climb out of the folder it is relative to?"
     return bool(PureWindowsPath(p).anchor) or normpath(p.replace('\\', '/')).split('/')[0] == '..'
 
 def check_paths(df, path, images_root, must_exist=True):
     "Refuse paths that leave `images_root` and, if asked, files that aren't there."
-    if not Path(images_root).is_dir(): raise InputError(f'images_root {images_root} is not a folder. Set images_root to the folder that the CSV paths start from.')
+    if not Path(images_root).is_dir():
+        raise InputError(f'images_root {images_root} is not a folder. '
+                         'Set images_root to the folder that the CSV paths start from.')
     for c in df:
         for row,p in df[c].drop_duplicates().items():
-            if leaves_root(p): raise InputError(f'{path} row {row}: {c} {p} is absolute or leaves images_root. Make it relative to images_root.')
-            if must_exist and not (Path(images_root)/p).is_file(): raise InputError(
-                f'{path} row {row}: {p} is not in {images_root} (no such file). Fix or remove the row, or pass on_bad="skip".')
+            if leaves_root(p):
+                raise InputError(f'{path} row {row}: {c} {p} is absolute or leaves images_root. '
+                                 'Make it relative to images_root.')
+            if must_exist and not (Path(images_root)/p).is_file():
+                raise InputError(f'{path} row {row}: {p} is not in {images_root} (no such file). '
+                                 'Fix or remove the row, or pass on_bad="skip".')
 
-# %% ../nbs/00_data.ipynb #9f5f2a56
+# %% ../nbs/00_data.ipynb #7e9a556c
 def _distinct(df, path):
     n = df.duplicated().sum()
-    if n: warn(f'{path}: {n} of {len(df)} rows stand there twice and are used once (first: row {df.index[df.duplicated()][0]}).')
+    if n: warn(f'{path}: {n} of {len(df)} rows stand there twice and are used once '
+               f'(first: row {df.index[df.duplicated()][0]}).')
     return df.drop_duplicates()
 
 def read_pairs(
     path,             # CSV with query_path,cand_path
     images_root,      # the folder that its paths start from
-    on_bad='error',   # a file that isn't there: `error`, or `skip` and leave it to `drop_bad`
+    on_bad='error',   # a file that isn't there: error, or skip and leave it to drop_bad
 )->pd.DataFrame:      # columns query_path,cand_path; indexed by spreadsheet row
     "Read the training pairs. Raises `InputError`."
     df = _distinct(read_table(path, ['query_path','cand_path']), path)
@@ -169,38 +182,44 @@ def read_pairs(
 def read_candidates(
     path,             # CSV with cand_path
     images_root,      # the folder that its paths start from
-    on_bad='skip',    # as in `read_pairs`
+    on_bad='skip',    # as in read_pairs
 )->pd.DataFrame:      # column cand_path; indexed by spreadsheet row
     "Read the list of what is searched. Raises `InputError`."
     df = _distinct(read_table(path, ['cand_path']), path)
     check_paths(df, path, images_root, on_bad=='error')
     return df
 
-# %% ../nbs/00_data.ipynb #aed8208e
+# %% ../nbs/00_data.ipynb #98c7d986
 def read_gt(
     path,             # CSV with query_path,gt_cand_path; several rows of a query are several right answers
     images_root,      # the folder that its paths start from
-    candidates,       # the table that `read_candidates` gave
-    on_bad='error',   # right answers that are no candidates, and files that aren't there: `error` or `skip`
+    candidates,       # the table that read_candidates gave
+    on_bad='error',   # right answers that are no candidates, and files that aren't there: error or skip
 )->pd.DataFrame:      # columns query_path,gt_cand_path; indexed by spreadsheet row
     "Read the right answers for evaluation. Raises `InputError`."
     df = _distinct(read_table(path, ['query_path','gt_cand_path']), path)
     lost = ~df.gt_cand_path.isin(candidates.cand_path)
     if lost.any():
-        row = lost.idxmax(); what = f'{path} row {row}: {df.gt_cand_path[row]} is not among the candidates ({lost.sum()} of {len(df)} rows are so)'
-        if on_bad == 'error': raise InputError(f'{what}. Add it to the candidates, remove the row, or pass on_bad="skip".')
+        row = lost.idxmax()
+        what = (f'{path} row {row}: {df.gt_cand_path[row]} is not among the candidates '
+                f'({lost.sum()} of {len(df)} rows are so)')
+        if on_bad == 'error':
+            raise InputError(f'{what}. Add it to the candidates, remove the row, or pass on_bad="skip".')
         warn(f'{what}; these rows are left out.')
         df = df[~lost]
-        if df.empty: raise InputError(f'{path}: no row is left to evaluate on. Its gt_cand_path must be spelled as in the candidates.')
+        if df.empty:
+            raise InputError(f'{path}: no row is left to evaluate on. '
+                             'Its gt_cand_path must be spelled as in the candidates.')
     check_paths(df, path, images_root, on_bad=='error')
     return df
 
 def warn_overlap(pairs, gt):
     "Warn when queries are used for training and for evaluation."
     q = gt.query_path.drop_duplicates(); n = q.isin(pairs.query_path).sum()
-    if n: warn(f'{n} of {len(q)} evaluation queries also stand in the training pairs: on these, recall measures memory, not search.')
+    if n: warn(f'{n} of {len(q)} evaluation queries also stand in the training pairs: '
+               'on these, recall measures memory, not search.')
 
-# %% ../nbs/00_data.ipynb #c139d4c1
+# %% ../nbs/00_data.ipynb #2e631409
 def bad_rows(
     df,       # a table with a row index
     bad:dict, # path -> reason
@@ -208,13 +227,14 @@ def bad_rows(
 )->pd.DataFrame: # file,row,path,reason: a row of bad_images.csv for each
     "The rows of `df` that name an unreadable picture."
     rows = [(str(name), row, p, bad[p]) for c in df for row,p in df[c].items() if p in bad]
-    return pd.DataFrame(rows, columns=['file','row','path','reason']).sort_values('row', kind='stable', ignore_index=True)
+    return pd.DataFrame(rows, columns=['file','row','path','reason']).sort_values(
+        'row', kind='stable', ignore_index=True)
 
 def drop_bad(
     df,             # a table that this notebook read
     bad:dict,       # path -> reason
     name,           # the table's file name
-    on_bad='error', # `error`: raise `InputError`; `skip`: go on without these rows and warn with their count
+    on_bad='error', # error: raise InputError; skip: go on without these rows and warn with their count
 )->pd.DataFrame:
     "`df` without rows whose pictures can't be read."
     rows = bad_rows(df, bad, name)
@@ -222,19 +242,20 @@ def drop_bad(
     r = rows.iloc[0]; n = rows.row.nunique()
     what = f'{name} row {r.row}: {r.path} is not a readable image ({r.reason})'
     if on_bad == 'error':
-        e = InputError(f'{what}{f", nor are those of {n-1} more rows" if n>1 else ""}. Fix or remove the row, or pass on_bad="skip".')
+        e = InputError(f'{what}{f", nor are those of {n-1} more rows" if n>1 else ""}. '
+                       'Fix or remove the row, or pass on_bad="skip".')
         e.rows = rows; raise e   # for bad_images.csv
     warn(f'{what}; {n} of {len(df)} rows of {name} are skipped for such reasons.')
     df = df[~df.index.isin(rows.row)]
     if df.empty: raise InputError(f'{name}: none of its pictures can be read. Is images_root right?')
     return df
 
-# %% ../nbs/00_data.ipynb #23a7b1f6
+# %% ../nbs/00_data.ipynb #e637b511
 def split_pairs(
     pairs,           # the training pairs
     frac:float=0.15, # share of the candidates, then of the other queries, to hold out
     seed:int=42,
-)->tuple:            # (train, new, known), each a part of `pairs`
+)->tuple:            # (train, new, known), each a part of pairs
     "Split pairs for validation: by candidate, then by query where a candidate keeps another one."
     rng = np.random.default_rng(seed)
     cands = rng.permutation(pairs.cand_path.unique())
@@ -248,7 +269,7 @@ def split_pairs(
     known = rest.query_path.isin(out)
     return rest[~known], new, rest[known]
 
-# %% ../nbs/00_data.ipynb #1cef5c55
+# %% ../nbs/00_data.ipynb #f841eded
 def picture(
     fig,               # a matplotlib Figure
     colors:int=128,    # size of the palette; 0 keeps full colour
@@ -270,8 +291,9 @@ def image_grid(
     from matplotlib.figure import Figure
     n = max(map(len, rows)); head = 0.2 if titles else 0.04; left = 0.7 if names else 0
     fig = Figure(figsize=(n*cell+left, len(rows)*(cell+head)), layout='none')
-    axs = fig.subplots(len(rows), n, squeeze=False, gridspec_kw=dict(wspace=.08, hspace=head/cell*1.2, left=left/(n*cell+left), right=1,
-                       bottom=.01, top=1-head/(len(rows)*(cell+head))))
+    axs = fig.subplots(len(rows), n, squeeze=False,
+                       gridspec_kw=dict(wspace=.08, hspace=head/cell*1.2, left=left/(n*cell+left), right=1,
+                                        bottom=.01, top=1-head/(len(rows)*(cell+head))))
     for i,r in enumerate(rows):
         for j,ax in enumerate(axs[i]):
             ax.set_axis_off()
@@ -293,9 +315,10 @@ def show_pairs(
 )->Image.Image:
     "Queries above, their candidates below."
     cols = list(pairs.columns[:2])
-    return image_grid([[thumb(Path(images_root)/p) for p in pairs[c].head(n)] for c in cols], names=[c.split('_')[-2] for c in cols])
+    return image_grid([[thumb(Path(images_root)/p) for p in pairs[c].head(n)] for c in cols],
+                      names=[c.split('_')[-2] for c in cols])
 
-# %% ../nbs/00_data.ipynb #e38e93c2
+# %% ../nbs/00_data.ipynb #d20b1bf4
 _layers = {'color', 'skin', 'hair', 'skin-shadow', 'color-foreground'}
 _copies = re.compile('1F3F[B-F]|1F1(E[6-9A-F]|F[0-9A-F])')   # skin tones; letters that make flags
 credit = 'Pictures: OpenMoji, the open-source emoji and icon project (openmoji.org). Licence: CC BY-SA 4.0.'
@@ -314,7 +337,8 @@ def _render(svg_file, side):
     "The drawing and the coloured picture as PNG bytes"
     import resvg_py
     svg = Path(svg_file).read_text(encoding='utf-8')
-    return [bytes(resvg_py.svg_to_bytes(svg_string=s, width=side, height=side, background='white')) for s in (line_drawing(svg), svg)]
+    return [bytes(resvg_py.svg_to_bytes(svg_string=s, width=side, height=side, background='white'))
+            for s in (line_drawing(svg), svg)]
 
 # %% ../nbs/00_data.ipynb #d335fa81
 demo_config = """# Paths are relative to this file. Every key is a parameter of a documented function.

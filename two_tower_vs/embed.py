@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .data import BadImage, InputError, in_threads, load_image, replacing
 from .model import Tower
 
-# %% ../nbs/01a_embed.ipynb #f83a8209
+# %% ../nbs/01a_embed.ipynb #beff1c8a
 @dataclass
 class Embeddings:
     "Unit vectors and the pictures they belong to."
@@ -28,19 +28,21 @@ class Embeddings:
     def __post_init__(self):
         v = self.vectors
         if v.ndim != 2 or len(v) != len(self.paths) or v.dtype != np.float32 or not v.flags.c_contiguous:
-            raise ValueError(f'{v.dtype} vectors of shape {v.shape} for {len(self.paths)} paths: float32 (n, d), C-contiguous, is needed')
+            raise ValueError(f'{v.dtype} vectors of shape {v.shape} for {len(self.paths)} paths: '
+                             'float32 (n, d), C-contiguous, is needed')
     def __len__(self): return len(self.paths)
     def rows(self, paths)->np.ndarray:         # int64 (len(paths),), -1 where a path has no row
         "Row numbers of `paths`."
         at = {p:i for i,p in enumerate(self.paths)}
         return np.array([at.get(p, -1) for p in paths], dtype=np.int64)
 
-# %% ../nbs/01a_embed.ipynb #5ed8df73
+# %% ../nbs/01a_embed.ipynb #e3a60051
 def backbone_key(tower:Tower)->str:
     "A hash of all that decides a feature: the backbone's weights and the preprocessing."
     h = hashlib.sha256(json.dumps([type(tower.backbone).__name__, tower.prep], sort_keys=True).encode())
     for k,v in tower.backbone.state_dict().items():
-        h.update(f'{k} {tuple(v.shape)}'.encode()); h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        h.update(f'{k} {tuple(v.shape)}'.encode())
+        h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:24]
 
 def _torch_engine(tower):
@@ -69,20 +71,21 @@ def _openvino_engine(tower, folder, key):
     run = core.compile_model(net, 'CPU', {'PERFORMANCE_HINT':'LATENCY', 'INFERENCE_PRECISION_HINT':'f32'})
     return lambda x: run(x)[0].copy()
 
-# %% ../nbs/01a_embed.ipynb #6cdf8be1
+# %% ../nbs/01a_embed.ipynb #9ce9bcb6
 class Engine:
     "Runs a tower's backbone the fastest correct way: uint8 pixels (b, 3, s, s) -> float32 unit features (b, f)."
     def __init__(self,
         tower:Tower,
         kind:str='auto',  # auto, openvino or torch
         folder=None,      # where a converted network is kept
-        key:str=None,     # `backbone_key(tower)`, if it is known
+        key:str=None,     # backbone_key(tower), if it is known
     ):
         self.name,self.exact,self.checked = 'torch', _torch_engine(tower), kind == 'torch'
         self.run = self.exact
         if kind == 'torch' or kind == 'auto' and tower.mean.device.type != 'cpu': return
         try: self.run,self.name = _openvino_engine(tower, folder, key or backbone_key(tower)), 'openvino'
-        except Exception as e: self._fall_back(f'is not installed or can not run this network ({type(e).__name__}: {str(e)[:100]})')
+        except Exception as e:
+            self._fall_back(f'is not installed or can not run this network ({type(e).__name__}: {str(e)[:100]})')
 
     def _fall_back(self, why):
         self.run,self.name,self.checked = self.exact, 'torch', True
@@ -95,9 +98,10 @@ class Engine:
                 if not cos >= .999: self._fall_back(f'gives other vectors than PyTorch (cosine {cos:.4f})')
             return self.run(x)
         except torch.OutOfMemoryError as e:
-            raise InputError(f'The GPU has too little memory for {len(x)} pictures of {x.shape[-1]} pixels at once. Lower embed.batch_size or take a smaller backbone.') from e
+            raise InputError(f'The GPU has too little memory for {len(x)} pictures of {x.shape[-1]} pixels at once. '
+                             'Lower embed.batch_size or take a smaller backbone.') from e
 
-# %% ../nbs/01a_embed.ipynb #9a3adafc
+# %% ../nbs/01a_embed.ipynb #4142a7a3
 def augment(
     im:Image.Image,      # RGB
     rng:random.Random,
@@ -109,7 +113,8 @@ def augment(
     cw,ch = min(w, round((area*ratio)**.5)), min(h, round((area/ratio)**.5))
     x,y = rng.randint(0, w-cw), rng.randint(0, h-ch)
     im = im.crop((x, y, x+max(1,cw), y+max(1,ch)))
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color): im = change(im).enhance(rng.uniform(1-light, 1+light))
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        im = change(im).enhance(rng.uniform(1-light, 1+light))
     return im
 
 # %% ../nbs/01a_embed.ipynb #6e455f7b
@@ -175,7 +180,7 @@ def _blocks(it, n):
     it = iter(it)
     while b := list(islice(it, n)): yield b
 
-# %% ../nbs/01a_embed.ipynb #29e75a15
+# %% ../nbs/01a_embed.ipynb #e0e8d20a
 def embed(
     tower:Tower,
     paths,                      # of pictures, as in a CSV
@@ -188,20 +193,26 @@ def embed(
     out:np.ndarray=None,        # float32 (n, d) to fill, such as a memory map; default: a new array
     progress:bool=None,         # a progress bar; default: when somebody is watching
     desc:str='embedding',       # the bar's label
-)->Embeddings:                  # in the order of `paths`; unreadable pictures are in `.bad`
+)->Embeddings:                  # in the order of paths; unreadable pictures are in .bad
     "Embed pictures with one tower; each content is computed once for each backbone."
     paths,key = list(paths), backbone_key(tower)
     store = None if cache is None else FeatureCache(Path(cache)/key)
-    if engine == 'auto' and cache is None and len(paths) < 256: engine = 'torch'   # converting the network would take longer
+    # converting the network would take longer
+    if engine == 'auto' and cache is None and len(paths) < 256: engine = 'torch'
     eng = Engine(tower, engine, cache, key)
-    if out is None: out = np.empty((len(paths), apply_head(tower, np.zeros((1,tower.n_features), np.float32)).shape[1]), np.float32)
+    if out is None:
+        out = np.empty((len(paths), apply_head(tower, np.zeros((1,tower.n_features), np.float32)).shape[1]),
+                       np.float32)
     bad,done = {}, 0
-    reader = in_threads(partial(_read, root=root, tower=tower, cache=store, view=view, max_pixels=max_pixels), paths, ahead=4*batch_size)
+    reader = in_threads(partial(_read, root=root, tower=tower, cache=store, view=view, max_pixels=max_pixels),
+                        paths, ahead=4*batch_size)
     try:
-        with tqdm(total=len(paths), desc=desc, unit='img', disable=None if progress is None else not progress, leave=False) as bar:
+        with tqdm(total=len(paths), desc=desc, unit='img',
+                  disable=None if progress is None else not progress, leave=False) as bar:
             for block in _blocks(reader, batch_size):
                 bad.update((paths[done+j], why) for j,(_,_,why) in enumerate(block) if why)
-                out[done:done+len(block)] = apply_head(tower, _features(block, eng, store, tower.n_features, batch_size))
+                out[done:done+len(block)] = apply_head(
+                    tower, _features(block, eng, store, tower.n_features, batch_size))
                 done += len(block); bar.update(len(block))
     finally:
         reader.close()

@@ -42,7 +42,7 @@ def ranks(
         out[a] = n.numpy()
     return out
 
-# %% ../nbs/04_eval.ipynb #b876484c
+# %% ../nbs/04_eval.ipynb #74566770
 def per_query(
     rank:np.ndarray, # ranks of right answers (a,)
     qrow:np.ndarray, # their queries (a,), ascending; each of n queries has at least one
@@ -55,7 +55,8 @@ def per_query(
     total = lambda x: np.add.reduceat(x.astype(float), starts)
     out = {f'recall@{k}':total(r<=k)/count for k in ks} | {f'hit@{k}':(r[starts]<=k).astype(float) for k in ks}
     K = max(ks)
-    return pd.DataFrame(out | {'mrr':np.where(r[starts]==never, 0, 1/r[starts]), f'map@{K}':total(np.where(r<=K, nth/r, 0))/np.minimum(count, K)})
+    return pd.DataFrame(out | {'mrr':np.where(r[starts]==never, 0, 1/r[starts]),
+                               f'map@{K}':total(np.where(r<=K, nth/r, 0))/np.minimum(count, K)})
 
 # %% ../nbs/04_eval.ipynb #89faac2b
 def bootstrap(
@@ -86,9 +87,10 @@ def untrained(model:TwoTower)->TwoTower:
     "The model's backbone as it was before training, without heads: the baseline."
     return TwoTower(**{**model.config, 'embed_dim':None})
 
-# %% ../nbs/04_eval.ipynb #b4b519ed
+# %% ../nbs/04_eval.ipynb #d25418b1
 def _embedded(model, queries, cands, *args, **kw):
-    return embed(model.query, queries, *args, desc='queries', **kw), embed(model.cand, cands, *args, desc='candidates', **kw)
+    return (embed(model.query, queries, *args, desc='queries', **kw),
+            embed(model.cand, cands, *args, desc='candidates', **kw))
 
 def _ranked(q:Embeddings, c:Embeddings, answers, ks):
     "(metrics of each query, best ranks, number of answers that are no candidates)"
@@ -104,13 +106,13 @@ def nearest(q:Embeddings, c:Embeddings, k:int)->tuple:   # candidate numbers (n,
 
 def evaluate(
     model:TwoTower,
-    gt:pd.DataFrame,             # what `read_gt` gave
-    candidates:pd.DataFrame,     # what `read_candidates` gave
+    gt:pd.DataFrame,             # what read_gt gave
+    candidates:pd.DataFrame,     # what read_candidates gave
     images_root,                 # the folder that their paths start from
     cache=None,                  # a folder for features
     k:list=(1,5,10),             # lengths of the result list
     on_bad:str=None,             # unreadable pictures, error or skip; default: error for queries, skip for candidates
-    embedding:dict=None,         # options of `embed`: batch_size, engine, max_pixels
+    embedding:dict=None,         # options of embed: batch_size, engine, max_pixels
     names:tuple=('query_gt.csv','candidates.csv'), # what messages call the two tables
     seed:int=42,                 # of the bootstrap
     progress:bool=None,
@@ -129,7 +131,7 @@ def evaluate(
     return Evaluation(metrics, _query_table(q, c, answers, rank, base_rank, a),
                       pd.concat([bad_rows(gt[['query_path']], q.bad, names[0]), bad_rows(candidates, c.bad, names[1])]))
 
-# %% ../nbs/04_eval.ipynb #f7819abb
+# %% ../nbs/04_eval.ipynb #59a7d092
 def _compare(a, b, seed):
     "{trained, baseline, delta}: metric -> value and interval, from the same draws"
     x = [v.round(6).tolist() for v in bootstrap(np.hstack([a, b, a-b]), seed=seed)]; m = len(a.columns)
@@ -138,16 +140,21 @@ def _compare(a, b, seed):
 
 def _say_if_worse(metrics, name):
     d = metrics['delta'][name]
-    if d['value'] <= 0: warn(f"Training did NOT help: {name} is {metrics['trained'][name]['value']:.3f}, of the untrained backbone "
-                             f"{metrics['baseline'][name]['value']:.3f}. Check the pairs, or use more of them.")
-    elif d['ci95'][0] <= 0: warn(f'The gain in {name} ({d["value"]:.3f}) may be chance: its 95 % interval includes 0. More evaluation queries would tell.')
+    if d['value'] <= 0:
+        warn(f"Training did NOT help: {name} is {metrics['trained'][name]['value']:.3f}, of the untrained backbone "
+             f"{metrics['baseline'][name]['value']:.3f}. Check the pairs, or use more of them.")
+    elif d['ci95'][0] <= 0:
+        warn(f'The gain in {name} ({d["value"]:.3f}) may be chance: its 95 % interval includes 0. '
+             'More evaluation queries would tell.')
 
 def _query_table(q, c, answers, rank, base_rank, a):
     top,score = nearest(q, c, 1)
     n = answers.groupby('query_path').size()
     pos = lambda r: pd.array(np.where(r==never, -1, r), dtype='Int64')
-    df = pd.DataFrame({'query_path':q.paths, 'answers':n[q.paths].values, 'rank':pos(rank), 'baseline_rank':pos(base_rank)})
-    df = pd.concat([df, a.filter(like='recall@')], axis=1).assign(top1=[c.paths[i] for i in top[:,0]], top1_score=score[:,0].round(6))
+    df = pd.DataFrame({'query_path':q.paths, 'answers':n[q.paths].values,
+                       'rank':pos(rank), 'baseline_rank':pos(base_rank)})
+    df = pd.concat([df, a.filter(like='recall@')], axis=1).assign(
+        top1=[c.paths[i] for i in top[:,0]], top1_score=score[:,0].round(6))
     return df.assign(**{c:df[c].where(df[c] > 0) for c in ('rank','baseline_rank')})   # empty: not among the candidates
 
 def save_evaluation(e:Evaluation, folder):
@@ -155,14 +162,14 @@ def save_evaluation(e:Evaluation, folder):
     with replacing(Path(folder)/'metrics.json', Path(folder)/'per_query.csv') as (m,p):
         m.write_text(json.dumps(e.metrics, indent=1)+'\n'); e.queries.to_csv(p, index=False)
 
-# %% ../nbs/04_eval.ipynb #6713957c
+# %% ../nbs/04_eval.ipynb #0aa768d9
 def show_worst(
     e:Evaluation,
-    gt:pd.DataFrame, # what `evaluate` got
+    gt:pd.DataFrame, # what evaluate got
     images_root,
     n:int=8,         # queries to show
     cell:float=.75,  # inches a picture
-    **grid,          # of `image_grid`
+    **grid,          # of image_grid
 ):
     "Queries that are answered worst: the query, its right answer, and what came instead."
     w = e.queries.assign(r=e.queries['rank'].fillna(never)).sort_values('r', ascending=False, kind='stable').head(n)
@@ -171,4 +178,5 @@ def show_worst(
     right = gt.drop_duplicates('query_path').set_index('query_path').gt_cand_path
     paths = w.query_path, right[w.query_path], w.top1
     place = [f'rank {r}' if r < never else 'never' for r in w.r]
-    return image_grid([[thumb(Path(images_root)/p, int(128*cell)) for p in ps] for ps in paths], titles=[['']*len(w), place, ['']*len(w)], names=['query','right','first hit'], cell=cell, **grid)
+    return image_grid([[thumb(Path(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
+                      titles=[['']*len(w), place, ['']*len(w)], names=['query','right','first hit'], cell=cell, **grid)

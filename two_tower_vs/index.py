@@ -17,7 +17,7 @@ from .data import InputError, read_table, replacing
 from .model import file_sha256, read_manifest
 from .embed import Embeddings
 
-# %% ../nbs/05_index.ipynb #70591378
+# %% ../nbs/05_index.ipynb #490e4bdf
 flat_limit = 2**24   # numbers (rows x dimensions) that exact search goes through in a few milliseconds
 
 def resolve_kind(
@@ -29,13 +29,16 @@ def resolve_kind(
     if kind == 'auto': kind = 'flat' if n*d <= flat_limit else 'ivf_pq'
     if kind == 'flat': return kind, 'Flat'
     if kind == 'hnsw': return kind, 'HNSW32'
-    if kind != 'ivf_pq': raise InputError(f'index.kind is {kind!r}. Use auto, flat, hnsw or ivf_pq, or give a FAISS string as index.factory.')
-    if n < 624: raise InputError(f'index.kind ivf_pq needs 624 candidates or more to learn its codes from, and there are {n}. Use flat: exact, and well under a millisecond at this size.')
+    if kind != 'ivf_pq': raise InputError(
+        f'index.kind is {kind!r}. Use auto, flat, hnsw or ivf_pq, or give a FAISS string as index.factory.')
+    if n < 624: raise InputError(
+        f'index.kind ivf_pq needs 624 candidates or more to learn its codes from, and there are {n}. '
+        'Use flat: exact, and well under a millisecond at this size.')
     lists = 2**int(math.log2(min(4*n**.5, n/39)))
     codes = max(m for m in range(1, d+1) if d % m == 0 and m <= max(1, d//4))
     return kind, f'IVF{lists},PQ{codes}x4fs,Refine(SQ8)'
 
-# %% ../nbs/05_index.ipynb #d474d5f7
+# %% ../nbs/05_index.ipynb #c340411a
 @dataclass
 class Index:
     "A FAISS index, the candidates that its rows stand for, and what it was made from."
@@ -49,7 +52,9 @@ class Index:
     )->tuple:               # scores (n, k), rows (n, k), best first; -1 for none
         "The nearest candidates of each query. Raises `InputError` for vectors of another size."
         v = np.ascontiguousarray(vectors, dtype=np.float32)
-        if v.ndim != 2 or v.shape[1] != self.faiss.d: raise InputError(f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: they come from another model.')
+        if v.ndim != 2 or v.shape[1] != self.faiss.d: raise InputError(
+            f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: '
+            'they come from another model.')
         return self.faiss.search(v, min(k, len(self.paths)))
 
     def hits(self, vector:np.ndarray, k:int=10)->pd.DataFrame:   # rank, cand_path, score
@@ -67,7 +72,7 @@ def agreement(
     _,i = index.search(q, exact.shape[1])
     return float(np.mean([len(set(a) & set(b))/len(b) for a,b in zip(i.tolist(), exact.tolist())]))
 
-# %% ../nbs/05_index.ipynb #6daa8fee
+# %% ../nbs/05_index.ipynb #e4d2e048
 def _settings(index, kind):
     "Search settings from fast to thorough, by FAISS's names"
     import faiss
@@ -82,7 +87,8 @@ def configure(index, settings:dict):
     import faiss
     for k,v in settings.items():
         try: faiss.ParameterSpace().set_index_parameter(index, k, v)
-        except RuntimeError: raise InputError(f'This kind of index has no search parameter {k}. Leave it out of the index section.')
+        except RuntimeError:
+            raise InputError(f'This kind of index has no search parameter {k}. Leave it out of the index section.')
 
 def tune(index, kind, fixed:dict, q, exact, target:float)->tuple:   # (settings, agreement)
     "The fastest settings that reach the target; `fixed` ones stay. Warns when none does."
@@ -92,11 +98,12 @@ def tune(index, kind, fixed:dict, q, exact, target:float)->tuple:   # (settings,
         a = agreement(index, exact, q)
         if a > best[1]: best = (s, a)
         if a >= target: break
-    else: warn(f'No setting of this index reaches recall_target {target}: the best agrees with exact search to {best[1]:.3f}. Lower the target, or use flat or hnsw.')
+    else: warn(f'No setting of this index reaches recall_target {target}: the best agrees with exact search '
+               f'to {best[1]:.3f}. Lower the target, or use flat or hnsw.')
     configure(index, best[0])
     return best
 
-# %% ../nbs/05_index.ipynb #3dbe641f
+# %% ../nbs/05_index.ipynb #4467a87b
 def build_index(
     cands:Embeddings,            # of the candidate tower
     model_sha256:str,            # of the model that made them
@@ -114,26 +121,31 @@ def build_index(
     n,d = cands.vectors.shape
     kind,spec = ('factory', factory) if factory else resolve_kind(kind, n, d)
     try: index = faiss.index_factory(d, spec, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as e: raise InputError(f'index.factory {spec!r} is not a FAISS index of {d} dimensions ({str(e).splitlines()[-1][-80:]}).') from e
+    except RuntimeError as e: raise InputError(
+        f'index.factory {spec!r} is not a FAISS index of {d} dimensions ({str(e).splitlines()[-1][-80:]}).') from e
     _fill(index, cands.vectors, spec, chunk)
     fixed = {k:v for k,v in {'nprobe':nprobe, 'efSearch':ef_search, 'k_factor_rf':k_factor}.items() if v is not None}
     search,recall = _measure(index, kind, fixed, queries, cands.vectors, recall_target)
-    return Index(index, cands.paths, dict(format=1, kind=kind, factory=spec, search=search, dim=d, rows=n, metric='inner_product',
-                 model_sha256=model_sha256, recall_vs_exact=recall, faiss=faiss.__version__))
+    return Index(index, cands.paths, dict(
+        format=1, kind=kind, factory=spec, search=search, dim=d, rows=n, metric='inner_product',
+        model_sha256=model_sha256, recall_vs_exact=recall, faiss=faiss.__version__))
 
 def _fill(index, x, spec, chunk):
     most = 256*max(16, 4*int(len(x)**.5)) if index.is_trained is False else 0
     if most:
         rows = np.sort(np.random.default_rng(0).permutation(len(x))[:most])
         try: index.train(np.ascontiguousarray(x[rows]))
-        except RuntimeError as e: raise InputError(f'index.factory {spec!r} can not be trained on {len(x)} candidates ({str(e).splitlines()[-1][-120:]}). Use kind: flat.') from e
+        except RuntimeError as e: raise InputError(
+            f'index.factory {spec!r} can not be trained on {len(x)} candidates '
+            f'({str(e).splitlines()[-1][-120:]}). Use kind: flat.') from e
     for i in range(0, len(x), chunk): index.add(np.ascontiguousarray(x[i:i+chunk]))
 
 def _measure(index, kind, fixed, queries, x, target):
     "(search settings, recall_vs_exact of the manifest)"
     import faiss
     if queries is None or not len(queries):
-        warn('There are no queries to measure the index on: it is not tuned, and its agreement with exact search is unknown.')
+        warn('There are no queries to measure the index on: it is not tuned, '
+             'and its agreement with exact search is unknown.')
         s = {**(_settings(index, kind) or [{}])[-1], **fixed}; configure(index, s)
         return s, None
     q = np.ascontiguousarray(queries[:1000]); k = min(10, len(x))
@@ -141,7 +153,7 @@ def _measure(index, kind, fixed, queries, x, target):
     s,a = tune(index, kind, fixed, q, exact, target if kind != 'factory' else 0)
     return s, {'k':k, 'value':round(a, 4), 'queries':len(q)}
 
-# %% ../nbs/05_index.ipynb #1cbdb58b
+# %% ../nbs/05_index.ipynb #d3a4995a
 def save_index(
     index:Index,
     folder,          # receives vectors.faiss, candidates.csv, manifest.json
@@ -150,10 +162,12 @@ def save_index(
     "Save the bundle; an older one is replaced only when the new one is complete."
     import faiss
     folder = Path(folder)
-    with replacing(*(folder/n for n in ('vectors.faiss','candidates.csv','manifest.json'))) as (vectors, cands, manifest):
+    with replacing(*(folder/n for n in ('vectors.faiss','candidates.csv','manifest.json'))) as (
+            vectors, cands, manifest):
         faiss.write_index(index.faiss, str(vectors))
         pd.DataFrame({'cand_path':index.paths}).to_csv(cands, index=False)
-        index.manifest |= dict(candidates_sha256=file_sha256(cands), index_sha256=file_sha256(vectors), source_sha256=file_sha256(source) if source else None)
+        index.manifest |= dict(candidates_sha256=file_sha256(cands), index_sha256=file_sha256(vectors),
+                               source_sha256=file_sha256(source) if source else None)
         manifest.write_text(json.dumps(index.manifest, indent=1)+'\n')
     return index.manifest
 
@@ -166,14 +180,20 @@ def load_index(
     folder = Path(folder); m = read_manifest(folder/'manifest.json', 'index')
     for file,key in (('vectors.faiss','index_sha256'), ('candidates.csv','candidates_sha256')):
         if not (folder/file).is_file(): raise InputError(f'{folder/file} is missing. Make it with --stage index.')
-        if file_sha256(folder/file) != m.get(key): raise InputError(f'{folder/file} is not the file that manifest.json describes: damaged, or only half copied. Make it anew with --stage index.')
+        if file_sha256(folder/file) != m.get(key): raise InputError(
+            f'{folder/file} is not the file that manifest.json describes: damaged, or only half copied. '
+            'Make it anew with --stage index.')
     if model_sha256 and m['model_sha256'] != model_sha256: raise InputError(
-        f'{folder} was made by another model ({m["model_sha256"][:8]}…) than the one in use ({model_sha256[:8]}…): their vectors do not compare. Make it anew with --stage index.')
+        f'{folder} was made by another model ({m["model_sha256"][:8]}…) than the one in use ({model_sha256[:8]}…): '
+        'their vectors do not compare. Make it anew with --stage index.')
     try: index = faiss.read_index(str(folder/'vectors.faiss'), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as e: raise InputError(f'{folder}/vectors.faiss can not be read by FAISS {faiss.__version__}; it was written by {m.get("faiss")}. Make it anew with --stage index.') from e
+    except RuntimeError as e: raise InputError(
+        f'{folder}/vectors.faiss can not be read by FAISS {faiss.__version__}; it was written by {m.get("faiss")}. '
+        'Make it anew with --stage index.') from e
     configure(index, m['search'])
     return Index(index, read_table(folder/'candidates.csv', ['cand_path']).cand_path.tolist(), m)
 
 def edited(index:Index, source)->bool:
     "Was the candidates.csv changed since the index was made from it?"
-    return bool(index.manifest.get('source_sha256')) and Path(source).is_file() and file_sha256(source) != index.manifest['source_sha256']
+    return (bool(index.manifest.get('source_sha256')) and Path(source).is_file()
+            and file_sha256(source) != index.manifest['source_sha256'])

@@ -31,7 +31,7 @@ def info_nce(
     y = torch.arange(len(q), device=q.device)
     return (F.cross_entropy(z, y) + F.cross_entropy(z.T, y))/2
 
-# %% ../nbs/02_loss.ipynb #ffe8906a
+# %% ../nbs/02_loss.ipynb #ebd1ba7d
 def pair_keys(
     qi:np.ndarray, # query number of each pair (n,)
     ci:np.ndarray, # candidate number of each pair (n,)
@@ -43,7 +43,7 @@ def pair_keys(
 def known_positives(
     qi:np.ndarray,   # query number of each pair of the batch (b,)
     ci:np.ndarray,   # candidate number of each pair of the batch (b,)
-    keys:np.ndarray, # what `pair_keys` made of the whole table
+    keys:np.ndarray, # what pair_keys made of the whole table
     n_cand:int,
 )->torch.Tensor:     # bool (b, b), False on the diagonal
     "Which queries and candidates of a batch are right for each other, beside the batch's own pairs."

@@ -24,16 +24,19 @@ def _lite0(pretrained, image_size):
     m.reset_classifier(0)
     return m, dict(size=image_size or 224, mean=[127/255]*3, std=[128/255]*3, interpolation='bicubic')
 
-# %% ../nbs/01_model.ipynb #1651dbf1
+# %% ../nbs/01_model.ipynb #d909ca75
 def _torchvision(name, pretrained, image_size):
     import torchvision.models as tvm
     if name not in tvm.list_models(module=tvm): raise InputError(_unknown(name))
     t = tvm.get_model_weights(name).DEFAULT.transforms()
-    m = tvm.get_model(name, weights='DEFAULT' if pretrained else None, **({} if pretrained or name not in ('googlenet','inception_v3') else {'init_weights':True}))
-    last = [n for n,l in m.named_modules() if 1000 in (getattr(l, 'out_features', 0), getattr(l, 'out_channels', 0)) and 'aux' not in n.lower()][-1]
+    m = tvm.get_model(name, weights='DEFAULT' if pretrained else None,
+                      **({} if pretrained or name not in ('googlenet','inception_v3') else {'init_weights':True}))
+    last = [n for n,l in m.named_modules()
+            if 1000 in (getattr(l, 'out_features', 0), getattr(l, 'out_channels', 0)) and 'aux' not in n.lower()][-1]
     m.set_submodule(last, nn.Identity())
     if hasattr(m, 'aux_logits'): m.aux_logits = False
-    return m, dict(size=image_size or t.crop_size[0], mean=list(t.mean), std=list(t.std), interpolation=t.interpolation.value)
+    return m, dict(size=image_size or t.crop_size[0], mean=list(t.mean), std=list(t.std),
+                   interpolation=t.interpolation.value)
 
 def _timm(name, pretrained, image_size):
     import timm
@@ -42,17 +45,19 @@ def _timm(name, pretrained, image_size):
     size = dict(img_size=image_size) if image_size and cfg is not None and cfg.fixed_input_size else {}
     m = timm.create_model(name, pretrained=pretrained, num_classes=0, **size)
     c = timm.data.resolve_model_data_config(m)
-    return m, dict(size=image_size or c['input_size'][-1], mean=list(c['mean']), std=list(c['std']), interpolation=c['interpolation'])
+    return m, dict(size=image_size or c['input_size'][-1], mean=list(c['mean']), std=list(c['std']),
+                   interpolation=c['interpolation'])
 
 def _unknown(name):
     import timm, torchvision.models as tvm
     names = ['efficientnet_lite0', *tvm.list_models(module=tvm), *(f'timm/{n}' for n in timm.list_models())]
     near = [f'timm/{name}'] if f'timm/{name}' in names else get_close_matches(name, names, 3, .5)
-    return f'backbone {name!r} is unknown. {f"Did you mean {chr(44).join(near)}? " if near else ""}Use efficientnet_lite0, a torchvision classifier (resnet18, …) or timm/NAME.'
+    return (f'backbone {name!r} is unknown. {f"Did you mean {chr(44).join(near)}? " if near else ""}'
+            'Use efficientnet_lite0, a torchvision classifier (resnet18, …) or timm/NAME.')
 
-# %% ../nbs/01_model.ipynb #a9ea0c10
+# %% ../nbs/01_model.ipynb #2477bb13
 def make_backbone(
-    name:str='efficientnet_lite0', # `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`
+    name:str='efficientnet_lite0', # efficientnet_lite0, a torchvision classifier, or timm/NAME
     pretrained:bool=True,          # with its trained weights? they may be downloaded once
     image_size:int=None,           # pixels a side; default: what the weights were trained with
     weights:str=None,              # a local file of weights instead: .safetensors, or .pth (read with weights_only)
@@ -64,8 +69,10 @@ def make_backbone(
     except InputError: raise
     except (OSError, RuntimeError, ValueError) as e:
         if not (pretrained and not weights): raise InputError(f'backbone {name} can not be made: {_short(e)}.') from e
-        raise InputError(f'The weights of {name} can not be had ({_short(e)}). Ways out: set weights to a local file, set pretrained '
-                         'to false (training from nothing needs many pictures), or use efficientnet_lite0, whose weights are installed.') from e
+        raise InputError(f'The weights of {name} can not be had ({_short(e)}). '
+                         'Ways out: set weights to a local file, '
+                         'set pretrained to false (training from nothing needs many pictures), '
+                         'or use efficientnet_lite0, whose weights are installed.') from e
     if weights: _load_weights(m, weights, name)
     return m.eval(), prep
 
@@ -75,15 +82,19 @@ def _load_weights(m, file, name):
     if not Path(file).is_file(): raise InputError(f'weights: {file}: no such file.')
     try:
         from safetensors.torch import load_file
-        sd = load_file(file) if str(file).endswith('.safetensors') else torch.load(file, map_location='cpu', weights_only=True)
+        sd = (load_file(file) if str(file).endswith('.safetensors')
+              else torch.load(file, map_location='cpu', weights_only=True))
         sd = sd.get('state_dict', sd.get('model', sd))
         own = m.state_dict(); fits = {k:v for k,v in sd.items() if k in own and v.shape == own[k].shape}
-    except Exception as e: raise InputError(f'weights: {file} holds no weights that can be read safely: {_short(e)}.') from e
+    except Exception as e:
+        raise InputError(f'weights: {file} holds no weights that can be read safely: {_short(e)}.') from e
     lost = [k for k in own if k not in fits]
-    if lost: raise InputError(f'weights: {file} does not fit {name}: {len(lost)} of {len(own)} tensors are missing or of another shape (first: {lost[0]}).')
+    if lost:
+        raise InputError(f'weights: {file} does not fit {name}: {len(lost)} of {len(own)} tensors '
+                         f'are missing or of another shape (first: {lost[0]}).')
     m.load_state_dict(fits)
 
-# %% ../nbs/01_model.ipynb #ff715a71
+# %% ../nbs/01_model.ipynb #b9bddf01
 class Tower(nn.Module):
     "Pictures to unit vectors: a backbone, then a head."
     def __init__(self,
@@ -99,7 +110,8 @@ class Tower(nn.Module):
     def pixels(self, im:Image.Image)->np.ndarray:   # uint8 (3, s, s)
         "A picture as the bytes that the tower takes."
         s = self.prep['size']
-        return np.array(im.resize((s,s), getattr(Image.Resampling, self.prep['interpolation'].upper()))).transpose(2,0,1)
+        return np.array(
+            im.resize((s,s), getattr(Image.Resampling, self.prep['interpolation'].upper()))).transpose(2,0,1)
 
     def features(self, x:torch.Tensor)->torch.Tensor:   # uint8 (b, 3, s, s) -> float32 (b, f)
         "Unit features, before the head."
@@ -112,7 +124,7 @@ class Tower(nn.Module):
         if not torch.is_tensor(x): x = torch.from_numpy(np.stack([self.pixels(im) for im in x])).to(self.mean.device)
         return F.normalize(self.head(self.features(x)).float(), dim=-1)
 
-# %% ../nbs/01_model.ipynb #35417247
+# %% ../nbs/01_model.ipynb #96ac0186
 def _head(f, d):
     if not d: return nn.Identity()
     h = nn.Linear(f, d); nn.init.orthogonal_(h.weight); nn.init.zeros_(h.bias)
@@ -121,7 +133,7 @@ def _head(f, d):
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
     def __init__(self,
-        backbone:str='efficientnet_lite0', # `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`
+        backbone:str='efficientnet_lite0', # efficientnet_lite0, a torchvision classifier, or timm/NAME
         pretrained:bool=True,              # start from trained weights?
         embed_dim:int=256,                 # size of the vectors; None: no head, the features themselves
         share:str='backbone',              # what the towers share: all, backbone or none
@@ -131,8 +143,10 @@ class TwoTower(nn.Module):
     ):
         super().__init__()
         if share not in ('all','backbone','none'): raise InputError(f'share is {share!r}. Use all, backbone or none.')
-        if embed_dim is not None and embed_dim < 1: raise InputError(f'embed_dim is {embed_dim}. Use a positive number, such as 256.')
-        self.config = dict(backbone=backbone, pretrained=pretrained, embed_dim=embed_dim, share=share, image_size=image_size, weights=weights and str(weights), seed=seed)
+        if embed_dim is not None and embed_dim < 1:
+            raise InputError(f'embed_dim is {embed_dim}. Use a positive number, such as 256.')
+        self.config = dict(backbone=backbone, pretrained=pretrained, embed_dim=embed_dim, share=share,
+                           image_size=image_size, weights=weights and str(weights), seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net,prep = make_backbone(backbone, pretrained, image_size, weights)
@@ -151,13 +165,17 @@ def _n_features(net, prep, name):
     try:
         with torch.no_grad(): f = net(torch.zeros(1,3,s,s))
         assert f.ndim == 2
-    except Exception as e: raise InputError(f'backbone {name} does not turn images of {s} x {s} pixels into one vector each ({_short(e)}). Leave image_size out.') from e
+    except Exception as e:
+        raise InputError(f'backbone {name} does not turn images of {s} x {s} pixels into one vector each '
+                         f'({_short(e)}). Leave image_size out.') from e
     return f.shape[1]
 
-# %% ../nbs/01_model.ipynb #16d855f4
+# %% ../nbs/01_model.ipynb #660b6f99
 def file_sha256(path)->str:
     "SHA-256 of a file's content, hexadecimal."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+    with open(path, 'rb') as f:
+        return (hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest')
+                else hashlib.sha256(f.read()).hexdigest())
 
 def _own_tensors(model):
     "The state without what the candidate tower shares with the query tower"
@@ -178,7 +196,7 @@ def save_model(
         desc.write_text(json.dumps(dict(config, sha256=sha), indent=1)+'\n')
     return sha
 
-# %% ../nbs/01_model.ipynb #986cd926
+# %% ../nbs/01_model.ipynb #01165549
 def read_manifest(
     path,     # a JSON file of ours
     made_by,  # the stage that writes it, for the message
@@ -187,22 +205,29 @@ def read_manifest(
     path = Path(path)
     if not path.is_file(): raise InputError(f'{path} is missing. Make it with --stage {made_by}.')
     try: d = json.loads(path.read_text(encoding='utf-8')); fmt = d['format']
-    except Exception as e: raise InputError(f'{path} is damaged ({_short(e)}). Make it anew with --stage {made_by}.') from e
-    if fmt != 1: raise InputError(f'{path} has format {fmt}, this version reads 1. Upgrade two_tower_vs, or make it anew with --stage {made_by}.')
+    except Exception as e:
+        raise InputError(f'{path} is damaged ({_short(e)}). Make it anew with --stage {made_by}.') from e
+    if fmt != 1:
+        raise InputError(f'{path} has format {fmt}, this version reads 1. '
+                         f'Upgrade two_tower_vs, or make it anew with --stage {made_by}.')
     return d
 
 def load_model(
     folder,    # with model.safetensors and model.json
-)->TwoTower:   # on the CPU, in evaluation mode; `model.sha256` is its hash
+)->TwoTower:   # on the CPU, in evaluation mode; model.sha256 is its hash
     "Load towers that `save_model` wrote. Raises `InputError`."
     from safetensors import safe_open
     from safetensors.torch import load_file
     folder = Path(folder); file = folder/'model.safetensors'
     d = read_manifest(folder/'model.json', 'train')
     if not file.is_file(): raise InputError(f'{file} is missing. Make it with --stage train.')
-    if file_sha256(file) != d.pop('sha256', None): raise InputError(f'{file} is not the file that model.json describes: damaged, or only half copied. Make both anew with --stage train.')
+    if file_sha256(file) != d.pop('sha256', None):
+        raise InputError(f'{file} is not the file that model.json describes: damaged, or only half copied. '
+                         'Make both anew with --stage train.')
     with safe_open(file, 'pt') as f: inside = json.loads(f.metadata()['config'])
-    if inside != d: raise InputError(f'{folder}/model.json was changed since training: {_changed(inside, d)}. Make it anew with --stage train.')
+    if inside != d:
+        raise InputError(f'{folder}/model.json was changed since training: {_changed(inside, d)}. '
+                         'Make it anew with --stage train.')
     model = TwoTower(**{**{k:d[k] for k in ('backbone','embed_dim','share','image_size','seed')}, 'pretrained':False})
     model.load_state_dict({**model.state_dict(), **load_file(file)})
     model.config,model.sha256 = {k:d[k] for k in model.config}, file_sha256(file)

@@ -17,7 +17,7 @@ from .model import TwoTower, best_device, load_model
 from .embed import Engine, apply_head
 from .index import Index, load_index
 
-# %% ../nbs/06_query.ipynb #66f4417c
+# %% ../nbs/06_query.ipynb #10144504
 class Searcher:
     "Answers pictures with candidates; loads once, answers many times."
     def __init__(self,
@@ -43,20 +43,20 @@ class Searcher:
 
 def load_searcher(
     out,           # the folder that a run left behind: model/, index/
-    **kw,          # of `Searcher`
+    **kw,          # of Searcher
 )->Searcher:
     "Load model and index. Raises `InputError` if one is missing or they don't belong together."
     out = Path(out); model = load_model(out/'model')
     return Searcher(model, load_index(out/'index', model.sha256), out/'cache', **kw)
 
-# %% ../nbs/06_query.ipynb #99240453
+# %% ../nbs/06_query.ipynb #6fcf3954
 def show_hits(
-    answers:dict,  # picture (a path) -> its hits, as `Searcher.search` gives them
+    answers:dict,  # picture (a path) -> its hits, as Searcher.search gives them
     images_root,   # the folder that cand_path starts from
     per_row:int=5, # hits in a row
     most:int=8,    # queries to show
     cell:float=.75,# inches a picture
-    **grid,        # of `image_grid`
+    **grid,        # of image_grid
 ):
     "Queries at the left, their hits to the right with scores; one query may take several rows."
     rows,titles = [],[]
@@ -64,11 +64,12 @@ def show_hits(
         n = len(hits) if len(answers) == 1 else min(per_row, len(hits))
         for i in range(0, n, per_row):
             part = hits.iloc[i:min(i+per_row, n)]
-            rows.append([thumb(src, int(128*cell)) if i == 0 else None] + [thumb(Path(images_root)/p, int(128*cell)) for p in part.cand_path])
+            rows.append([thumb(src, int(128*cell)) if i == 0 else None] +
+                        [thumb(Path(images_root)/p, int(128*cell)) for p in part.cand_path])
             titles.append(['query' if i == 0 else ''] + [f'{r}: {v:.2f}' for r,v in zip(part['rank'], part.score)])
     return image_grid(rows, titles, cell=cell, **grid)
 
-# %% ../nbs/06_query.ipynb #aa6a1944
+# %% ../nbs/06_query.ipynb #9470baa0
 def latency(
     s:Searcher,
     files:list,      # pictures that can be read; they are taken in turn
@@ -84,14 +85,15 @@ def latency(
         c = time.perf_counter(); s.index.hits(v[0], topk)
         d = time.perf_counter()
         if i >= 0: t.append((b-a, c-b, d-c, d-a))
-    return pd.DataFrame(np.percentile(1000*np.array(t), [50,95], axis=0).T.round(3), index=['decode','embed','search','total'], columns=['p50','p95'])
+    return pd.DataFrame(np.percentile(1000*np.array(t), [50,95], axis=0).T.round(3),
+                        index=['decode','embed','search','total'], columns=['p50','p95'])
 
-# %% ../nbs/06_query.ipynb #42658cbf
+# %% ../nbs/06_query.ipynb #b12e4c5b
 @dataclass
 class Answers:
     "What queries found."
     hits:dict               # picture -> its hits: rank, cand_path, score
-    latency:pd.DataFrame    # as `latency` gives it
+    latency:pd.DataFrame    # as latency gives it
     runs:int
     threads:int
     engine:str
@@ -99,12 +101,15 @@ class Answers:
     def table(self)->pd.DataFrame:
         "All hits; with the picture's name in front where there are several."
         if len(self.hits) == 1: return next(iter(self.hits.values()))
-        return pd.concat([h.assign(image=str(p)) for p,h in self.hits.items()], ignore_index=True)[['image','rank','cand_path','score']]
+        return pd.concat([h.assign(image=str(p)) for p,h in self.hits.items()],
+                         ignore_index=True)[['image','rank','cand_path','score']]
 
     def json(self)->dict:
         "As query.json; several pictures stand under `queries`."
-        one = [{'image':str(p), 'hits':[{**r, 'score':round(r['score'], 6)} for r in h.to_dict('records')]} for p,h in self.hits.items()]
-        return {**(one[0] if len(one) == 1 else {'queries':one}), 'latency_ms':self.latency.T.to_dict(), 'runs':self.runs, 'threads':self.threads, 'engine':self.engine}
+        one = [{'image':str(p), 'hits':[{**r, 'score':round(r['score'], 6)} for r in h.to_dict('records')]}
+               for p,h in self.hits.items()]
+        return {**(one[0] if len(one) == 1 else {'queries':one}), 'latency_ms':self.latency.T.to_dict(),
+                'runs':self.runs, 'threads':self.threads, 'engine':self.engine}
 
 def image_files(paths)->list:
     "The files named, and those in the folders named. Raises `InputError` for what isn't there."
@@ -115,7 +120,7 @@ def image_files(paths)->list:
     if not out: raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files.')
     return out
 
-# %% ../nbs/06_query.ipynb #a0c41ba4
+# %% ../nbs/06_query.ipynb #54c720b6
 def _pixels(s, f):
     try: return s.pixels(f)
     except BadImage as e: return str(e)
@@ -134,7 +139,8 @@ def query(
     read = in_threads(lambda f: (f, _pixels(s, f)), files)
     while block := list(islice(read, batch_size)):
         for f,px in block:
-            if isinstance(px, str): (_refuse if len(files) == 1 else warn)(f'{f} is not a readable image ({px}){"." if len(files) == 1 else "; it is left out."}')
+            if isinstance(px, str): (_refuse if len(files) == 1 else warn)(
+                f'{f} is not a readable image ({px}){"." if len(files) == 1 else "; it is left out."}')
         block = [(f,px) for f,px in block if not isinstance(px, str)]
         if block: good += [f for f,_ in block]; vecs.append(s.vectors(np.stack([px for _,px in block])))
     if not good: raise InputError(f'None of the {len(files)} files is a readable image.')

@@ -110,7 +110,7 @@ class State:
     def clear(self):
         if self.file: self.file.unlink(missing_ok=True)
 
-# %% ../nbs/03_train.ipynb #70f5c5fa
+# %% ../nbs/03_train.ipynb #aeb0edd0
 def _copy(params): return [p.detach().cpu().clone() for p in params]
 
 @torch.no_grad()
@@ -123,10 +123,11 @@ def _step(opt, scale, vectors, table, rows, epoch):
     known = table.known(rows)
     loss = info_nce(q, c, scale.exp(), known.to(q.device))
     opt.zero_grad(); loss.backward(); opt.step(); clamp_scale(scale)
-    if not math.isfinite(loss.item()): raise InputError(f'The loss is {loss.item()} in epoch {epoch}: training diverged. Lower train.lr (or train.finetune_lr).')
+    if not math.isfinite(loss.item()): raise InputError(
+        f'The loss is {loss.item()} in epoch {epoch}: training diverged. Lower train.lr (or train.finetune_lr).')
     return loss.item(), int(known.sum())
 
-# %% ../nbs/03_train.ipynb #1a76c1c5
+# %% ../nbs/03_train.ipynb #05760c9d
 def run_phase(
     name:str,          # of the phase, in the history
     groups:list,       # parameter groups, each with its own lr
@@ -144,20 +145,27 @@ def run_phase(
     progress:bool=None,
 )->dict:               # epoch and validation of the weights that the parameters now have
     "Train parameters; resumes where an interrupted run with the same `state` was."
-    params = [p for g in groups for p in g['params']]; scale = log_scale(temperature).to(params[0].device).detach().requires_grad_()
-    opt = torch.optim.AdamW([*groups, {'params':[scale], 'weight_decay':0., 'lr':max(g['lr'] for g in groups)}], weight_decay=weight_decay)
+    params = [p for g in groups for p in g['params']]
+    scale = log_scale(temperature).to(params[0].device).detach().requires_grad_()
+    opt = torch.optim.AdamW([*groups, {'params':[scale], 'weight_decay':0., 'lr':max(g['lr'] for g in groups)}],
+                            weight_decay=weight_decay)
     for g in opt.param_groups: g['lr0'] = g['lr']
     if name in state.d['done']: return _finish(params, state.d['done'][name])
     start,best = _resume(name, state, [*params, scale], opt) or (0, _first(name, params, state, validate))
     stop = epochs if stop is None else stop
-    with tqdm(total=stop, initial=start, desc=name, unit='epoch', disable=None if progress is None else not progress, leave=False) as bar:
+    with tqdm(total=stop, initial=start, desc=name, unit='epoch',
+              disable=None if progress is None else not progress, leave=False) as bar:
         for epoch in range(start+1, stop+1):
-            row = _epoch(epoch, epochs, opt, scale, partial(_step, opt, scale, vectors, table), batches(rows, batch_size, seed, epoch))
+            row = _epoch(epoch, epochs, opt, scale, partial(_step, opt, scale, vectors, table),
+                         batches(rows, batch_size, seed, epoch))
             row = {'phase':name, **row, **(validate() if validate else {})}
             if not validate or _better(row, best): best = {**row, 'params':_copy(params)}
             state.d['history'].append(row)
-            state.d['now'] = {'phase':name, 'epoch':epoch, 'params':_copy([*params, scale]), 'opt':opt.state_dict(), 'best':best}
-            state.save(); bar.set_postfix(loss=f'{row["loss"]:.3f}', **({'recall@1':f'{row["recall@1"]:.3f}'} if validate else {})); bar.update()
+            state.d['now'] = {'phase':name, 'epoch':epoch, 'params':_copy([*params, scale]),
+                              'opt':opt.state_dict(), 'best':best}
+            state.save()
+            bar.set_postfix(loss=f'{row["loss"]:.3f}', **({'recall@1':f'{row["recall@1"]:.3f}'} if validate else {}))
+            bar.update()
     state.d['done'][name] = best; state.save(force=True)
     return _finish(params, best)
 
@@ -166,10 +174,12 @@ def _epoch(epoch, epochs, opt, scale, step, bs):
     for i,b in enumerate(bs):
         for g in opt.param_groups: g['lr'] = g['lr0']*schedule((epoch-1)*len(bs)+i, epochs*len(bs))
         loss,n = step(b, epoch); losses.append(loss); masked += n
-    return dict(epoch=epoch, loss=float(np.mean(losses)), masked=masked, lr=opt.param_groups[0]['lr'], temperature=math.exp(-scale.item()), seconds=round(time.perf_counter()-t, 3))
+    return dict(epoch=epoch, loss=float(np.mean(losses)), masked=masked, lr=opt.param_groups[0]['lr'],
+                temperature=math.exp(-scale.item()), seconds=round(time.perf_counter()-t, 3))
 
 def _better(row, best):
-    "Of equals the later epoch, since held-out pairs are few and equals common; the start only stays when nothing beats it"
+    ("Of equals the later epoch, since held-out pairs are few and equals common; "
+     "the start only stays when nothing beats it")
     return row['recall@1'] > best['recall@1'] or row['recall@1'] == best['recall@1'] and best['epoch'] > 0
 
 def _first(name, params, state, validate):
@@ -187,7 +197,7 @@ def _resume(name, state, params, opt):
 def _finish(params, best):
     _put(params, best['params']); return {k:v for k,v in best.items() if k != 'params'}
 
-# %% ../nbs/03_train.ipynb #20c85a67
+# %% ../nbs/03_train.ipynb #5bcd4779
 class PairFeatures:
     "Unit features of all pictures of a table: `q` (1 + views, n, f) and `c` (1 + views, m, f)."
     def __init__(self, table, q, c): self.table,self.q,self.c = table,q,c
@@ -208,20 +218,22 @@ class PairFeatures:
 
 def pair_features(model, table, root, cache, views=1, **kw):
     "Embed the pictures of a table with the bare backbones: (PairFeatures, path -> reason for unreadable ones)"
-    towers = [Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features).to(t.mean.device) for t in (model.query, model.cand)]
+    towers = [Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features).to(t.mean.device)
+              for t in (model.query, model.cand)]
     bad,out = {}, []
     for t,paths,what in zip(towers, (table.queries, table.cands), ('queries','candidates')):
-        es = [embed(t, paths, root, cache, view=v, desc=what + (f', view {v}' if v else ''), **kw) for v in range(views+1)]
+        es = [embed(t, paths, root, cache, view=v, desc=what + (f', view {v}' if v else ''), **kw)
+              for v in range(views+1)]
         bad |= es[0].bad
         if not bad: out.append(torch.from_numpy(np.stack([e.vectors for e in es])).to(t.mean.device))
     return (PairFeatures(table, *out) if not bad else None), bad
 
-# %% ../nbs/03_train.ipynb #aa123659
+# %% ../nbs/03_train.ipynb #5723dc9f
 def blend(params, start:list, end:list, share:float):
     "Put the parameters at `share` of the way from `start` to `end`."
     _put(params, [a + share*(b-a) for a,b in zip(start, end)])
 
-def best_blend(params, start:list, score, shares=(1., .75, .6, .5, .4, .25))->dict:   # of `score`, with the share as `blend`
+def best_blend(params, start:list, score, shares=(1., .75, .6, .5, .4, .25))->dict:  # of score, with the share as blend
     "Score points between `start` and the present weights; the weights stay as they are."
     end,tried = _copy(params), []
     for s in shares:
@@ -229,7 +241,7 @@ def best_blend(params, start:list, score, shares=(1., .75, .6, .5, .4, .25))->di
     _put(params, end)
     return max(tried, key=lambda o: o['recall@1'])   # the first, so the furthest, of equals
 
-# %% ../nbs/03_train.ipynb #76925cca
+# %% ../nbs/03_train.ipynb #21b74588
 def image_vectors(model, table, root, seed, max_pixels=100_000_000):
     "`vectors` for `run_phase`: freshly augmented pictures through the whole towers."
     def pixels(job):
@@ -240,14 +252,16 @@ def image_vectors(model, table, root, seed, max_pixels=100_000_000):
         jobs = [(tower, names[i], f'{seed} {epoch} {names[i]}') for i in some]
         x = torch.from_numpy(np.stack(list(in_threads(pixels, jobs)))).to(tower.mean.device)
         return tower(x)[torch.from_numpy(back)]
-    return lambda rows, epoch: (side(model.query, table.queries, table.qi[rows], epoch), side(model.cand, table.cands, table.ci[rows], epoch))
+    return lambda rows, epoch: (side(model.query, table.queries, table.qi[rows], epoch),
+                                side(model.cand, table.cands, table.ci[rows], epoch))
 
 def image_validation(model, table, root, kw, v):
     "Validation that embeds the pictures anew, since the backbone has changed."
-    side = lambda tower,names: lambda i: torch.from_numpy(embed(tower, [names[j] for j in i], root, **{**kw, 'progress':False}).vectors)
+    side = lambda tower,names: lambda i: torch.from_numpy(
+        embed(tower, [names[j] for j in i], root, **{**kw, 'progress':False}).vectors)
     return v(side(model.query, table.queries), side(model.cand, table.cands))
 
-# %% ../nbs/03_train.ipynb #128f2b33
+# %% ../nbs/03_train.ipynb #0d0eb9ab
 @dataclass
 class Training:
     "What a training run did."
@@ -258,11 +272,12 @@ class Training:
     bad:pd.DataFrame     # rows of the pairs that were skipped, as in bad_images.csv
 
 def _heads(model): return list({id(p):p for t in (model.query, model.cand) for p in t.head.parameters()}.values())
-def _backbones(model): return list({id(p):p for t in (model.query, model.cand) for p in t.backbone.parameters()}.values())
+def _backbones(model):
+    return list({id(p):p for t in (model.query, model.cand) for p in t.backbone.parameters()}.values())
 
 def train(
     model:TwoTower,               # is trained in place
-    pairs:pd.DataFrame,           # what `read_pairs` gave
+    pairs:pd.DataFrame,           # what read_pairs gave
     images_root,                  # the folder that its paths start from
     cache=None,                   # a folder for features
     folder=None,                  # a folder for the state of an interrupted run
@@ -276,7 +291,7 @@ def train(
     finetune_epochs:int=0,        # over the pictures, at most, with gradients to the backbone
     finetune_lr:float=1e-4,       # highest learning rate of the backbone
     finetune_batch_size:int=64,   # pairs a step, fine-tuning; what decides the memory that is needed
-    embedding:dict=None,          # options of `embed`: batch_size, engine, max_pixels
+    embedding:dict=None,          # options of embed: batch_size, engine, max_pixels
     on_bad:str='error',           # rows with unreadable pictures: error or skip
     candidates=None,              # paths of what will be searched; weighs known against new products in validation
     name:str='pairs.csv',         # what messages call the pairs
@@ -284,10 +299,13 @@ def train(
     progress:bool=None,           # progress bars; default: when somebody is watching
 )->Training:
     "Train two towers on pairs of pictures. Raises `InputError`."
-    if epochs < 0 or finetune_epochs < 0 or batch_size < 2 or finetune_batch_size < 2: raise InputError('train: epochs must be 0 or more, batch sizes 2 or more.')
-    if model.query.head.__class__ is torch.nn.Identity: raise InputError('The model has no heads to train. Set model.embed_dim, to 256 for example.')
+    if epochs < 0 or finetune_epochs < 0 or batch_size < 2 or finetune_batch_size < 2:
+        raise InputError('train: epochs must be 0 or more, batch sizes 2 or more.')
+    if model.query.head.__class__ is torch.nn.Identity:
+        raise InputError('The model has no heads to train. Set model.embed_dim, to 256 for example.')
     model.to(best_device()); args = dict(locals())
-    table,feats,skipped = _readable(model, pairs, images_root, cache, views, on_bad, name, {**(embedding or {}), 'progress':progress})
+    table,feats,skipped = _readable(model, pairs, images_root, cache, views, on_bad, name,
+                                    {**(embedding or {}), 'progress':progress})
     pairs = pairs[~pairs.index.isin(skipped.row)]
     share = _known_share(candidates, table)
     state,v = State(folder, _run_key(args, pairs, feats, share)), Validation(pairs, table, val_frac, seed, share)
@@ -298,10 +316,11 @@ def train(
     model.to('cpu').eval(); state.clear()
     history = pd.DataFrame([{'phase':'baseline', 'epoch':0, **baseline}, *state.d['history']])
     if not trained['recall@1'] > baseline['recall@1'] and v.qi: warn(
-        f'Training did not help: validation Recall@1 {trained["recall@1"]:.3f}, untrained {baseline["recall@1"]:.3f}. More or better pairs, or another backbone, may.')
+        f'Training did not help: validation Recall@1 {trained["recall@1"]:.3f}, untrained {baseline["recall@1"]:.3f}. '
+        'More or better pairs, or another backbone, may.')
     return Training(history, baseline, trained, chosen, skipped)
 
-# %% ../nbs/03_train.ipynb #32b52486
+# %% ../nbs/03_train.ipynb #1e4f556d
 def _readable(model, pairs, root, cache, views, on_bad, name, kw):
     "(table, features, rows that were skipped) without rows whose pictures can't be read"
     table = PairTable(pairs); feats,bad = pair_features(model, table, root, cache, views, **kw)
@@ -316,7 +335,8 @@ def _known_share(candidates, table):
 def _run_key(args, pairs, feats, share):
     "A hash of all that decides the result: settings, pairs, features"
     skip = ('model','pairs','images_root','cache','folder','progress','on_bad','name','candidates','embedding')
-    h = hashlib.sha256(json.dumps([share, args['model'].config, {k:x for k,x in args.items() if k not in skip}], sort_keys=True).encode())
+    h = hashlib.sha256(json.dumps([share, args['model'].config, {k:x for k,x in args.items() if k not in skip}],
+                                  sort_keys=True).encode())
     h.update(pairs.to_csv().encode())
     for x in (feats.q, feats.c): h.update(x.cpu().contiguous().numpy())
     return h.hexdigest()
@@ -334,30 +354,37 @@ class _Run:
         m,a = self.model, self.a
         start_heads(m, self.feats.q[0][np.unique(self.table.qi[rows])], self.feats.c[0][np.unique(self.table.ci[rows])])
         start = _copy(_heads(m))
-        return run_phase(name, [dict(params=_heads(m), lr=a['lr'])], self.feats.heads(m, a['seed']), self.table, rows, self.state, a['epochs'], stop,
-                         a['batch_size'], validate=score and partial(best_blend, _heads(m), start, score), **self.kw), start
+        return run_phase(name, [dict(params=_heads(m), lr=a['lr'])], self.feats.heads(m, a['seed']), self.table, rows,
+                         self.state, a['epochs'], stop, a['batch_size'],
+                         validate=score and partial(best_blend, _heads(m), start, score), **self.kw), start
 
     def tune(self, name, rows, stop=None, validate=None):
         m,a = self.model, self.a
         groups = [dict(params=_backbones(m), lr=a['finetune_lr']), dict(params=_heads(m), lr=a['finetune_lr'])]
-        try: return run_phase(name, groups, image_vectors(m, self.table, self.root, a['seed'], **{k:v for k,v in self.embedding.items() if k == 'max_pixels'}), self.table, rows, self.state,
-                              a['finetune_epochs'], stop, a['finetune_batch_size'], validate=validate, **self.kw)
+        try: return run_phase(
+            name, groups, image_vectors(m, self.table, self.root, a['seed'],
+                                        **{k:v for k,v in self.embedding.items() if k == 'max_pixels'}),
+            self.table, rows, self.state, a['finetune_epochs'], stop, a['finetune_batch_size'],
+            validate=validate, **self.kw)
         except torch.OutOfMemoryError as e: raise InputError('The GPU has too little memory for this batch. Lower '
             f'train.finetune_batch_size (now {a["finetune_batch_size"]}) or take a smaller backbone.') from e
 
     def choose(self):
         "Train on a part of the pairs: ({epochs, blend, finetune_epochs}, validation of that)"
-        best,start = self.train_heads('choose heads', self.v.rows, score=partial(self.feats.validate, self.model, self.v))
+        best,start = self.train_heads('choose heads', self.v.rows,
+                                      score=partial(self.feats.validate, self.model, self.v))
         blend(_heads(self.model), start, _copy(_heads(self.model)), best['blend']); tuned = {'epoch':0}
         if self.a['finetune_epochs']:
-            tuned = self.tune('choose fine-tuning', self.v.rows, validate=partial(image_validation, self.model, self.table, self.root, self.embedding, self.v))
+            tuned = self.tune('choose fine-tuning', self.v.rows, validate=partial(
+                image_validation, self.model, self.table, self.root, self.embedding, self.v))
             best = {**best, **tuned, 'epoch':best['epoch']}
         return (dict(epochs=best['epoch'], blend=best['blend'], finetune_epochs=tuned['epoch']),
                 {k:best[k] for k in ('new','known','recall@1') if k in best})
 
     def no_choice(self):
         warn('Too few candidates to hold any out: nothing is validated, and training runs to its end.')
-        return dict(epochs=self.a['epochs'], blend=1., finetune_epochs=self.a['finetune_epochs']), {'recall@1':float('nan')}
+        return (dict(epochs=self.a['epochs'], blend=1., finetune_epochs=self.a['finetune_epochs']),
+                {'recall@1':float('nan')})
 
     def refit(self, chosen):
         "Train on all pairs as was chosen"
