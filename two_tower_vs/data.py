@@ -143,7 +143,7 @@ def _filled(df, path):
     if df.empty: raise InputError(f'{path} has a header but no rows. Add at least one row.')
     return df
 
-# %% ../nbs/00_data.ipynb #54fe5dc5
+# %% ../nbs/00_data.ipynb #3ca4f420
 def leaves_root(p:str)->bool:
     "Is `p` absolute, or does it climb out of the folder it is relative to?"
     return bool(PureWindowsPath(p).anchor) or normpath(p.replace('\\', '/')).split('/')[0] == '..'
@@ -153,14 +153,13 @@ def check_paths(df, path, images_root, must_exist=True):
     if not Path(images_root).is_dir():
         raise InputError(f'images_root {images_root} is not a folder. '
                          'Set images_root to the folder that the CSV paths start from.')
-    for c in df:
-        for row,p in df[c].drop_duplicates().items():
-            if leaves_root(p):
-                raise InputError(f'{path} row {row}: {c} {p} is absolute or leaves images_root. '
-                                 'Make it relative to images_root.')
-            if must_exist and not (Path(images_root)/p).is_file():
-                raise InputError(f'{path} row {row}: {p} is not in {images_root} (no such file). '
-                                 'Fix or remove the row, or pass on_bad="skip".')
+    paths = {p:(c,row) for c in df for row,p in df[c].drop_duplicates().items()}
+    for p,(c,row) in paths.items():
+        if leaves_root(p):
+            raise InputError(f'{path} row {row}: {c} {p} is absolute or leaves images_root. '
+                             'Make it relative to images_root.')
+    if must_exist:
+        drop_bad(df, {p:f'no such file in {images_root}' for p in paths if not (Path(images_root)/p).is_file()}, path)
 
 # %% ../nbs/00_data.ipynb #7e9a556c
 def _distinct(df, path):
