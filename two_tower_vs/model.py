@@ -24,13 +24,14 @@ def _lite0(pretrained, image_size):
     m.reset_classifier(0)
     return m, dict(size=image_size or 224, mean=[127/255]*3, std=[128/255]*3, interpolation='bicubic')
 
-# %% ../nbs/01_model.ipynb #d909ca75
+# %% ../nbs/01_model.ipynb #de48a7c2
 def _torchvision(name, pretrained, image_size):
     import torchvision.models as tvm
     if name not in tvm.list_models(module=tvm): raise InputError(_unknown(name))
     t = tvm.get_model_weights(name).DEFAULT.transforms()
-    m = tvm.get_model(name, weights='DEFAULT' if pretrained else None,
-                      **({} if pretrained or name not in ('googlenet','inception_v3') else {'init_weights':True}))
+    more = {} if pretrained else {'init_weights':True} if name in ('googlenet','inception_v3') else \
+           {'image_size':t.crop_size[0]} if name.startswith('vit_') else {}
+    m = tvm.get_model(name, weights='DEFAULT' if pretrained else None, **more)
     last = [n for n,l in m.named_modules()
             if 1000 in (getattr(l, 'out_features', 0), getattr(l, 'out_channels', 0)) and 'aux' not in n.lower()][-1]
     m.set_submodule(last, nn.Identity())
