@@ -10,7 +10,6 @@ __all__ = ['flat_limit', 'resolve_kind', 'Index', 'agreement', 'configure', 'tun
 import json, math
 import numpy as np, pandas as pd
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from warnings import warn
 from .data import InputError, read_table, replacing

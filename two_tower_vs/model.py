@@ -11,7 +11,7 @@ import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from difflib import get_close_matches
 from pathlib import Path
 from PIL import Image
-from .data import InputError, load_image, replacing
+from .data import InputError, replacing
 
 # %% ../nbs/01_model.ipynb #fde3aeba
 def _lite0(pretrained, image_size):

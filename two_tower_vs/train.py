@@ -16,7 +16,7 @@ from warnings import warn
 from tqdm.auto import tqdm
 from .data import InputError, bad_rows, drop_bad, in_threads, load_image, replacing, split_pairs
 from .model import Tower, TwoTower, best_device
-from .embed import augment, backbone_key, embed
+from .embed import augment, embed
 from .loss import clamp_scale, info_nce, known_positives, log_scale, pair_keys
 
 # %% ../nbs/03_train.ipynb #0c0e0e81
