@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 import two_tower_vs
 
-# %% ../nbs/09_cli.ipynb #c2bacf91
+# %% ../nbs/09_cli.ipynb #976c1b4d
 class Data:
     "The section `data`: where the pictures and the three CSVs are."
     def __init__(self,
@@ -28,6 +28,7 @@ class Data:
 
 def serve_defaults(host:str='127.0.0.1', port:int=8000): "The section `serve`, read by a later stage."
 
+# %% ../nbs/09_cli.ipynb #80543cea
 def schema()->dict:   # section -> {key: its parameter}
     "What config.yaml may hold."
     from inspect import signature
@@ -45,7 +46,7 @@ def schema()->dict:   # section -> {key: its parameter}
                         if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})}
     return {n:keys(n, f) for n,f in sections.items()}
 
-# %% ../nbs/09_cli.ipynb #29d4ff2d
+# %% ../nbs/09_cli.ipynb #48707854
 def _bad(where, problem, options=(), key=None):
     from difflib import get_close_matches
     from two_tower_vs.data import InputError
@@ -68,6 +69,7 @@ def _checked(where, v, p):
                   list="a list of whole numbers").get(want.__name__, want.__name__)}''')
     return v
 
+# %% ../nbs/09_cli.ipynb #97a76a75
 def read_config(
     path,    # a YAML file
 )->dict:     # section -> {key: value}, with out and seed; all sections are there
@@ -91,6 +93,7 @@ def read_config(
         else: out[n] = v
     return out
 
+# %% ../nbs/09_cli.ipynb #a3825c99
 def _section(path, name, d, known):
     if not isinstance(d, dict): _bad(path, f'{name} should hold keys, as in {name}: {{{next(iter(known))}: …}}')
     for k in d:
@@ -134,7 +137,7 @@ class Run:
         new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
         with replacing(path) as (t,): new.to_csv(t, index=False)
 
-# %% ../nbs/09_cli.ipynb #5b34bac4
+# %% ../nbs/09_cli.ipynb #132261fd
 def train_stage(r:Run):
     from two_tower_vs.data import read_table, replacing
     from two_tower_vs.model import TwoTower, save_model
@@ -160,6 +163,7 @@ def _training_line(t):
             f'  kept {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way from the start, '
             f'{c["finetune_epochs"]} epochs of fine-tuning; trained on all pairs with that')
 
+# %% ../nbs/09_cli.ipynb #9e69b0ba
 def eval_stage(r:Run):
     from two_tower_vs.data import read_table, replacing, warn_overlap
     from two_tower_vs.eval import evaluate, save_evaluation, show_worst
@@ -174,7 +178,7 @@ def eval_stage(r:Run):
     print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; '
           f'percent, with 95 % intervals\n{_indent(e.table())}')
 
-# %% ../nbs/09_cli.ipynb #6cf2f7e2
+# %% ../nbs/09_cli.ipynb #c6ad6c78
 def index_stage(r:Run):
     from two_tower_vs.data import bad_rows, drop_bad
     from two_tower_vs.embed import embed
@@ -198,6 +202,7 @@ def _real_queries(r, model, most=1000):
     paths = paths[np.sort(np.random.default_rng(r.seed).permutation(len(paths))[:most])]
     return embed(model.query, paths, r.root, r.cache, desc='queries', **r.embedding).vectors
 
+# %% ../nbs/09_cli.ipynb #b80ae533
 def query_stage(r:Run):
     from warnings import warn
     from two_tower_vs.index import edited
@@ -231,7 +236,7 @@ def demo_stage(args):
 
 stages = dict(train=train_stage, eval=eval_stage, index=index_stage, query=query_stage, all=all_stages)
 
-# %% ../nbs/09_cli.ipynb #5703985b
+# %% ../nbs/09_cli.ipynb #c0f37444
 about = ("Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, "
          "a FAISS index, answers in milliseconds.")
 examples = """stages:
@@ -249,6 +254,7 @@ examples:
 
 Exit status: 0; 2 for a mistake in what was given, said in one line; 1 for anything else."""
 
+# %% ../nbs/09_cli.ipynb #a499eebe
 def parser()->argparse.ArgumentParser:
     "The flags; all other settings live in the config file."
     p = argparse.ArgumentParser('two_tower_vs', description=about, epilog=examples,
@@ -263,6 +269,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--version', action='version', version=two_tower_vs.__version__)
     return p
 
+# %% ../nbs/09_cli.ipynb #a40b730e
 def main(argv=None)->int:   # exit status
     "Run one stage."
     args = parser().parse_args(argv); t = time.perf_counter()
@@ -282,6 +289,7 @@ def main(argv=None)->int:   # exit status
     print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')
     return 0
 
+# %% ../nbs/09_cli.ipynb #349c28e9
 def _warn_once(said):
     "Our own warnings, one line each, once"
     ours = str(Path(two_tower_vs.__file__).parent), '<'   # '<': a notebook's cell

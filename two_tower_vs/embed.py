@@ -36,7 +36,7 @@ class Embeddings:
         at = {p:i for i,p in enumerate(self.paths)}
         return np.array([at.get(p, -1) for p in paths], dtype=np.int64)
 
-# %% ../nbs/01a_embed.ipynb #e3a60051
+# %% ../nbs/01a_embed.ipynb #da4733ab
 def backbone_key(tower:Tower)->str:
     "A hash of all that decides a feature: the backbone's weights and the preprocessing."
     h = hashlib.sha256(json.dumps([type(tower.backbone).__name__, tower.prep], sort_keys=True).encode())
@@ -54,6 +54,7 @@ class _Features(torch.nn.Module):
     def __init__(self, tower): super().__init__(); self.tower = tower
     def forward(self, x): return self.tower.features(x)
 
+# %% ../nbs/01a_embed.ipynb #63e7113b
 def _openvino_engine(tower, folder, key):
     "`folder` keeps the converted network, which takes seconds to make"
     import openvino as ov
@@ -180,7 +181,7 @@ def _blocks(it, n):
     it = iter(it)
     while b := list(islice(it, n)): yield b
 
-# %% ../nbs/01a_embed.ipynb #e0e8d20a
+# %% ../nbs/01a_embed.ipynb #8cf6f451
 def embed(
     tower:Tower,
     paths,                      # of pictures, as in a CSV
@@ -221,6 +222,7 @@ def embed(
     keep = [i for i,p in enumerate(paths) if p not in bad]
     return Embeddings(np.ascontiguousarray(out[keep]), [paths[i] for i in keep], bad)
 
+# %% ../nbs/01a_embed.ipynb #dab4c01a
 @torch.inference_mode()
 def apply_head(tower, feats:np.ndarray)->np.ndarray:   # unit features (n, f) -> unit vectors (n, d)
     "What the tower makes of features."

@@ -87,7 +87,7 @@ def untrained(model:TwoTower)->TwoTower:
     "The model's backbone as it was before training, without heads: the baseline."
     return TwoTower(**{**model.config, 'embed_dim':None})
 
-# %% ../nbs/04_eval.ipynb #d25418b1
+# %% ../nbs/04_eval.ipynb #8aaf8bda
 def _embedded(model, queries, cands, *args, **kw):
     return (embed(model.query, queries, *args, desc='queries', **kw),
             embed(model.cand, cands, *args, desc='candidates', **kw))
@@ -104,6 +104,7 @@ def nearest(q:Embeddings, c:Embeddings, k:int)->tuple:   # candidate numbers (n,
     s,i = faiss.knn(q.vectors, c.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
     return i, s
 
+# %% ../nbs/04_eval.ipynb #e47172c9
 def evaluate(
     model:TwoTower,
     gt:pd.DataFrame,             # what read_gt gave

@@ -37,7 +37,7 @@ def resolve_kind(
     codes = max(m for m in range(1, d+1) if d % m == 0 and m <= max(1, d//4))
     return kind, f'IVF{lists},PQ{codes}x4fs,Refine(SQ8)'
 
-# %% ../nbs/05_index.ipynb #c340411a
+# %% ../nbs/05_index.ipynb #749d17af
 @dataclass
 class Index:
     "A FAISS index, the candidates that its rows stand for, and what it was made from."
@@ -62,6 +62,7 @@ class Index:
         s,i = s[i>=0], i[i>=0]
         return pd.DataFrame({'rank':np.arange(1, len(i)+1), 'cand_path':[self.paths[j] for j in i], 'score':s})
 
+# %% ../nbs/05_index.ipynb #03fe7851
 def agreement(
     index, # a faiss.Index
     exact, # rows of the true nearest (n, k)
@@ -102,7 +103,7 @@ def tune(index, kind, fixed:dict, q, exact, target:float)->tuple:   # (settings,
     configure(index, best[0])
     return best
 
-# %% ../nbs/05_index.ipynb #4467a87b
+# %% ../nbs/05_index.ipynb #0672b732
 def build_index(
     cands:Embeddings,            # of the candidate tower
     model_sha256:str,            # of the model that made them
@@ -129,6 +130,7 @@ def build_index(
         format=1, kind=kind, factory=spec, search=search, dim=d, rows=n, metric='inner_product',
         model_sha256=model_sha256, recall_vs_exact=recall, faiss=faiss.__version__))
 
+# %% ../nbs/05_index.ipynb #d82754ca
 def _fill(index, x, spec, chunk):
     most = 256*max(16, 4*int(len(x)**.5)) if index.is_trained is False else 0
     if most:
@@ -152,7 +154,7 @@ def _measure(index, kind, fixed, queries, x, target):
     s,a = tune(index, kind, fixed, q, exact, target if kind != 'factory' else 0)
     return s, {'k':k, 'value':round(a, 4), 'queries':len(q)}
 
-# %% ../nbs/05_index.ipynb #d3a4995a
+# %% ../nbs/05_index.ipynb #9d52154c
 def save_index(
     index:Index,
     folder,          # receives vectors.faiss, candidates.csv, manifest.json
@@ -170,6 +172,7 @@ def save_index(
         manifest.write_text(json.dumps(index.manifest, indent=1)+'\n')
     return index.manifest
 
+# %% ../nbs/05_index.ipynb #c21b2a20
 def load_index(
     folder,                 # with the three files
     model_sha256:str=None,  # of the model whose vectors will be searched with; None: not checked
@@ -192,6 +195,7 @@ def load_index(
     configure(index, m['search'])
     return Index(index, read_table(folder/'candidates.csv', ['cand_path']).cand_path.tolist(), m)
 
+# %% ../nbs/05_index.ipynb #1f3f5552
 def edited(index:Index, source)->bool:
     "Was the candidates.csv changed since the index was made from it?"
     return (bool(index.manifest.get('source_sha256')) and Path(source).is_file()

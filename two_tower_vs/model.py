@@ -24,7 +24,7 @@ def _lite0(pretrained, image_size):
     m.reset_classifier(0)
     return m, dict(size=image_size or 224, mean=[127/255]*3, std=[128/255]*3, interpolation='bicubic')
 
-# %% ../nbs/01_model.ipynb #de48a7c2
+# %% ../nbs/01_model.ipynb #c7a438d2
 def _torchvision(name, pretrained, image_size):
     import torchvision.models as tvm
     if name not in tvm.list_models(module=tvm): raise InputError(_unknown(name))
@@ -49,6 +49,7 @@ def _timm(name, pretrained, image_size):
     return m, dict(size=image_size or c['input_size'][-1], mean=list(c['mean']), std=list(c['std']),
                    interpolation=c['interpolation'])
 
+# %% ../nbs/01_model.ipynb #b11b8f2b
 def _unknown(name):
     import timm, torchvision.models as tvm
     names = ['efficientnet_lite0', *tvm.list_models(module=tvm), *(f'timm/{n}' for n in timm.list_models())]
@@ -56,7 +57,7 @@ def _unknown(name):
     return (f'backbone {name!r} is unknown. {f"Did you mean {chr(44).join(near)}? " if near else ""}'
             'Use efficientnet_lite0, a torchvision classifier (resnet18, …) or timm/NAME.')
 
-# %% ../nbs/01_model.ipynb #2477bb13
+# %% ../nbs/01_model.ipynb #468d740d
 def make_backbone(
     name:str='efficientnet_lite0', # efficientnet_lite0, a torchvision classifier, or timm/NAME
     pretrained:bool=True,          # with its trained weights? they may be downloaded once
@@ -79,6 +80,7 @@ def make_backbone(
 
 def _short(e): return ' '.join(str(e).split())[:160].rstrip('. ')
 
+# %% ../nbs/01_model.ipynb #6a51220d
 def _load_weights(m, file, name):
     if not Path(file).is_file(): raise InputError(f'weights: {file}: no such file.')
     try:
@@ -125,12 +127,13 @@ class Tower(nn.Module):
         if not torch.is_tensor(x): x = torch.from_numpy(np.stack([self.pixels(im) for im in x])).to(self.mean.device)
         return F.normalize(self.head(self.features(x)).float(), dim=-1)
 
-# %% ../nbs/01_model.ipynb #96ac0186
+# %% ../nbs/01_model.ipynb #f2ad5df7
 def _head(f, d):
     if not d: return nn.Identity()
     h = nn.Linear(f, d); nn.init.orthogonal_(h.weight); nn.init.zeros_(h.bias)
     return h
 
+# %% ../nbs/01_model.ipynb #f32b4f9b
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
     def __init__(self,
@@ -160,6 +163,7 @@ class TwoTower(nn.Module):
         self.n_features = f
         self.eval()
 
+# %% ../nbs/01_model.ipynb #aad47bd5
 def _n_features(net, prep, name):
     "Width of the features; also shows that the network takes pictures of this size"
     s = prep['size']
@@ -197,7 +201,7 @@ def save_model(
         desc.write_text(json.dumps(dict(config, sha256=sha), indent=1)+'\n')
     return sha
 
-# %% ../nbs/01_model.ipynb #01165549
+# %% ../nbs/01_model.ipynb #8d48bc03
 def read_manifest(
     path,     # a JSON file of ours
     made_by,  # the stage that writes it, for the message
@@ -213,6 +217,7 @@ def read_manifest(
                          f'Upgrade two_tower_vs, or make it anew with --stage {made_by}.')
     return d
 
+# %% ../nbs/01_model.ipynb #1b440c86
 def load_model(
     folder,    # with model.safetensors and model.json
 )->TwoTower:   # on the CPU, in evaluation mode; model.sha256 is its hash

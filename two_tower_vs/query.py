@@ -17,7 +17,7 @@ from .model import TwoTower, best_device, load_model
 from .embed import Engine, apply_head
 from .index import Index, load_index
 
-# %% ../nbs/06_query.ipynb #10144504
+# %% ../nbs/06_query.ipynb #f90ef6f9
 class Searcher:
     "Answers pictures with candidates; loads once, answers many times."
     def __init__(self,
@@ -41,6 +41,7 @@ class Searcher:
         "Hits of one picture: a path or bytes. Raises `BadImage`."
         return self.index.hits(self.vectors(self.pixels(src)[None])[0], topk)
 
+# %% ../nbs/06_query.ipynb #ff15e73c
 def load_searcher(
     out,           # the folder that a run left behind: model/, index/
     **kw,          # of Searcher
@@ -88,7 +89,7 @@ def latency(
     return pd.DataFrame(np.percentile(1000*np.array(t), [50,95], axis=0).T.round(3),
                         index=['decode','embed','search','total'], columns=['p50','p95'])
 
-# %% ../nbs/06_query.ipynb #b12e4c5b
+# %% ../nbs/06_query.ipynb #5d0db8d9
 @dataclass
 class Answers:
     "What queries found."
@@ -111,6 +112,7 @@ class Answers:
         return {**(one[0] if len(one) == 1 else {'queries':one}), 'latency_ms':self.latency.T.to_dict(),
                 'runs':self.runs, 'threads':self.threads, 'engine':self.engine}
 
+# %% ../nbs/06_query.ipynb #d83dc723
 def image_files(paths)->list:
     "The files named, and those in the folders named. Raises `InputError` for what isn't there."
     out = []
@@ -120,11 +122,12 @@ def image_files(paths)->list:
     if not out: raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files.')
     return out
 
-# %% ../nbs/06_query.ipynb #54c720b6
+# %% ../nbs/06_query.ipynb #fb4e1306
 def _pixels(s, f):
     try: return s.pixels(f)
     except BadImage as e: return str(e)
 
+# %% ../nbs/06_query.ipynb #9bacf570
 def query(
     s:Searcher,
     images:list,     # files and folders
@@ -149,6 +152,7 @@ def query(
 
 def _refuse(what): raise InputError(what)
 
+# %% ../nbs/06_query.ipynb #e83e3d88
 def save_answers(a:Answers, folder, images_root):
     "Write query.json and query.png."
     with replacing(Path(folder)/'query.json', Path(folder)/'query.png') as (j,p):

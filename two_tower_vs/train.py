@@ -127,7 +127,7 @@ def _step(opt, scale, vectors, table, rows, epoch):
         f'The loss is {loss.item()} in epoch {epoch}: training diverged. Lower train.lr (or train.finetune_lr).')
     return loss.item(), int(known.sum())
 
-# %% ../nbs/03_train.ipynb #05760c9d
+# %% ../nbs/03_train.ipynb #6209e531
 def run_phase(
     name:str,          # of the phase, in the history
     groups:list,       # parameter groups, each with its own lr
@@ -169,6 +169,7 @@ def run_phase(
     state.d['done'][name] = best; state.save(force=True)
     return _finish(params, best)
 
+# %% ../nbs/03_train.ipynb #2981f6b1
 def _epoch(epoch, epochs, opt, scale, step, bs):
     t,losses,masked = time.perf_counter(), [], 0
     for i,b in enumerate(bs):
@@ -194,6 +195,7 @@ def _resume(name, state, params, opt):
     _put(params, now['params']); opt.load_state_dict(now['opt'])
     return now['epoch'], now['best']
 
+# %% ../nbs/03_train.ipynb #c6331cdb
 def _finish(params, best):
     _put(params, best['params']); return {k:v for k,v in best.items() if k != 'params'}
 
@@ -261,7 +263,7 @@ def image_validation(model, table, root, kw, v):
         embed(tower, [names[j] for j in i], root, **{**kw, 'progress':False}).vectors)
     return v(side(model.query, table.queries), side(model.cand, table.cands))
 
-# %% ../nbs/03_train.ipynb #0d0eb9ab
+# %% ../nbs/03_train.ipynb #3f93baad
 @dataclass
 class Training:
     "What a training run did."
@@ -275,6 +277,7 @@ def _heads(model): return list({id(p):p for t in (model.query, model.cand) for p
 def _backbones(model):
     return list({id(p):p for t in (model.query, model.cand) for p in t.backbone.parameters()}.values())
 
+# %% ../nbs/03_train.ipynb #37d1b231
 def train(
     model:TwoTower,               # is trained in place
     pairs:pd.DataFrame,           # what read_pairs gave
@@ -320,7 +323,7 @@ def train(
         'More or better pairs, or another backbone, may.')
     return Training(history, baseline, trained, chosen, skipped)
 
-# %% ../nbs/03_train.ipynb #1e4f556d
+# %% ../nbs/03_train.ipynb #b211fd06
 def _readable(model, pairs, root, cache, views, on_bad, name, kw):
     "(table, features, rows that were skipped) without rows whose pictures can't be read"
     table = PairTable(pairs); feats,bad = pair_features(model, table, root, cache, views, **kw)
@@ -341,6 +344,7 @@ def _run_key(args, pairs, feats, share):
     for x in (feats.q, feats.c): h.update(x.cpu().contiguous().numpy())
     return h.hexdigest()
 
+# %% ../nbs/03_train.ipynb #e555c909
 class _Run:
     "The phases of one training run"
     def __init__(self, model, table, feats, v, root, state, args):
