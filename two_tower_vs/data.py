@@ -116,7 +116,8 @@ def in_threads(
 # %% ../nbs/00_data.ipynb #54b17b41
 def read_table(
     path,         # a CSV file, UTF-8
-    columns:list, # the columns that it must have; others are left out
+    columns:list, # the columns that it must have
+    extra=(),     # those that it may have, empty cells included; others are left out
 )->pd.DataFrame:  # text, indexed by spreadsheet row
     "Read a CSV whose cells are paths. Raises `InputError` for anything that isn't one."
     path = Path(path)
@@ -131,13 +132,13 @@ def read_table(
         raise InputError(f'{path} row 1: there is no column {lost[0]}, only {", ".join(map(str, df.columns[:8]))}. '
                          f'The header must name {",".join(columns)}.')
     df.index = pd.RangeIndex(2, len(df)+2, name='row')
-    return _filled(df[columns].fillna(''), path)
+    return _filled(df[[*columns, *(c for c in extra if c in df)]].fillna(''), path, columns)
 
-def _filled(df, path):
+def _filled(df, path, columns):
     "`df` without blank lines; a row with only some cells filled is a mistake"
     empty = df == ''
     df, empty = df[~empty.all(axis=1)], empty[~empty.all(axis=1)]
-    for c in df:
+    for c in columns:
         if empty[c].any():
             raise InputError(f'{path} row {empty[c].idxmax()}: {c} is empty. Fill it in or remove the row.')
     if df.empty: raise InputError(f'{path} has a header but no rows. Add at least one row.')
@@ -194,9 +195,9 @@ def read_gt(
     images_root,      # the folder that its paths start from
     candidates,       # the table that read_candidates gave
     on_bad='error',   # right answers that are no candidates, and files that aren't there: error or skip
-)->pd.DataFrame:      # columns query_path,gt_cand_path; indexed by spreadsheet row
+)->pd.DataFrame:      # columns query_path,gt_cand_path, group if there is one; indexed by spreadsheet row
     "Read the right answers for evaluation. Raises `InputError`."
-    df = _distinct(read_table(path, ['query_path','gt_cand_path']), path)
+    df = _distinct(_one_group(read_table(path, ['query_path','gt_cand_path'], ['group']), path), path)
     lost = ~df.gt_cand_path.isin(candidates.cand_path)
     if lost.any():
         row = lost.idxmax()
@@ -209,9 +210,23 @@ def read_gt(
         if df.empty:
             raise InputError(f'{path}: no row is left to evaluate on. '
                              'Its gt_cand_path must be spelled as in the candidates.')
-    check_paths(df, path, images_root, on_bad=='error')
+    check_paths(df[['query_path','gt_cand_path']], path, images_root, on_bad=='error')
     return df
 
+# %% ../nbs/00_data.ipynb #004370e8
+def _one_group(df, path):
+    "`df` with the name of empty groups; a query in two of them is a mistake"
+    if 'group' not in df: return df
+    df = df.assign(group=df.group.replace('', '(none)'))
+    first = df.drop_duplicates('query_path').reset_index().set_index('query_path').loc[df.query_path]
+    two = df.group.values != first.group.values
+    if two.any():
+        i = two.argmax(); a,b = df.iloc[i], first.iloc[i]
+        raise InputError(f'{path} row {df.index[i]}: {a.query_path} is in group {a.group}, in row {b.row} in group '
+                         f'{b.group}. A query has one group: write the same in all its rows.')
+    return df
+
+# %% ../nbs/00_data.ipynb #a61da23e
 def warn_overlap(pairs, gt):
     "Warn when queries are used for training and for evaluation."
     q = gt.query_path.drop_duplicates(); n = q.isin(pairs.query_path).sum()
