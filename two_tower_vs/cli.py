@@ -34,16 +34,17 @@ def schema()->dict:   # section -> {key: its parameter}
     from inspect import signature
     from two_tower_vs.model import TwoTower
     from two_tower_vs.embed import embed
-    from two_tower_vs.train import train
+    from two_tower_vs.train import finetune, train
     from two_tower_vs.eval import evaluate
     from two_tower_vs.index import build_index
     from two_tower_vs.query import query
-    sections = dict(data=Data, model=TwoTower, embed=embed, train=train, eval=evaluate, index=build_index,
-                    query=query, serve=serve_defaults)
-    wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries','chunk',
-             'root','out','desc','view'}
+    sections = dict(data=Data, model=TwoTower, embed=embed, train=train, finetune=finetune, eval=evaluate,
+                    index=build_index, query=query, serve=serve_defaults)
+    wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries',
+             'root','out','desc','view','preset','tuning'}
     keys = lambda n,f: {k:p for k,p in signature(f).parameters.items()
-                        if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})}
+                        if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})
+                        and (n,k) != ('index','chunk')}
     return {n:keys(n, f) for n,f in sections.items()}
 
 # %% ../nbs/09_cli.ipynb #48707854
@@ -140,6 +141,7 @@ class Run:
 # %% ../nbs/09_cli.ipynb #132261fd
 def train_stage(r:Run):
     from two_tower_vs.data import read_table, replacing
+    from two_tower_vs.eval import untrained
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.train import train
     cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').is_file() else None
@@ -147,21 +149,23 @@ def train_stage(r:Run):
           f'and {r.pairs.cand_path.nunique():,} candidates')
     model = TwoTower(**r.cfg['model'], seed=r.seed)
     t = train(model, r.pairs, r.root, r.cache, r.out/'train', candidates=cands, on_bad=r.on_bad('error'),
-              name=r.file('pairs'), seed=r.seed, embedding=r.embedding, **r.cfg['train'])
+              name=r.file('pairs'), seed=r.seed, embedding=r.embedding, tuning=r.cfg['finetune'], **r.cfg['train'])
     r.record_bad(t.bad, r.file('pairs'))
-    save_model(model, r.out/'model')
+    save_model(model if t.promoted else untrained(model), r.out/'model')
     with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
     print(_training_line(t))
 
 def _training_line(t):
     pct = lambda d,k: f'{100*d[k]:.1f}'
-    names = {'recall@1':'Recall@1', 'new':'new candidates', 'known':'known candidates'}
+    names = {'new':'new candidates', 'known':'known candidates', 'recall@1':'balanced'}
     parts = [f'{names[k]} {pct(t.baseline, k)} -> {pct(t.trained, k)}'
              for k in names if k in t.trained and k in t.baseline]
     c = t.chosen
-    return (f'  held-out pairs, untrained -> trained, in percent: {"; ".join(parts)}\n'
-            f'  kept {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way from the start, '
-            f'{c["finetune_epochs"]} epochs of fine-tuning; trained on all pairs with that')
+    g = t.gain and f' ({100*t.gain["value"]:+.1f}, {100*t.gain["ci95"][0]:+.1f} to {100*t.gain["ci95"][1]:+.1f})'
+    return (f'  held-out pairs, untrained -> trained, in percent: {"; ".join(parts)}{g or ""}\n'
+            f'  chosen: gap {c["gap"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way, '
+            f'{c["finetune_epochs"]} epochs of fine-tuning; ' +
+            ('done with all pairs' if t.promoted else 'not promoted, the untrained backbone is kept'))
 
 # %% ../nbs/09_cli.ipynb #9e69b0ba
 def eval_stage(r:Run):
