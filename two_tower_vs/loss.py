@@ -23,8 +23,9 @@ def logits(
 # %% ../nbs/02_loss.ipynb #ed951e79
 def _both_ways(z, known, logq):
     "Logits of the queries' direction (b, m) and of the candidates' (b, b); what is left out is -inf"
+    if logq is not None: z = z-logq
     if known is not None: z = z.masked_fill(known, -torch.inf)
-    return (z if logq is None else z-logq), z[:, :len(z)].T
+    return z, z[:, :len(z)].T
 
 # %% ../nbs/02_loss.ipynb #58a63df8
 def info_nce(
