@@ -183,10 +183,11 @@ def _match(t, match, seed):
     s = match['threshold']; passed,absent = t.top1_score.to_numpy() >= s, t.wrong_score.to_numpy() >= s
     x = np.c_[passed, passed & _first_right(t), ~absent].astype(float)
     shares = _cells(pd.DataFrame(x[:,[0,2]], columns=['coverage','refused']), seed)
-    m = resample(x, seed=seed); m = m[m[:,0] > 0]   # a draw in which nothing passes has no precision
-    precision = {'value':None, 'ci95':[None,None]} if not passed.any() else {
-        'value':round(float(x[:,1].sum()/x[:,0].sum()), 6), 'ci95':np.percentile(m[:,1]/m[:,0], [2.5,97.5]).round(6).tolist()}
-    return {'match':{'threshold':s, 'wanted_precision':match['precision'], 'precision':precision, **shares}}
+    m = np.vstack([x.mean(0), resample(x, seed=seed)]); m = m[m[:,0] > 0]   # where nothing passes is no precision
+    p = m[:,1]/m[:,0]; p = [p[0], *np.percentile(p[1:], [2.5,97.5])] if passed.any() else [None]*3
+    value,*ci95 = (v if v is None else round(float(v), 6) for v in p)
+    return {'match':{'threshold':s, 'wanted_precision':match['precision'],
+                     'precision':{'value':value, 'ci95':ci95}, **shares}}
 
 # %% ../nbs/04_eval.ipynb #9e0dde5a
 def _say_if_worse(metrics, name):

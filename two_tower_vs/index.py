@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from warnings import warn
 from .data import InputError, read_table, replacing
-from .model import file_sha256, read_manifest
+from .model import file_sha256, read_manifest, shorten
 from .embed import Embeddings
 
 # %% ../nbs/05_index.ipynb #490e4bdf
@@ -46,11 +46,12 @@ class Index:
     manifest:dict      # as manifest.json
 
     def search(self,
-        vectors:np.ndarray, # unit query vectors (n, d), of the model that made the index
+        vectors:np.ndarray, # unit query vectors (n, d) of the model; shortened where the index holds shorter ones
         k:int=10,           # hits a query; fewer where there are fewer candidates
     )->tuple:               # scores (n, k), rows (n, k), best first; -1 for none
         "The nearest candidates of each query. Raises `InputError` for vectors of another size."
         v = np.ascontiguousarray(vectors, dtype=np.float32)
+        if v.ndim == 2 and self.faiss.d != v.shape[1] == self.manifest.get('model_dim'): v = shorten(v, self.faiss.d)
         if v.ndim != 2 or v.shape[1] != self.faiss.d: raise InputError(
             f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: '
             'they come from another model.')
@@ -114,21 +115,36 @@ def build_index(
     nprobe:int=None,             # lists to probe, instead of tuning
     ef_search:int=None,          # breadth of HNSW's search, instead of tuning
     k_factor:float=None,         # times k candidates that the refine stage scores, instead of tuning
+    dim:int=None,                # numbers of each vector to index, the first ones; default: all
+    sizes:list=(),               # sizes that the model was trained for: its training_info['matryoshka']
     chunk:int=65536,             # vectors added at once
 )->Index:
     "Build, tune and measure an index. Raises `InputError`."
     import faiss
-    n,d = cands.vectors.shape
+    x,queries = _first(cands.vectors, queries, dim, sizes or ()); n,d = x.shape
     kind,spec = ('factory', factory) if factory else resolve_kind(kind, n, d)
     try: index = faiss.index_factory(d, spec, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as e: raise InputError(
         f'index.factory {spec!r} is not a FAISS index of {d} dimensions ({str(e).splitlines()[-1][-80:]}).') from e
-    _fill(index, cands.vectors, spec, chunk)
+    _fill(index, x, spec, chunk)
     fixed = {k:v for k,v in {'nprobe':nprobe, 'efSearch':ef_search, 'k_factor_rf':k_factor}.items() if v is not None}
-    search,recall = _measure(index, kind, fixed, queries, cands.vectors, recall_target)
+    search,recall = _measure(index, kind, fixed, queries, x, recall_target)
     return Index(index, cands.paths, dict(
-        format=1, kind=kind, factory=spec, search=search, dim=d, rows=n, metric='inner_product',
-        model_sha256=model_sha256, recall_vs_exact=recall, faiss=faiss.__version__))
+        format=1, kind=kind, factory=spec, search=search, dim=d, model_dim=cands.vectors.shape[1], rows=n,
+        metric='inner_product', model_sha256=model_sha256, recall_vs_exact=recall, faiss=faiss.__version__))
+
+# %% ../nbs/05_index.ipynb #4e520858
+def _first(x, queries, dim, sizes):
+    "Both with the first `dim` numbers of each vector"
+    d = x.shape[1]
+    if dim in (None, d): return x, queries
+    if not 0 < dim < d: raise InputError(
+        f'index.dim is {dim}, but the model gives vectors of {d} numbers. Use 1 to {d}, or leave it out.')
+    if dim not in sizes: warn(
+        f'index.dim is {dim}, and the model was not trained for vectors of that size'
+        f'{f", only of {chr(44).join(map(str, [*sizes, d]))}" if len(sizes) else ""}: it will find less than it could. '
+        'See what evaluation says of sizes, train with it in train.matryoshka, or leave index.dim out.')
+    return shorten(x, dim), None if queries is None else shorten(queries, dim)
 
 # %% ../nbs/05_index.ipynb #d82754ca
 def _fill(index, x, spec, chunk):

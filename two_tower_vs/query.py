@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from warnings import warn
+from PIL import Image
 from .data import BadImage, InputError, image_grid, in_threads, load_image, replacing, thumb
 from .model import TwoTower, best_device, load_model
 from .embed import Engine, apply_head
@@ -28,6 +29,7 @@ class Searcher:
     ):
         self.max_pixels,self.model,self.index = max_pixels, model.to(best_device()).eval(), index
         self.engine = Engine(self.model.query, folder=cache)
+        self.threshold = _threshold(model, index)   # the least score of a match; None: not known
 
     def pixels(self, src)->np.ndarray:                # uint8 (3, s, s)
         "Decode a file or bytes. Raises `BadImage`."
@@ -40,6 +42,14 @@ class Searcher:
     def search(self, src, topk:int=10)->pd.DataFrame: # rank, cand_path, score
         "Hits of one picture: a path or bytes. Raises `BadImage`."
         return self.index.hits(self.vectors(self.pixels(src)[None])[0], topk)
+
+# %% ../nbs/06_query.ipynb #6ec562a0
+def _threshold(model, index):
+    match,m = model.training_info.get('match'), index.manifest
+    if not match: return None
+    if m['dim'] == m.get('model_dim', m['dim']): return match['threshold']
+    warn(f"The threshold for a match was found with vectors of {m['model_dim']} numbers, and the index has {m['dim']}: "
+         'hits are not marked as match or no match.')
 
 # %% ../nbs/06_query.ipynb #ff15e73c
 def load_searcher(
@@ -57,18 +67,24 @@ def show_hits(
     per_row:int=5, # hits in a row
     most:int=8,    # queries to show
     cell:float=.75,# inches a picture
+    threshold:float=None, # the least score of a match; hits below it are pale
     **grid,        # of image_grid
 ):
     "Queries at the left, their hits to the right with scores; one query may take several rows."
-    rows,titles = [],[]
+    rows,titles,side,least = [], [], int(128*cell), -np.inf if threshold is None else threshold
     for src,hits in islice(answers.items(), most):
         n = len(hits) if len(answers) == 1 else min(per_row, len(hits))
         for i in range(0, n, per_row):
             part = hits.iloc[i:min(i+per_row, n)]
-            rows.append([thumb(src, int(128*cell)) if i == 0 else None] +
-                        [thumb(Path(images_root)/p, int(128*cell)) for p in part.cand_path])
-            titles.append(['query' if i == 0 else ''] + [f'{r}: {v:.2f}' for r,v in zip(part['rank'], part.score)])
+            rows.append([thumb(src, side) if i == 0 else None] +
+                        [_pale(thumb(Path(images_root)/p, side), v < least) for p,v in zip(part.cand_path, part.score)])
+            titles.append([('no match' if hits.score.iloc[0] < least else 'query') if i == 0 else ''] +
+                          [f'{r}: {v:.2f}' for r,v in zip(part['rank'], part.score)])
     return image_grid(rows, titles, cell=cell, **grid)
+
+def _pale(im, pale):
+    "A picture in pale grey, if asked"
+    return im and pale and Image.blend(im.convert('L'), Image.new('L', im.size, 255), .7).convert('RGB') or im
 
 # %% ../nbs/06_query.ipynb #9470baa0
 def latency(
@@ -98,18 +114,22 @@ class Answers:
     runs:int
     threads:int
     engine:str
+    threshold:float=None    # the least score of a match, where it is known
 
     def table(self)->pd.DataFrame:
-        "All hits; with the picture's name in front where there are several."
-        if len(self.hits) == 1: return next(iter(self.hits.values()))
-        return pd.concat([h.assign(image=str(p)) for p,h in self.hits.items()],
-                         ignore_index=True)[['image','rank','cand_path','score']]
+        "All hits; with the picture's name in front where there are several, and `match` where there is a threshold."
+        if len(self.hits) == 1: return self._marked(next(iter(self.hits.values())))
+        df = pd.concat([h.assign(image=str(p)) for p,h in self.hits.items()], ignore_index=True)
+        return self._marked(df[['image','rank','cand_path','score']])
+
+    def _marked(self, h): return h if self.threshold is None else h.assign(match=h.score >= self.threshold)
 
     def json(self)->dict:
         "As query.json; several pictures stand under `queries`."
-        one = [{'image':str(p), 'hits':[{**r, 'score':round(r['score'], 6)} for r in h.to_dict('records')]}
-               for p,h in self.hits.items()]
-        return {**(one[0] if len(one) == 1 else {'queries':one}), 'latency_ms':self.latency.T.to_dict(),
+        hits = lambda h: [{**r, 'score':round(r['score'], 6)} for r in self._marked(h).to_dict('records')]
+        one = [{'image':str(p), 'hits':hits(h)} for p,h in self.hits.items()]
+        more = {} if self.threshold is None else {'threshold':self.threshold}
+        return {**(one[0] if len(one) == 1 else {'queries':one}), **more, 'latency_ms':self.latency.T.to_dict(),
                 'runs':self.runs, 'threads':self.threads, 'engine':self.engine}
 
 # %% ../nbs/06_query.ipynb #d83dc723
@@ -148,7 +168,7 @@ def query(
         if block: good += [f for f,_ in block]; vecs.append(s.vectors(np.stack([px for _,px in block])))
     if not good: raise InputError(f'None of the {len(files)} files is a readable image.')
     hits = {f:s.index.hits(v, topk) for f,v in zip(good, np.concatenate(vecs))}
-    return Answers(hits, latency(s, good[:20], topk, runs), runs, torch.get_num_threads(), s.engine.name)
+    return Answers(hits, latency(s, good[:20], topk, runs), runs, torch.get_num_threads(), s.engine.name, s.threshold)
 
 def _refuse(what): raise InputError(what)
 
@@ -156,4 +176,5 @@ def _refuse(what): raise InputError(what)
 def save_answers(a:Answers, folder, images_root):
     "Write query.json and query.png."
     with replacing(Path(folder)/'query.json', Path(folder)/'query.png') as (j,p):
-        j.write_text(json.dumps(a.json(), indent=1)+'\n'); show_hits(a.hits, images_root, cell=1.6, colors=0).save(p)
+        j.write_text(json.dumps(a.json(), indent=1)+'\n')
+        show_hits(a.hits, images_root, cell=1.6, colors=0, threshold=a.threshold).save(p)
