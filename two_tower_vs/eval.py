@@ -211,12 +211,13 @@ def _query_table(ours, base, answers, rank, base_rank, a, k):
     if 'group' in answers: df.insert(1, 'group', of.group.first()[q.paths].values)
     df = pd.concat([df, a.filter(like='recall@')], axis=1).assign(
         top1=[c.paths[i] for i in top[:,0]], top1_score=score[:,0].round(6),
-        wrong_score=_best_wrong(q.rows(answers.query_path)*len(c) + c.rows(answers.gt_cand_path), top, score, len(c)),
+        wrong_score=_best_wrong(q.rows(answers.query_path), c.rows(answers.gt_cand_path), top, score, len(c)),
         baseline_top1=[c.paths[i] for i in base_top[:,0]])
     return df.assign(**{c:df[c].where(df[c] > 0) for c in ('rank','baseline_rank')})   # empty: not among the candidates
 
-def _best_wrong(right, top, score, m):
-    "The best score of a candidate that is no right answer, nan where all are; `right`: query x m + candidate"
+def _best_wrong(qrow, crow, top, score, m):
+    "The best score of a candidate that is no right answer, nan where all m are"
+    right = (qrow*m + crow)[crow >= 0]
     wrong = ~np.isin(np.arange(len(top))[:,None]*m + top, right); first = wrong.argmax(1)[:,None]
     return np.where(wrong.any(1), np.take_along_axis(score, first, 1)[:,0], np.nan).round(6)
 
@@ -304,7 +305,7 @@ def show_match(
     from matplotlib.figure import Figure
     fig = Figure(figsize=(4.4,2.4), layout='constrained'); ax = fig.subplots(); match = e.metrics.get('match')
     for i,(name,c) in enumerate(_match_curves(e).items()):
-        c = c[c.coverage*len(e.queries) >= least]
+        c = c[c.coverage*len(e.queries)*(1+i) >= least]
         ax.plot(100*c.coverage, 100*c.precision, '-:'[i], color='C0', lw=1.5, label=name)
         at = c[c.threshold >= match['threshold']].tail(1) if match else c[:0]
         ax.plot(100*at.coverage, 100*at.precision, 'o', ms=8, mfc='none', color='C3',
