@@ -42,6 +42,7 @@ class PairFeatures:
 
     def score(self, model, v): return v.score(self.answers(model, v))
 
+# %% ../nbs/03_train.ipynb #25e5b3d8
 def pair_features(model, table, root, cache, views=1, **kw):
     "Embed the pictures of a table with the bare backbones: (PairFeatures, path -> reason for unreadable ones)"
     towers = [Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features).to(t.mean.device)
@@ -214,6 +215,7 @@ def unjudged(self:_Run, skipped):
     nothing = {'recall@1':float('nan')}
     return Training(pd.DataFrame(self.state.d['history']), nothing, nothing, None, chosen, True, skipped)
 
+# %% ../nbs/03_train.ipynb #b4373a31
 @patch
 def dials(self:_Run):
     "gap and pull by their validation on all splits"
@@ -241,6 +243,7 @@ def put_closed(self:_Run, rows, gap, pull):
     self.closed.put(s, self.closed.maps(s, gap), pull)
     return _copy(_heads(self.model))
 
+# %% ../nbs/03_train.ipynb #2f0729c4
 @patch
 def train_heads(self:_Run, name, rows, gap, pull, stop=None, score=None):
     "What `run_phase` kept, and the weights that the heads started with"
@@ -275,6 +278,7 @@ def precision(self:_Run, batches, rows, objective):
     if p == 'auto': done['precision'] = p = done.get('precision') or pick_precision(batches, rows, objective)
     return p
 
+# %% ../nbs/03_train.ipynb #9f846094
 @patch
 def choose(self:_Run):
     "Train on a part of the pairs: what was best, and its answers to the held-out queries"
