@@ -269,6 +269,7 @@ def split_pairs(
     pairs,           # the training pairs
     frac:float=0.15, # share of the candidates, then of the other queries, to hold out
     seed:int=42,
+    series=None,     # query_path -> a name; queries of one series are held out together
 )->tuple:            # (train, new, known), each a part of pairs
     "Split pairs for validation: by candidate, then by query where a candidate keeps another one."
     rng = np.random.default_rng(seed)
@@ -277,10 +278,11 @@ def split_pairs(
     new = pairs[pairs.cand_path.isin(held)]
     rest = pairs[~pairs.cand_path.isin(held) & ~pairs.query_path.isin(new.query_path)]
     if rest.empty: return pairs, pairs[:0], pairs[:0]   # one cluster: nothing can be held out
+    name = rest.query_path if series is None else rest.query_path.map(series).fillna(rest.query_path)
     first = rest.iloc[rng.permutation(len(rest))].drop_duplicates('cand_path')   # each candidate keeps this pair
-    spare = rest.query_path[~rest.query_path.isin(first.query_path)].unique()
-    out = rng.permutation(spare)[:round(frac*rest.query_path.nunique())]
-    known = rest.query_path.isin(out)
+    spare = name[~name.isin(name[first.index])].unique()
+    out = rng.permutation(spare); size = rest.query_path.groupby(name).nunique()[out]
+    known = name.isin(out[size.cumsum()-size < round(frac*rest.query_path.nunique())])
     return rest[~known], new, rest[known]
 
 # %% ../nbs/00_data.ipynb #95353c01

@@ -104,7 +104,7 @@ class Engine:
                              'Lower embed.batch_size or take a smaller backbone.') from e
 
 # %% ../nbs/01a_embed.ipynb #4142a7a3
-presets = dict(photo   =dict(scale=(.4,1), light=.3, turn=8, flip=True),
+presets = dict(photo   =dict(scale=(.3,1), light=.4, turn=15, flip=True),
                drawing =dict(scale=(.6,1), turn=10),           # no flip: an arrow, a letter would change its meaning
                document=dict(scale=(.6,1), light=.2, turn=2),
                none    =None)

