@@ -40,7 +40,7 @@ def schema()->dict:   # section -> {key: its parameter}
     from two_tower_vs.query import query
     sections = dict(data=Data, model=TwoTower, embed=embed, train=train, finetune=finetune, eval=evaluate,
                     index=build_index, query=query, serve=serve_defaults)
-    wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries',
+    wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries','sizes',
              'root','out','desc','view','preset','tuning'}
     keys = lambda n,f: {k:p for k,p in signature(f).parameters.items()
                         if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})
@@ -170,7 +170,7 @@ def _training_line(t):
 # %% ../nbs/09_cli.ipynb #9e69b0ba
 def eval_stage(r:Run):
     from two_tower_vs.data import read_table, replacing, warn_overlap
-    from two_tower_vs.eval import evaluate, save_evaluation, show_worst
+    from two_tower_vs.eval import evaluate, save_evaluation, show_changes, show_worst
     from two_tower_vs.model import load_model
     model = load_model(r.out/'model')
     if r.file('pairs').is_file(): warn_overlap(read_table(r.file('pairs'), ['query_path']), r.gt)
@@ -178,9 +178,22 @@ def eval_stage(r:Run):
     e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, seed=r.seed,
                  embedding=r.embedding, **r.cfg['eval'])
     r.record_bad(e.bad, *names); save_evaluation(e, r.out)
-    with replacing(r.out/'worst.png') as (t,): show_worst(e, r.gt, r.root, cell=1.6, colors=0).save(t)
+    for show,file in ((show_worst,'worst.png'), (show_changes,'changes.png')):
+        with replacing(r.out/file) as (t,): show(e, r.gt, r.root, cell=1.6, colors=0).save(t)
     print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; '
-          f'percent, with 95 % intervals\n{_indent(e.table())}')
+          f'percent, with 95 % intervals\n{_indent(e.table())}\n{_more(e)}')
+
+# %% ../nbs/09_cli.ipynb #d7a42ec0
+def _more(e):
+    "What else an evaluation found"
+    m = e.metrics; (k,c), = m['changes'].items()
+    lines = [f'  {k}: {c["gained"]:,} queries gained, {c["lost"]:,} lost; changes.png shows some']
+    lines += [_indent(t) for t in (e.by_group(), e.by_size()) if len(t)]
+    if 'match' in m:
+        pct = lambda x: f'{100*x["value"]:.1f} %' if x['value'] is not None else 'none'; o = m['match']
+        lines.append(f'  match: of first hits scoring {o["threshold"]:.2f} or more {pct(o["precision"])} are right '
+                     f'({100*o["wanted_precision"]:.0f} % wanted); {pct(o["coverage"])} of queries have one')
+    return '\n'.join(lines)
 
 # %% ../nbs/09_cli.ipynb #c6ad6c78
 def index_stage(r:Run):
@@ -192,7 +205,8 @@ def index_stage(r:Run):
     c = embed(model.cand, r.candidates.cand_path, r.root, r.cache, desc='candidates', **r.embedding)
     r.record_bad(bad_rows(r.candidates, c.bad, r.file('candidates')), r.file('candidates'))
     drop_bad(r.candidates, c.bad, r.file('candidates'), r.on_bad('skip'))
-    index = build_index(c, model.sha256, _real_queries(r, model), **r.cfg['index'])
+    index = build_index(c, model.sha256, _real_queries(r, model), sizes=model.training_info.get('matryoshka') or (),
+                        **r.cfg['index'])
     m = save_index(index, r.out/'index', r.file('candidates')); a = m['recall_vs_exact']
     print(f'index: {m["rows"]:,} vectors of {m["dim"]}, {m["kind"]} ({m["factory"]}) {m["search"] or ""}' +
           (f'; finds {100*a["value"]:.1f} % of what exact search finds in the first {a["k"]}, '

@@ -115,11 +115,12 @@ def calibrate(
     score:np.ndarray,    # of the first hit of each held-out query (n,)
     right:np.ndarray,    # is it a right answer? bool (n,)
     precision:float=.9,  # wanted share of right ones among hits that pass
+    least:int=20,        # hits that a share must rest on, since fewer show nothing
 )->dict:                 # threshold, precision, coverage, queries; None where no threshold is good enough
     "The lowest threshold with the wanted precision."
     order = np.argsort(-score, kind='stable'); s,n = score[order], np.arange(1, len(score)+1)
     share = np.cumsum(right[order])/n
-    ok = np.flatnonzero((share >= precision) & np.r_[s[1:] != s[:-1], True])   # of equal scores all pass, or none
+    ok = np.flatnonzero((share >= precision) & np.r_[s[1:] != s[:-1], True] & (n >= least))   # of equal scores all pass, or none
     if not len(ok): return None
     return dict(threshold=float(s[ok[-1]]), precision=precision, coverage=float(n[ok[-1]]/len(s)), queries=len(s))
 

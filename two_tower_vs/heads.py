@@ -16,9 +16,12 @@ def principal_axes(
     k:int=1024,     # axes, at most
     most:int=20_000,# rows that are looked at
 )->torch.Tensor:    # (f, k), orthonormal columns, largest variance first
-    "Directions in which features differ most."
-    f = f[torch.from_numpy(np.random.default_rng(0).permutation(len(f))[:most])]; x = f - f.mean(0)
-    return torch.linalg.eigh(x.T@x).eigenvectors.flip(1)[:, :k]
+    "Directions in which features differ most; random ones after them where there are fewer pictures than axes."
+    x = f[torch.from_numpy(np.random.default_rng(0).permutation(len(f))[:most])]; k = min(k, x.shape[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        v = torch.pca_lowrank(x, min(k, len(x)), niter=2)[2]
+        return v if v.shape[1] == k else torch.linalg.qr(torch.cat([v, torch.randn(len(v), k-v.shape[1])], 1))[0]
 
 # %% ../nbs/02a_heads.ipynb #7a02071e
 @dataclass

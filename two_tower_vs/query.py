@@ -66,7 +66,7 @@ def show_hits(
     images_root,   # the folder that cand_path starts from
     per_row:int=5, # hits in a row
     most:int=8,    # queries to show
-    cell:float=.75,# inches a picture
+    cell:float=.78,# inches a picture
     threshold:float=None, # the least score of a match; hits below it are pale
     **grid,        # of image_grid
 ):
