@@ -8,6 +8,7 @@ their pins contradict each other. An interrupted run goes on where it was, unles
 """
 import argparse, hashlib, json, os, platform, shutil, subprocess, sys, sysconfig, tempfile, time
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,32 +46,34 @@ class Task:
         self.gt = read_gt(folder/gt, self.root, self.cands)
     spent = property(lambda self: time.perf_counter() - self.start)
     over = property(lambda self: self.spent >= self.budget)
-    def model(self, **kw):
+    def model(self, own=True, **kw):
+        "Untrained towers, on the backbone's own features alone or on all that two_tower_vs takes from it"
         from two_tower_vs.model import TwoTower
-        return TwoTower(image_size=self.size, **kw)
+        return TwoTower(image_size=self.size, **({'levels': 0} if own else {}), **kw)
     def samples(self):
         "Every picture of the pairs once, labelled with the number of its candidate"
         import pandas as pd
         ci = pd.factorize(self.pairs.cand_path)[0]
         both = pd.DataFrame({'path': [*self.pairs.query_path, *self.pairs.cand_path], 'label': [*ci, *ci]})
         return both.drop_duplicates('path', ignore_index=True)
-    def features(self, paths, views=2):
-        "Frozen features (views, n, f) as two_tower_vs makes them: the picture, then augmented copies"
+    def features(self, tower, paths, views=2):
+        "Features (views, n, f) that the tower's head gets: of the pictures, then of augmented copies"
         import numpy as np, torch
         from two_tower_vs.embed import embed
-        bare = self.model(embed_dim=None).query
+        from two_tower_vs.model import Tower
+        bare = Tower(tower.backbone, torch.nn.Identity(), tower.prep, tower.n_features)
         return torch.from_numpy(np.stack([embed(bare, paths, self.root, self.scratch/'train', view=v).vectors
                                           for v in range(views)]))
 
 # --- heads on cached features
 
-def on_features(t, loss, views=2):
+def on_features(t, loss, views=2, own=True):
     "One linear head for both sides, trained with loss(vectors of queries, of candidates, labels); ends by itself"
     import numpy as np, torch, torch.nn.functional as F
-    s = t.samples(); X = t.features(s.path, views); at = dict(zip(s.path, s.index)); rng = np.random.default_rng(42)
+    m,s = t.model(own, share='all'), t.samples(); head = m.query.head; X = t.features(m.query, s.path, views)
+    at = dict(zip(s.path, s.index)); rng = np.random.default_rng(42); opt = torch.optim.AdamW(head.parameters(), lr=LR)
     q,c = (torch.tensor([at[p] for p in col]) for col in (t.pairs.query_path, t.pairs.cand_path))
     labels = torch.from_numpy(s.label.values)[c]
-    m = t.model(share='all'); head = m.query.head; opt = torch.optim.AdamW(head.parameters(), lr=LR)
     vectors = lambda rows: F.normalize(head(X[torch.from_numpy(rng.integers(0, views, len(rows))), rows]), dim=-1)
     for epoch in range(EPOCHS):
         for b in np.array_split(rng.permutation(len(q)), -(-len(q)//BATCH)):
@@ -81,18 +84,18 @@ def on_features(t, loss, views=2):
 
 def head(make_loss):
     "A trainer with a loss of vectors and labels, as the peers have it, on both sides of a batch of pairs"
-    def train(t):
+    def train(t, **kw):
         import torch
         loss = make_loss()
-        return on_features(t, lambda q,c,labels: loss(torch.cat([q, c]), torch.cat([labels, labels])))
+        return on_features(t, lambda q,c,labels: loss(torch.cat([q, c]), torch.cat([labels, labels])), **kw)
     return train
 
-def linear(t):
+def linear(t, **kw):
     import torch, torch.nn.functional as F
     def info_nce(q, c, labels):
         z,y = q@c.T/.07, torch.arange(len(q))
         return (F.cross_entropy(z, y) + F.cross_entropy(z.T, y))/2
-    return on_features(t, info_nce, views=1)
+    return on_features(t, info_nce, views=1, **kw)
 
 def triplet():
     from oml import losses, miners
@@ -101,11 +104,6 @@ def triplet():
 def sup_con():
     from pytorch_metric_learning import losses
     return losses.SupConLoss()
-
-def multi_similarity():
-    from pytorch_metric_learning import losses, miners
-    loss,mine = losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()
-    return lambda x,labels: loss(x, labels, mine(x, labels))
 
 # --- fine-tuning, as the peers' documentation shows it
 
@@ -152,7 +150,7 @@ def pml(t):
 
 # --- sentence-transformers, in its own Trainer
 
-def sentence_transformers(t, read, net, modules, optimizers=(None, None), batch_sampler='no_duplicates', **args):
+def sentence_transformers(t, read, net, modules, optimizers=(None, None), batch_sampler='no_duplicates_hashed', **args):
     "Train modules on top of net(read(paths)) with the ranking loss"
     import torch
     from datasets import Dataset
@@ -175,11 +173,11 @@ def sentence_transformers(t, read, net, modules, optimizers=(None, None), batch_
     Trainer(model, args, pairs, loss=MultipleNegativesRankingLoss(model), optimizers=optimizers,
             callbacks=[Clock()]).train()
 
-def sbert_head(t, **args):
+def sbert_head(t, own=True, **args):
     import torch
     from sentence_transformers.base.modules import Dense
-    s = t.samples(); X = t.features(s.path); at = dict(zip(s.path, s.index)); rng = torch.Generator().manual_seed(42)
-    m = t.model(share='all'); head = m.query.head
+    m,s = t.model(own, share='all'), t.samples(); head = m.query.head; X = t.features(m.query, s.path)
+    at = dict(zip(s.path, s.index)); rng = torch.Generator().manual_seed(42)
     dense = Dense(head.in_features, head.out_features, activation_function=None,
                   init_weight=head.weight.detach(), init_bias=head.bias.detach())
     read = lambda paths: X[torch.randint(0, len(X), (len(paths),), generator=rng), torch.tensor([at[p] for p in paths])]
@@ -188,7 +186,8 @@ def sbert_head(t, **args):
     head.load_state_dict(dense.linear.state_dict())
     return m
 
-def default_batches(t): return sbert_head(t, batch_sampler='batch_sampler', per_device_train_batch_size=64)
+def default_batches(t, **kw):
+    return sbert_head(t, batch_sampler='batch_sampler', per_device_train_batch_size=64, **kw)
 
 def sbert(t):
     import torch
@@ -206,7 +205,7 @@ def sbert(t):
 
 def ours(t):
     from two_tower_vs.train import train
-    m = t.model()
+    m = t.model(own=False)
     train(m, t.pairs, t.root, t.scratch/'train', candidates=t.cands.cand_path, progress=False,
           **OURS[max(b for b in OURS if b <= t.budget)])
     return m
@@ -219,12 +218,15 @@ METHODS = {
     'plain linear head': (None, linear, ''),
     f'{OML}, head': (OML, head(triplet), 'oml.losses oml.miners'),
     f'{OML}, fine-tuned': (OML, oml, 'oml.losses oml.miners oml.datasets oml.samplers'),
-    f'{PML} SupCon, head': (PML, head(sup_con), 'pytorch_metric_learning.losses'),
-    f'{PML} MultiSimilarity, head': (PML, head(multi_similarity), 'pytorch_metric_learning.losses'),
-    f'{PML} SupCon, fine-tuned': (PML, pml, 'pytorch_metric_learning.losses torchvision'),
+    f'{PML}, head': (PML, head(sup_con), 'pytorch_metric_learning.losses'),
+    f'{PML}, fine-tuned': (PML, pml, 'pytorch_metric_learning.losses torchvision'),
     f'{ST}, head': (ST, sbert_head, 'sentence_transformers datasets'),
     f'{ST}, head, default batches': (ST, default_batches, 'sentence_transformers datasets'),
     f'{ST}, fine-tuned': (ST, sbert, 'sentence_transformers datasets'),
+    # and with what two_tower_vs takes from the same backbone: its earlier stages too
+    'plain linear head on our features': (None, partial(linear, own=False), ''),
+    f'{PML}, head on our features': (PML, partial(head(sup_con), own=False), 'pytorch_metric_learning.losses'),
+    f'{ST}, head on our features': (ST, partial(default_batches, own=False), 'sentence_transformers datasets'),
 }
 
 # --- one cell of the table, in a process of its own
