@@ -77,12 +77,13 @@ def hard_negatives(
 class PictureBatches:
     "`learn` for `run_phase`: freshly augmented pictures through the whole towers."
     def __init__(self, model, table, root, seed, accelerator, augmentation='photo', size=None, chunk=64,
-                 negatives=0, margin=.95, precision='fp32', max_pixels=100_000_000, embedding=None, locked=None, most=4096):
+                 negatives=0, margin=.95, precision='fp32', max_pixels=100_000_000, embedding=None, locked=None, rows=None, most=4096):
         preset_by_name(augmentation)
         self.model,self.table,self.root,self.seed,self.acc = model, table, Path(root), seed, accelerator
         self.preset,self.size,self.chunk,self.max_pixels = augmentation, size, chunk, max_pixels
         self.negatives,self.margin,self.precision,self.embedding = negatives, margin, precision, embedding or {}
         self.locked,self.most = locked, most   # features (1 + views, m, f) of the candidates, where their backbone isn't tuned
+        self.against = np.arange(len(table.cands)) if rows is None else np.unique(table.ci[rows])   # candidates that may be wrong answers
         self.mined = None, None                # epoch, candidate numbers
 
     def pixels(self, tower, paths, epoch):
@@ -118,7 +119,7 @@ def hard(self:PictureBatches, rows, epoch):
 def from_features(self:PictureBatches, rows, epoch):
     "(numbers of further candidates, vectors of the rows' candidates and of these) by the head alone"
     rng = np.random.default_rng([self.seed, epoch, int(rows[0])]); f = self.locked
-    more = np.setdiff1d(rng.permutation(f.shape[1])[:self.most], self.table.ci[rows])
+    more = np.setdiff1d(rng.permutation(self.against)[:self.most], self.table.ci[rows])   # never those that are held out
     i = np.r_[self.table.ci[rows], more]
     return more, F.normalize(self.model.cand.head(f[rng.integers(0, len(f), len(i)), i]), dim=-1)
 

@@ -132,17 +132,19 @@ def gain(
 
 # %% ../nbs/02b_fit.ipynb #3f7a44d1
 def calibrate(
-    score:np.ndarray,    # of the first hit of each held-out query (n,)
-    right:np.ndarray,    # is it a right answer? bool (n,)
+    answers:dict,        # of a validation: {kind: (scores of the first hits, are they right?)}
+    weight:dict,         # of each kind
     precision:float=.9,  # wanted share of right ones among hits that pass
     least:int=20,        # hits that a share must rest on, since fewer show nothing
 )->dict:                 # threshold, precision, coverage, queries; None where no threshold is good enough
-    "The lowest threshold with the wanted precision."
-    order = np.argsort(-score, kind='stable'); s,n = score[order], np.arange(1, len(score)+1)
-    share = np.cumsum(right[order])/n
-    ok = np.flatnonzero((share >= precision) & np.r_[s[1:] != s[:-1], True] & (n >= least))   # of equal scores all pass, or none
+    "The lowest threshold with the wanted precision, for queries of both kinds as often as they are expected."
+    score,right = (np.concatenate([a[i] for a in answers.values()]) for i in (0,1))
+    w = np.concatenate([np.full(len(a[0]), weight[k]/len(a[0])) for k,a in answers.items()])
+    order = np.argsort(-score, kind='stable'); s,w = score[order], w[order]
+    share,passed = np.cumsum(right[order]*w)/np.cumsum(w), np.cumsum(w)**2/np.cumsum(w*w)   # Kish's effective number
+    ok = np.flatnonzero((share >= precision) & np.r_[s[1:] != s[:-1], True] & (passed >= least-1e-6))   # of equal scores all pass, or none
     if not len(ok): return None
-    return dict(threshold=float(s[ok[-1]]), precision=precision, coverage=float(n[ok[-1]]/len(s)), queries=len(s))
+    return dict(threshold=float(s[ok[-1]]), precision=precision, coverage=float(np.cumsum(w)[ok[-1]]/w.sum()), queries=len(s))
 
 # %% ../nbs/02b_fit.ipynb #5f104cb4
 class State:

@@ -205,7 +205,7 @@ class _Run:
         g = gain(self.v, after, before, seed=self.a['seed'])
         promoted = g['ci95'][0] > 0 or self.a['promote'] == 'always'
         _say(g, self.v.score(before), promoted)
-        match = calibrate(*(np.concatenate([o[i] for o in after.values()]) for i in (0,1)), self.a['precision'])
+        match = calibrate(after, self.v.weight, self.a['precision'])
         self.refit(chosen); trained,baseline = self.v.score(after), self.v.score(before)
         self.model.training_info = dict(match=match, matryoshka=list(self.a['matryoshka'] or ()), chosen=chosen,
                                         validation=dict(trained=trained, untrained=baseline, gain=g), promoted=promoted)
@@ -270,7 +270,7 @@ def tune(self:_Run, name, rows, stop=None, validate=None):
     batches = PictureBatches(m, self.table, self.root, self.a['seed'], Accelerator(cpu=self.device.type == 'cpu'),
                              a['augmentation'], a['size'], a['chunk'], a['hard_negatives'], a['margin'],
                              max_pixels=self.embedding.get('max_pixels', 100_000_000), embedding=self.embedding,
-                             locked=self.feats.c if locked else None)
+                             locked=self.feats.c if locked else None, rows=rows)
     nets = _backbones(m)[:1] if locked else _backbones(m)
     groups = [g for b in nets for g in layer_groups(b, a['lr'], a['decay'], a['frozen'])]
     groups.append(dict(params=_heads(m), lr=self.a['lr']))
@@ -297,13 +297,18 @@ def choose(self:_Run):
     d = self.dials(); dial = dict(gap=d['gap'], pull=d['pull'])
     best,start = self.train_heads('choose heads', self.v.rows, **dial, score=partial(self.feats.score, self.model, self.v))
     blend(_heads(self.model), start, _copy(_heads(self.model)), best['blend'])
-    answers,tuned = self.feats.answers(self.model, self.v), {'epoch':0}
-    if self.a['finetune_epochs']:
-        locked = self.feats.c[0] if self.a['tuning']['towers'] == 'query' else None
-        tell = partial(image_answers, self.model, self.table, self.root, self.embedding, self.v, locked)
-        tuned = self.tune('choose fine-tuning', self.v.rows, validate=lambda: self.v.score(tell()))
-        if tuned['epoch']: answers = tell()
-    return dict(**dial, epochs=best['epoch'], blend=best['blend'], finetune_epochs=tuned['epoch']), answers
+    chosen,answers = dict(**dial, epochs=best['epoch'], blend=best['blend'], finetune_epochs=0), self.feats.answers(self.model, self.v)
+    if not self.a['finetune_epochs']: return chosen, answers
+    _put(_heads(self.model), start); tuned,other = self.choose_tuning()
+    if tuned['recall@1'] <= best['recall@1'] + best['error']: return chosen, answers
+    return dict(**dial, epochs=0, blend=1., finetune_epochs=tuned['epoch']), other
+
+@patch
+def choose_tuning(self:_Run):
+    "The best epoch of fine-tuning on a part of the pairs, and its answers"
+    locked = self.feats.c[0] if self.a['tuning']['towers'] == 'query' else None
+    tell = partial(image_answers, self.model, self.table, self.root, self.embedding, self.v, locked)
+    return self.tune('choose fine-tuning', self.v.rows, validate=lambda: self.v.score(tell())), tell()
 
 @patch
 def refit(self:_Run, chosen):
