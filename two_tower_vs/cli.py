@@ -7,7 +7,7 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'r
            'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
-import argparse, sys, time
+import argparse, os, sys, time
 from functools import cached_property
 from pathlib import Path
 import two_tower_vs
@@ -142,6 +142,7 @@ class Run:
 def train_stage(r:Run):
     from two_tower_vs.data import read_table, replacing
     from two_tower_vs.eval import untrained
+    from two_tower_vs.fit import main_process
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.train import train
     cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').is_file() else None
@@ -150,6 +151,7 @@ def train_stage(r:Run):
     model = TwoTower(**r.cfg['model'], seed=r.seed)
     t = train(model, r.pairs, r.root, r.cache, r.out/'train', candidates=cands, on_bad=r.on_bad('error'),
               name=r.file('pairs'), seed=r.seed, embedding=r.embedding, tuning=r.cfg['finetune'], **r.cfg['train'])
+    if not main_process(): sys.exit()   # a helper's work is done
     r.record_bad(t.bad, r.file('pairs'))
     save_model(model if t.promoted else untrained(model), r.out/'model')
     with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
@@ -291,9 +293,12 @@ def parser()->argparse.ArgumentParser:
 def main(argv=None)->int:   # exit status
     "Run one stage."
     args = parser().parse_args(argv); t = time.perf_counter()
+    if os.environ.get('RANK', '0') != '0':   # a helper of torchrun: it trains too, but says and writes nothing
+        if args.stage not in ('train','all'): return 0
+        sys.stdout = open(os.devnull, 'w')
     from two_tower_vs.data import InputError
     import warnings
-    warnings.showwarning = _warn_once(set())
+    warnings.showwarning = _warn_once(set()) if sys.stdout.name != os.devnull else lambda *a, **kw: None
     r = None
     try:
         if args.stage == 'demo': demo_stage(args)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PairTable', 'schedule', 'batches', 'first_hits', 'balanced', 'standard_error', 'photo_series', 'Validation', 'gain',
-           'calibrate', 'State', 'Objective', 'direct', 'run_phase', 'blend', 'best_blend']
+           'calibrate', 'main_process', 'State', 'Objective', 'direct', 'run_phase', 'blend', 'best_blend']
 
 # %% ../nbs/02b_fit.ipynb #31044e3f
-import faiss, math, time
+import faiss, math, os, time
 import numpy as np, pandas as pd, torch
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,10 @@ def calibrate(
     return dict(threshold=float(s[ok[-1]]), precision=precision, coverage=float(np.cumsum(w)[ok[-1]]/w.sum()), queries=len(s))
 
 # %% ../nbs/02b_fit.ipynb #5f104cb4
+def main_process()->bool:
+    "False in the helpers of a run that `torchrun` started several times."
+    return os.environ.get('RANK', '0') == '0'
+
 class State:
     "Progress of a training run in `folder/state.pt`; without a folder, nothing is kept."
     def __init__(self, folder, key:str, every:float=5.):
@@ -161,12 +165,12 @@ class State:
         return d if d['key'] == self.key else None   # the state of another run: other pairs, settings or model
 
     def save(self, force=False):
-        if not self.file or (not force and time.monotonic()-self.last < self.every): return
+        if not self.file or not main_process() or (not force and time.monotonic()-self.last < self.every): return
         with replacing(self.file) as (t,): torch.save(self.d, t)
         self.last = time.monotonic()
 
     def clear(self):
-        if self.file: self.file.unlink(missing_ok=True)
+        if self.file and main_process(): self.file.unlink(missing_ok=True)
 
 # %% ../nbs/02b_fit.ipynb #aeb0edd0
 class Objective:

@@ -7,7 +7,7 @@ __all__ = ['make_backbone', 'Levels', 'Own', 'Tower', 'TwoTower', 'file_sha256',
            'shorten', 'best_device']
 
 # %% ../nbs/01_model.ipynb #a4950bfe
-import hashlib, importlib, json, threading
+import hashlib, importlib, json, os, threading
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from difflib import get_close_matches
 from pathlib import Path
@@ -303,5 +303,6 @@ def shorten(
 
 # %% ../nbs/01_model.ipynb #f8043057
 def best_device()->str:
-    "cuda, mps or cpu."
+    "cuda, mps or cpu; of several GPUs this process's own."
+    if torch.cuda.is_available() and 'LOCAL_RANK' in os.environ: return f'cuda:{os.environ["LOCAL_RANK"]}'
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'

@@ -9,7 +9,9 @@ __all__ = ['PairFeatures', 'pair_features', 'image_answers', 'Training', 'finetu
 import hashlib, json
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from dataclasses import dataclass
+from fastcore.basics import patch
 from functools import partial
+from types import SimpleNamespace
 from warnings import warn
 from .data import InputError, bad_rows, drop_bad
 from .model import Own, Tower, TwoTower, best_device
@@ -17,8 +19,8 @@ from .embed import embed, preset_by_name
 from .loss import loss_by_name, prefixes
 from .heads import PairHeads
 from .fit import (Objective, PairTable, State, Validation, balanced, best_blend, blend, calibrate, direct, gain,
-                              photo_series, run_phase, standard_error, _copy, _put)
-from .finetune import PictureBatches, layer_groups, pick_precision
+                              main_process, photo_series, run_phase, standard_error, _copy, _put)
+from .finetune import PictureBatches, from_main, layer_groups, pick_precision
 
 # %% ../nbs/03_train.ipynb #5bcd4779
 class PairFeatures:
@@ -134,6 +136,7 @@ def train(
     progress:bool=None,           # progress bars; default: when somebody is watching
 )->Training:
     "Train two towers on pairs of pictures. Raises `InputError`."
+    progress = progress if main_process() else False
     a = dict(locals()); _check(a); model.to(best_device())
     table,feats,skipped = _readable(model, pairs, images_root, cache, views, on_bad, name,
                                     {**(embedding or {}), 'preset':augmentation, 'progress':progress})
@@ -181,6 +184,13 @@ def _run_key(args, pairs, feats, share):
     return h.hexdigest()
 
 # %% ../nbs/03_train.ipynb #e555c909
+def _accelerator(device, epochs):
+    "Accelerate's, which waits for the other processes; heads alone need none"
+    if not epochs: return SimpleNamespace(num_processes=1, process_index=0)
+    from accelerate import Accelerator
+    acc = Accelerator(cpu=device.type == 'cpu'); acc.wait_for_everyone()   # all have read the state before one writes it
+    return acc
+
 class _Run:
     "The phases of one training run"
     gaps,pulls = (.01,.1), (0,.25,.5,.75,1)
@@ -191,6 +201,7 @@ class _Run:
         self.embedding = args['embedding'] or {}
         self.kw = {k:args[k] for k in ('weight_decay','seed','progress')}
         self.closed = PairHeads(model, feats.q[0], feats.c[0])
+        self.acc = _accelerator(self.device, args['finetune_epochs'])
         self.all_rows = np.arange(len(table))
 
     def objective(self):
@@ -201,7 +212,7 @@ class _Run:
         "Choose, judge, and do it again with all pairs"
         if not self.v.qi: return self.unjudged(skipped)
         before = self.feats.answers(None, self.v)
-        chosen,after = self.choose()
+        chosen,after = from_main(self.choose(), self.acc)
         g = gain(self.v, after, before, seed=self.a['seed'])
         promoted = g['ci95'][0] > 0 or self.a['promote'] == 'always'
         _say(g, self.v.score(before), promoted)
@@ -213,8 +224,6 @@ class _Run:
         return Training(history, baseline, trained, g, chosen, promoted, skipped)
 
 # %% ../nbs/03_train.ipynb #1cf43481
-from fastcore.basics import patch
-
 @patch
 def unjudged(self:_Run, skipped):
     "Too little to hold anything out"
@@ -265,15 +274,15 @@ def train_heads(self:_Run, name, rows, gap, pull, stop=None, score=None):
 @patch
 def tune(self:_Run, name, rows, stop=None, validate=None):
     "Fine-tune heads and backbones"
-    from accelerate import Accelerator
     m,a,o = self.model, self.a['tuning'], self.objective(); locked = a['towers'] == 'query'
-    batches = PictureBatches(m, self.table, self.root, self.a['seed'], Accelerator(cpu=self.device.type == 'cpu'),
+    batches = PictureBatches(m, self.table, self.root, self.a['seed'], self.acc,
                              a['augmentation'], a['size'], a['chunk'], a['hard_negatives'], a['margin'],
                              max_pixels=self.embedding.get('max_pixels', 100_000_000), embedding=self.embedding,
                              locked=self.feats.c if locked else None, rows=rows)
     nets = _backbones(m)[:1] if locked else _backbones(m)
     groups = [g for b in nets for g in layer_groups(b, a['lr'], a['decay'], a['frozen'])]
     groups.append(dict(params=_heads(m), lr=self.a['lr']))
+    _put([*_heads(m), *_weights(m)], from_main(_copy([*_heads(m), *_weights(m)]), self.acc))
     m.to(memory_format=torch.channels_last)
     try:
         batches.precision = self.pick(batches, rows[:a['batch_size']], o)
@@ -300,7 +309,7 @@ def choose(self:_Run):
     chosen,answers = dict(**dial, epochs=best['epoch'], blend=best['blend'], finetune_epochs=0), self.feats.answers(self.model, self.v)
     if not self.a['finetune_epochs']: return chosen, answers
     _put(_heads(self.model), start); tuned,other = self.choose_tuning()
-    if tuned['recall@1'] <= best['recall@1'] + best['error']: return chosen, answers
+    if tuned['recall@1'] <= best['recall@1'] + best.get('error', 0): return chosen, answers
     return dict(**dial, epochs=0, blend=1., finetune_epochs=tuned['epoch']), other
 
 @patch
@@ -308,7 +317,7 @@ def choose_tuning(self:_Run):
     "The best epoch of fine-tuning on a part of the pairs, and its answers"
     locked = self.feats.c[0] if self.a['tuning']['towers'] == 'query' else None
     tell = partial(image_answers, self.model, self.table, self.root, self.embedding, self.v, locked)
-    return self.tune('choose fine-tuning', self.v.rows, validate=lambda: self.v.score(tell())), tell()
+    return self.tune('choose fine-tuning', self.v.rows, validate=lambda: from_main(self.v.score(tell()), self.acc)), tell()
 
 @patch
 def refit(self:_Run, chosen):
