@@ -293,12 +293,13 @@ def parser()->argparse.ArgumentParser:
 def main(argv=None)->int:   # exit status
     "Run one stage."
     args = parser().parse_args(argv); t = time.perf_counter()
-    if os.environ.get('RANK', '0') != '0':   # a helper of torchrun: it trains too, but says and writes nothing
+    helper = os.environ.get('RANK', '0') != '0'   # of torchrun: it trains too, but says and writes nothing
+    if helper:
         if args.stage not in ('train','all'): return 0
         sys.stdout = open(os.devnull, 'w')
     from two_tower_vs.data import InputError
     import warnings
-    warnings.showwarning = _warn_once(set()) if sys.stdout.name != os.devnull else lambda *a, **kw: None
+    warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
     r = None
     try:
         if args.stage == 'demo': demo_stage(args)

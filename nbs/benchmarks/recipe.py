@@ -34,7 +34,7 @@ BACKBONES = {f'efficientnet_lite{i}': ({'backbone': f'efficientnet_lite{i}'}, {}
 TUNING = {'towers': 'query', 'size': 160}
 MINUTES = {f'{n} epochs': ({'share': 'none'}, {'finetune_epochs': n, 'tuning': TUNING}, {}) for n in (0, 4, 12)}
 # group: (cells, datasets)
-GROUPS = {'parts': (PARTS, ('grocery', 'unseen', 'split 0', 'split 1', 'split 2', 'openmoji')),
+GROUPS = {'parts': (PARTS, ('grocery', 'unseen', 'split 0', 'openmoji')),
           'backbones': (BACKBONES, ('grocery', 'unseen', 'openmoji')),
           'minutes': (MINUTES, ('grocery',))}
 
