@@ -166,7 +166,7 @@ def _training_line(t):
     g = t.gain and f' ({100*t.gain["value"]:+.1f}, {100*t.gain["ci95"][0]:+.1f} to {100*t.gain["ci95"][1]:+.1f})'
     return (f'  held-out pairs, untrained -> trained, in percent: {"; ".join(parts)}{g or ""}\n'
             f'  chosen: gap {c["gap"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way, '
-            f'{c["finetune_epochs"]} epochs of fine-tuning; ' +
+            f'{c["finetune_epochs"]} epochs of fine-tuning{", then the heads anew" if c.get("renewed") else ""}; ' +
             ('done with all pairs' if t.promoted else 'not promoted, the untrained backbone is kept'))
 
 # %% ../nbs/09_cli.ipynb #9e69b0ba

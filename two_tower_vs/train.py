@@ -74,7 +74,7 @@ class Training:
     baseline:dict        # validation of the untrained backbone: new, known, recall@1
     trained:dict         # the same of what was chosen, trained on a part of the pairs
     gain:dict            # difference in recall@1: value and ci95; None where nothing could be held out
-    chosen:dict          # gap, pull, epochs, blend, finetune_epochs
+    chosen:dict          # gap, pull, epochs, blend, finetune_epochs, renewed
     promoted:bool        # is it better than the untrained backbone, or wanted anyway?
     bad:pd.DataFrame     # rows of the pairs that were skipped, as in bad_images.csv
 
@@ -308,16 +308,35 @@ def choose(self:_Run):
     blend(_heads(self.model), start, _copy(_heads(self.model)), best['blend'])
     chosen,answers = dict(**dial, epochs=best['epoch'], blend=best['blend'], finetune_epochs=0), self.feats.answers(self.model, self.v)
     if not self.a['finetune_epochs']: return chosen, answers
-    _put(_heads(self.model), start); tuned,other = self.choose_tuning()
-    if tuned['recall@1'] <= best['recall@1'] + best.get('error', 0): return chosen, answers
-    return dict(**dial, epochs=0, blend=1., finetune_epochs=tuned['epoch']), other
+    _put(_heads(self.model), start); tuned,other,renewed = self.choose_tuning(**dial)
+    if self.v.score(other)['recall@1'] <= best['recall@1'] + best.get('error', 0): return chosen, answers
+    return dict(**dial, epochs=0, blend=1., finetune_epochs=tuned['epoch'], renewed=renewed), other
 
 @patch
-def choose_tuning(self:_Run):
-    "The best epoch of fine-tuning on a part of the pairs, and its answers"
+def choose_tuning(self:_Run, gap, pull):
+    "The best epoch of fine-tuning on a part of the pairs, its answers, and whether they are those of renewed heads"
     locked = self.feats.c[0] if self.a['tuning']['towers'] == 'query' else None
     tell = partial(image_answers, self.model, self.table, self.root, self.embedding, self.v, locked)
-    return self.tune('choose fine-tuning', self.v.rows, validate=lambda: from_main(self.v.score(tell()), self.acc)), tell()
+    tuned = self.tune('choose fine-tuning', self.v.rows, validate=lambda: from_main(self.v.score(tell()), self.acc))
+    answers = tell()
+    if not tuned['epoch']: return tuned, answers, False
+    self.renew(self.v.rows, gap, pull); other = tell()
+    row,done = dict(phase='choose renewed heads', epoch=0, gap=gap, pull=pull, **self.v.score(other)), self.state.d['done']
+    if 'renewed' not in done: self.state.d['history'].append(row); done['renewed'] = True; self.state.save(force=True)
+    better = bool(row['recall@1'] > self.v.score(answers)['recall@1'])
+    return tuned, other if better else answers, better
+
+@patch
+def renew(self:_Run, rows, gap, pull):
+    "Heads in closed form once more, on the features of the tuned towers"
+    m,t = self.model, self.table
+    def side(tower, names, some):
+        bare = Tower(tower.backbone, torch.nn.Identity(), tower.prep, tower.n_features); out = torch.zeros(len(names), m.n_features)
+        out[some] = torch.from_numpy(embed(bare, [names[i] for i in some], self.root, **{**self.embedding, 'progress':False}).vectors)
+        return out
+    q,c = side(m.query, t.queries, np.unique(t.qi[rows])), side(m.cand, t.cands, np.unique(t.ci[rows]))
+    closed = PairHeads(m, q, c)
+    s = closed.stats(t.qi[rows], t.ci[rows]); closed.put(s, closed.maps(s, gap), pull)
 
 @patch
 def refit(self:_Run, chosen):
@@ -326,6 +345,7 @@ def refit(self:_Run, chosen):
     _,start = self.train_heads('heads', self.all_rows, chosen['gap'], chosen['pull'], chosen['epochs'])
     blend(_heads(self.model), start, _copy(_heads(self.model)), chosen['blend'])
     if chosen['finetune_epochs']: self.tune('fine-tuning', self.all_rows, chosen['finetune_epochs'])
+    if chosen.get('renewed'): self.renew(self.all_rows, chosen['gap'], chosen['pull'])
 
 # %% ../nbs/03_train.ipynb #d04f756f
 def _say(g, baseline, promoted):
