@@ -59,6 +59,7 @@ def cached_backward(
     for p in (p for p in params if count > 1 and p.grad is not None): p.grad = accelerator.reduce(p.grad, 'sum')
     return loss.item()
 
+# %% ../nbs/02c_finetune.ipynb #0acdfcb3
 def my_share(i:np.ndarray, accelerator)->np.ndarray:
     "This process's part of the pictures of a batch; filled up with others, so that all parts are of one size."
     size = -(-len(i)//accelerator.num_processes)
@@ -139,6 +140,7 @@ def from_features(self:PictureBatches, rows, epoch):
     i = np.r_[self.table.ci[rows], more]
     return more, F.normalize(self.model.cand.head(f[rng.integers(0, len(f), len(i)), i]), dim=-1)
 
+# %% ../nbs/02c_finetune.ipynb #a979fc3c
 @patch
 def __call__(self:PictureBatches, rows, epoch, objective):
     t,m = self.table, self.model

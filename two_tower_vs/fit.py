@@ -214,7 +214,7 @@ def _step(opt, objective, learn, clip, rows, epoch):
     "One step on a batch: its loss"
     opt.zero_grad(); loss = learn(rows, epoch, objective)
     if not math.isfinite(loss): raise InputError(
-        f'The loss is {loss} in epoch {epoch}: training diverged. Lower train.lr (or train.finetune_lr).')
+        f'The loss is {loss} in epoch {epoch}: training diverged. Lower train.lr or finetune.lr.')
     if clip: torch.nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g['params']], clip)
     opt.step(); clamp_scale(objective.scale)
     return loss
@@ -285,6 +285,7 @@ def _better(row, best, cautious):
     lead = row['recall@1']-best['recall@1']
     return lead > best.get('error', 0) if cautious or best['epoch'] == 0 else lead >= 0
 
+# %% ../nbs/02b_fit.ipynb #7f3e9f41
 def _first(name, params, state, validate):
     "The starting weights are the first candidate for the best"
     row = {'phase':name, 'epoch':0, **(validate() if validate else {})}

@@ -45,10 +45,11 @@ class PairFeatures:
     def score(self, model, v): return v.score(self.answers(model, v))
 
 # %% ../nbs/03_train.ipynb #25e5b3d8
+def _bare(t): return Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features).to(t.mean.device)   # features are all it gives
+
 def pair_features(model, table, root, cache, views=1, **kw):
     "Embed the pictures of a table with the bare backbones: (PairFeatures, path -> reason for unreadable ones)"
-    towers = [Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features).to(t.mean.device)
-              for t in (model.query, model.cand)]
+    towers = [_bare(t) for t in (model.query, model.cand)]
     bad,out = {}, []
     for t,paths,what in zip(towers, (table.queries, table.cands), ('queries','candidates')):
         es = [embed(t, paths, root, cache, view=v, desc=what + (f', view {v}' if v else ''), **kw)
@@ -191,6 +192,7 @@ def _accelerator(device, epochs):
     acc = Accelerator(cpu=device.type == 'cpu'); acc.wait_for_everyone()   # all have read the state before one writes it
     return acc
 
+# %% ../nbs/03_train.ipynb #9ff243db
 class _Run:
     "The phases of one training run"
     gaps,pulls = (.01,.1), (0,.25,.5,.75,1)
@@ -326,13 +328,14 @@ def choose_tuning(self:_Run, gap, pull):
     least = self.v.score(answers); fine = bool(row['recall@1'] >= least['recall@1']-least.get('error', 0))   # the more cautious of two
     return tuned, other if fine else answers, fine
 
+# %% ../nbs/03_train.ipynb #b0b8282a
 @patch
 def renew(self:_Run, rows, gap, pull):
     "Heads in closed form once more, on the features of the tuned towers"
     m,t = self.model, self.table
     def side(tower, names, some):
-        bare = Tower(tower.backbone, torch.nn.Identity(), tower.prep, tower.n_features); out = torch.zeros(len(names), m.n_features)
-        out[some] = torch.from_numpy(embed(bare, [names[i] for i in some], self.root, **{**self.embedding, 'progress':False}).vectors)
+        out = torch.zeros(len(names), m.n_features)
+        out[some] = torch.from_numpy(embed(_bare(tower), [names[i] for i in some], self.root, **{**self.embedding, 'progress':False}).vectors)
         return out
     q,c = side(m.query, t.queries, np.unique(t.qi[rows])), side(m.cand, t.cands, np.unique(t.ci[rows]))
     closed = PairHeads(m, q, c)
