@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs-check readme notebooks clean
+.PHONY: help demo test docs-check readme notebooks benchmarks clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -24,6 +24,11 @@ readme: .venv/.dev ## write README.md and index_files/ from nbs/index.ipynb
 notebooks: .venv/.dev ## export, then execute and clean the notebooks in place, in order (NB="nbs/00_data.ipynb": that one; FLAGS=slow: slow cells too)
 	$(BIN)/nbdev_export
 	$(BIN)/python .ci/notebooks.py $(NB)
+	$(BIN)/nbdev_clean
+
+benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, half an hour, or NB=recipe, an hour (ARGS="…": options of its script)
+	$(BIN)/python nbs/benchmarks/$(or $(NB),peers).py $(ARGS)
+	cd nbs/benchmarks && ../../$(BIN)/exec_nb $(or $(NB),peers).ipynb --dest $(or $(NB),peers).ipynb --exc_stop
 	$(BIN)/nbdev_clean
 
 clean: ## delete what the commands above wrote, except .venv
