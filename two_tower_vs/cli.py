@@ -201,18 +201,34 @@ def _more(e):
 def index_stage(r:Run):
     from two_tower_vs.data import bad_rows, drop_bad
     from two_tower_vs.embed import embed
-    from two_tower_vs.index import build_index, save_index
+    from two_tower_vs.index import edited, save_index
     from two_tower_vs.model import load_model
     model = load_model(r.out/'model')
     c = embed(model.cand, r.candidates.cand_path, r.root, r.cache, desc='candidates', **r.embedding)
     r.record_bad(bad_rows(r.candidates, c.bad, r.file('candidates')), r.file('candidates'))
     drop_bad(r.candidates, c.bad, r.file('candidates'), r.on_bad('skip'))
-    index = build_index(c, model.sha256, _real_queries(r, model), sizes=model.training_info.get('matryoshka') or (),
-                        **r.cfg['index'])
-    m = save_index(index, r.out/'index', r.file('candidates')); a = m['recall_vs_exact']
-    print(f'index: {m["rows"]:,} vectors of {m["dim"]}, {m["kind"]} ({m["factory"]}) {m["search"] or ""}' +
+    index,done = _updated(r, model, c); source = r.file('candidates')
+    if done != 'up to date' or edited(index, source): save_index(index, r.out/'index', source)
+    m = index.manifest; a = m['recall_vs_exact']
+    if done.startswith('built') and m['tried']: print(_tried(m['tried']))
+    print(f'index: {done}; {m["rows"]:,} vectors of {m["dim"]}, {m["kind"]} ({m["factory"]}) {m["search"] or ""}' +
           (f'; finds {100*a["value"]:.1f} % of what exact search finds in the first {a["k"]}, '
            f'on {a["queries"]:,} real queries' if a else ''))
+
+def _updated(r, model, cands):
+    "(Index, what was done): the one there brought up to date, or a new one"
+    from two_tower_vs.data import InputError
+    from two_tower_vs.index import build_index, load_index, update_index
+    args = cands, model.sha256, _real_queries(r, model)
+    options = dict(r.cfg['index'], sizes=model.training_info.get('matryoshka') or ())
+    try: old = load_index(r.out/'index', model.sha256, writable=True)
+    except InputError: return build_index(*args, **options), 'built'   # none yet, damaged, or another model's
+    return update_index(old, *args, **options)
+
+def _tried(tries):
+    import pandas as pd
+    t = pd.DataFrame(tries)[['factory','search','agreement','queries_per_s','ms','build_s','mb','why']]
+    return f'index: tried on a sample, the fastest that will do first\n{_indent(t, index=False, na_rep="")}'
 
 def _real_queries(r, model, most=1000):
     "Query-tower vectors to tune on: of the evaluation queries, or else of the training pairs"
