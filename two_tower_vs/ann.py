@@ -6,13 +6,13 @@
 __all__ = ['kinds', 'flat_enough', 'factory', 'megabytes', 'new_index', 'add', 'sample', 'nearest', 'agreement', 'speed',
            'configure', 'tune', 'thorough', 'choose']
 
-# %% ../nbs/04a_ann.ipynb #5a45a3d4
+# %% ../nbs/04a_ann.ipynb #0b18d8d6
 import math, time
 import numpy as np, pandas as pd
 from warnings import warn
 from .data import InputError
 
-# %% ../nbs/04a_ann.ipynb #023a2e55
+# %% ../nbs/04a_ann.ipynb #4be76d9b
 kinds = 'flat','hnsw','ivf_pq','ivf_rabitq'
 
 def factory(
@@ -33,7 +33,7 @@ def factory(
     codes = max(m for m in range(1, d+1) if d % m == 0 and m <= max(1, d//4))
     return f'IVF{lists},{"RaBitQfs" if kind == "ivf_rabitq" else f"PQ{codes}x4fs"},Refine({refine})'
 
-# %% ../nbs/04a_ann.ipynb #7eabc1cc
+# %% ../nbs/04a_ann.ipynb #d3ee5ca3
 def megabytes(
     spec:str, # a factory string, as `factory` gives it
     n:int,    # vectors
@@ -49,7 +49,7 @@ def megabytes(
         each = code*(1+16*lists) + 8 + d*(2 if 'fp16' in refine else 1) + 4*d*lists
     return n*each/2**20
 
-# %% ../nbs/04a_ann.ipynb #7d892fda
+# %% ../nbs/04a_ann.ipynb #0662a911
 def new_index(
     spec:str,       # a FAISS factory string
     x:np.ndarray,   # unit vectors (n, d), in memory or mapped
@@ -79,7 +79,7 @@ def sample(x, most:int):
     if len(x) <= most: return np.ascontiguousarray(x)
     return x[np.sort(np.random.default_rng(0).permutation(len(x))[:most])]
 
-# %% ../nbs/04a_ann.ipynb #b9437bf2
+# %% ../nbs/04a_ann.ipynb #2c10bd55
 def nearest(x, q, k:int=10)->np.ndarray:   # rows (n, k), best first
     "The true nearest of each query, by exact search."
     import faiss
@@ -104,7 +104,7 @@ def speed(index, q, k:int=10)->tuple:   # queries a second in a batch, median mi
         if time.perf_counter() > end: break
     return len(q)/min(clock(q) for _ in range(3)), 1000*float(np.median(one))
 
-# %% ../nbs/04a_ann.ipynb #b2cba424
+# %% ../nbs/04a_ann.ipynb #bc569a21
 def configure(index, settings:dict):
     "Set FAISS search parameters by name. Raises `InputError` for one that the index doesn't have."
     import faiss
@@ -125,7 +125,7 @@ def _grids(index, kind, fixed):
     out = [({**s, **fixed}, *((None, [None]) if name in fixed else (name, v))) for s,name,v in grids]
     return [g for i,g in enumerate(out) if g not in out[:i]]
 
-# %% ../nbs/04a_ann.ipynb #acab93ab
+# %% ../nbs/04a_ann.ipynb #f31cde99
 def tune(
     index,         # a faiss.Index
     kind:str,      # one of kinds, or factory: nothing is known of its settings
@@ -152,13 +152,13 @@ def tune(
     *_,a,s = best; configure(index, s)
     return s, a
 
-# %% ../nbs/04a_ann.ipynb #aedf4d0e
+# %% ../nbs/04a_ann.ipynb #0f56f67d
 def thorough(index, kind:str, fixed:dict={})->dict:
     "Set the most thorough settings there are, where there is nothing to tune on."
     s,name,values = _grids(index, kind, fixed)[-1]; s = s if name is None else {**s, name:values[-1]}
     configure(index, s); return s
 
-# %% ../nbs/04a_ann.ipynb #c653625d
+# %% ../nbs/04a_ann.ipynb #c69210ce
 flat_enough = 2**22   # numbers (vectors x dimensions) that exact search goes through in about a millisecond
 
 def choose(

@@ -279,7 +279,7 @@ examples = """stages:
   demo    make ./demo from real pictures and run everything on it: start here
   train   pairs.csv -> out/model: heads on cached features, fine-tuning if asked for
   eval    query_gt.csv -> out/metrics.json: Recall@K beside the untrained backbone
-  index   candidates.csv -> out/index: exact or approximate, measured either way
+  index   candidates.csv -> out/index: exact or approximate, measured either way; after a change, brought up to date
   query   --image -> out/query.json and out/query.png: hits, and where the time goes
   all     train, eval, index, and query if there is an --image
 
