@@ -221,5 +221,6 @@ def _changed(index, x, row, chunk=65536):
     codes = faiss.rev_swig_ptr(i.codes.data(), i.ntotal*i.code_size).reshape(i.ntotal, -1)
     for o in range(0, len(x), chunk):
         part,r = np.ascontiguousarray(x[o:o+chunk]), row[o:o+chunk]
-        out[o:o+chunk] = (r >= 0) & (i.sa_encode(part) != codes[r]).any(1)
+        off = lambda c: ((i.sa_decode(np.ascontiguousarray(c))-part)**2).sum(1)
+        out[o:o+chunk] = (r >= 0) & (off(codes[r]) > 4*off(i.sa_encode(part)) + 1e-8)   # a last bit may differ
     return out
