@@ -215,6 +215,7 @@ def index_stage(r:Run):
           (f'; finds {100*a["value"]:.1f} % of what exact search finds in the first {a["k"]}, '
            f'on {a["queries"]:,} real queries' if a else ''))
 
+# %% ../nbs/09_cli.ipynb #f9866910
 def _updated(r, model, cands):
     "(Index, what was done): the one there brought up to date, or a new one"
     from two_tower_vs.data import InputError

@@ -105,6 +105,7 @@ def _plans(kind, spec, x, q, target, memory_mb):
         f'vectors of {d} numbers. Raise it, take kind: auto, or index shorter vectors with index.dim.')
     return [p for p in plans if fits(p[1])], []
 
+# %% ../nbs/05_index.ipynb #0f79c8af
 def _exact(x, q):
     if q is not None and len(q): return nearest(x, q[:1000])
     warn('There are no queries to measure the index on: it is not tuned, '
@@ -189,6 +190,7 @@ def update_index(
     if not was/2 <= n <= was*2: return fresh(f'{n:,} candidates, and it was trained on {was:,}')
     at = {p:i for i,p in enumerate(old.paths)}; row = np.array([at.get(p, -1) for p in cands.paths], dtype=np.int64)
     new,changed = row < 0, _changed(old.faiss, x, row); kept = int((~new).sum())
+    if changed is None: return fresh('what this kind holds can not be compared')
     gone = len(old.paths) - kept; said = ', '.join(f'{k:,} {w}' for k,w in (
         (int(new.sum()),'added'), (gone,'removed'), (int(changed.sum()),'changed')) if k)
     if not said: return old, 'up to date'
@@ -211,13 +213,13 @@ def _defaults():
     return {k:p[k].default for k in ('kind','recall_target','memory_mb','factory','nprobe','ef_search','k_factor','dim')}
 
 def _changed(index, x, row, chunk=65536):
-    "Which rows of x the index holds with another vector, judged by the codes that it keeps (flat, or the refine stage's)"
+    "Which rows of x the index holds with another vector, judged by the codes that it keeps (flat, or the refine stage's); None: it can't be seen"
     import faiss
     i = faiss.downcast_index(index)
     for inner in ('refine_index','storage'):
         if hasattr(i, inner): i = faiss.downcast_index(getattr(i, inner))
     out = np.zeros(len(x), bool)
-    if not isinstance(i, faiss.IndexFlatCodes): return out | (row >= 0)   # it can't be seen, so it counts as changed
+    if not isinstance(i, faiss.IndexFlatCodes): return None
     codes = faiss.rev_swig_ptr(i.codes.data(), i.ntotal*i.code_size).reshape(i.ntotal, -1)
     for o in range(0, len(x), chunk):
         part,r = np.ascontiguousarray(x[o:o+chunk]), row[o:o+chunk]
