@@ -157,9 +157,11 @@ class Tower(nn.Module):
 
     def pixels(self, im:Image.Image, size:int=None)->np.ndarray:   # uint8 (3, s, s)
         "A picture as the bytes that the tower takes; of another size if one is given."
-        s = size or self.prep['size']
-        return np.array(
-            im.resize((s,s), getattr(Image.Resampling, self.prep['interpolation'].upper()))).transpose(2,0,1)
+        s,how = size or self.prep['size'], self.prep['interpolation']
+        if how not in ('bilinear','bicubic'):
+            return np.array(im.resize((s,s), getattr(Image.Resampling, how.upper()))).transpose(2,0,1)
+        x = torch.from_numpy(np.array(im)).permute(2,0,1)[None]   # as Pillow, to a last bit, in a third of the time
+        return F.interpolate(x, (s,s), mode=how, antialias=True)[0].numpy()
 
     def features(self, x:torch.Tensor)->torch.Tensor:   # uint8 (b, 3, s, s) -> float32 (b, f)
         "Unit features, before the head."
