@@ -95,11 +95,11 @@ def _parquet(path, columns, extra):
     try: import pyarrow.parquet as pq
     except ImportError: raise InputError(f'{path}: reading Parquet needs pyarrow. Install it: pip install pyarrow.')
     try:
-        names = _wanted(path, pq.read_schema(parts[0]).names, columns, extra)
-        t = pq.read_table(parts, columns=names, partitioning=None)
-    except InputError: raise
+        names = pq.read_schema(parts[0]).names
+        t = pq.read_table(parts, columns=[c for c in (*columns, *extra) if c in names], partitioning=None)
     except Exception as e: raise InputError(f'{path} is not Parquet that can be read: {_line(e)}.') from e
-    return pd.DataFrame({c:_text(t[c], f'{path}: column {c}', c in columns) for c in names})
+    return pd.DataFrame({c:_text(t[c], f'{path}: column {c}', c in columns)
+                         for c in _wanted(path, names, columns, extra)})
 
 def _text(col, what, strict):
     "An Arrow column as text; nulls are empty"
@@ -107,7 +107,7 @@ def _text(col, what, strict):
     kind = col.type.value_type if pa.types.is_dictionary(col.type) else col.type
     if strict and not re.search('string|binary|null', str(kind)):   # old writers mark text as binary
         raise InputError(f'{what} holds {kind}, not text. It should hold paths.')
-    try: return col.cast(kind).cast(pa.large_string()).fill_null('').to_pandas()
+    try: return col.cast(pa.large_string()).fill_null('').to_pandas()
     except pa.ArrowException as e: raise InputError(f'{what} holds {kind} that is not text: {_line(e)}.') from e
 
 # %% ../nbs/00_catalog.ipynb #3ca4f420
