@@ -60,12 +60,13 @@ def to_rgb(
 
 # %% ../nbs/00_data.ipynb #d3e008e4
 def load_image(
-    src,                        # path, bytes or open binary file
+    src,                        # path, bytes or open binary file; a path may lead into a tar
     max_pixels:int=100_000_000, # larger pictures are refused unread (at most Pillow's own limit, 179 million)
     side:int=None,              # the side in pixels that will be needed; lets JPEG decode at a reduced scale
 )->Image.Image:                 # upright, mode RGB; of an animation, the first frame
     "Decode any picture that Pillow can read. Raises `BadImage` with the reason."
     try:
+        if isinstance(src, (str, Path)): src = read_bytes(src)
         with Image.open(BytesIO(src) if isinstance(src, bytes) else src) as im:
             if im.width*im.height > max_pixels: raise BadImage(
                 f'{im.width} x {im.height} is {im.width*im.height/1e6:,.0f} megapixels, '

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from warnings import warn, catch_warnings, simplefilter
 from fastcore.basics import patch
 from PIL import Image, ImageEnhance
@@ -366,7 +367,7 @@ def _first_pixels(paths, tower, max_pixels, n=32):
 
 # %% ../nbs/01a_embed.ipynb #4026796e
 def _direct(batches, paths, out, bar):   # numbers of readable paths, {number of another: reason}
-    "Fill the first rows of `out` with the vectors of readable pictures, keeping nothing"
+    "Fill the first rows of `out` with the vectors of readable pictures"
     ok,bad = [], {}
     with bar() as b:
         for nums,(_,_,feats,why) in batches.over(paths, np.arange(len(paths))):
@@ -397,6 +398,12 @@ def _bar(n, desc, progress, initial=0):
     return tqdm(total=n, desc=desc, unit='img', initial=initial, leave=False, disable=None if progress is None and seen else progress is False,
                 **({} if seen else dict(delay=60, mininterval=60)))
 
+def _space(n, d, folder, most=2**28):
+    "An array (n, d); a large one lies in a file that is gone when nothing uses it any more"
+    if folder is None or 4*n*d <= most: return np.empty((n, d), np.float32)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as f: return np.memmap(f, np.float32, 'w+', shape=(n, d))
+
 # %% ../nbs/01a_embed.ipynb #8cf6f451
 def embed(
     tower:Tower,
@@ -422,8 +429,7 @@ def embed(
     suffix = f' {preset} {view} {preset_by_name(preset)}'.encode() if view else b''
     batches = _Batches(tower, eng, store, batch_size or (8 if tower.mean.device.type == 'cpu' else 128), max_pixels, suffix,
                        lambda im,key: augment(im, random.Random(key), preset) if view else im)
-    if out is None:
-        out = np.empty((len(paths), apply_head(tower, np.zeros((1,tower.n_features), np.float32)).shape[1]), np.float32)
+    if out is None: out = _space(len(paths), apply_head(tower, np.zeros((1,tower.n_features), np.float32)).shape[1], cache)
     bar = partial(_bar, len(paths), desc, progress)
     ok,why = _direct(batches, full, out, bar) if store is None else _cached(batches, full, out, bar)
     return Embeddings(out[:len(ok)], paths if len(ok) == len(paths) else [paths[i] for i in ok], {paths[i]:w for i,w in why.items()})
