@@ -58,6 +58,7 @@ def read_table(
     df.index = pd.RangeIndex(first, len(df)+first, name='row')
     return _filled(df, path, columns)
 
+# %% ../nbs/00_catalog.ipynb #f4d2d55a
 def _line(e): return re.sub(r'\s+', ' ', str(e)).strip()[:120]
 
 def _csv(path, columns, extra):
