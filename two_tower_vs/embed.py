@@ -70,8 +70,15 @@ def _openvino_engine(tower, folder, key):
             with replacing(xml.with_suffix('.bin'), xml) as (b,x):
                 ov.save_model(net, x, compress_to_fp16=False); os.replace(x.with_suffix('.bin'), b)
             net = core.read_model(xml)   # the file, since the network in memory may differ from it in a last bit
-    run = core.compile_model(net, 'CPU', {'PERFORMANCE_HINT':'LATENCY', 'INFERENCE_PRECISION_HINT':'f32'})
-    return lambda x: run(x)[0].copy()
+    net = core.compile_model(net, 'CPU', {'PERFORMANCE_HINT':'LATENCY', 'INFERENCE_PRECISION_HINT':'f32'})
+    return partial(_infer, net, [])
+
+def _infer(net, free, x):
+    "Features from a request that no other thread uses: a shared one fails while it is busy, or holds another's result"
+    try: r = free.pop()
+    except IndexError: r = net.create_infer_request()
+    try: return r.infer(x, share_inputs=True)[0]
+    finally: free.append(r)
 
 # %% ../nbs/01a_embed.ipynb #9ce9bcb6
 class Engine:
