@@ -35,11 +35,9 @@ class Index:
         v = np.ascontiguousarray(vectors, dtype=np.float32)
         if v.ndim == 2 and self.faiss.d != v.shape[1] == self.manifest.get('model_dim'): v = shorten(v, self.faiss.d)
         if v.ndim != 2 or v.shape[1] != self.faiss.d: raise InputError(
-            f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: '
-            'they come from another model.')
+            f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: they come from another model.')
         with _one_thread() if len(v) == 1 and v.size*len(self.paths) <= flat_enough else nullcontext():
             return (self.gpu or self.faiss).search(v, min(k, len(self.paths)))
-
     def hits(self, vector:np.ndarray, k:int=10)->pd.DataFrame:   # rank, cand_path, score
         "The nearest candidates of one query vector (d,) as a table."
         return next(self.batch_hits(vector[None], k))

@@ -116,7 +116,8 @@ def on_gpu(
     import faiss
     if not isinstance(faiss.downcast_index(index.faiss), faiss.IndexFlat): return index
     try: index.gpu = _OnGpu(index.faiss) if faiss.get_num_gpus() else None
-    except Exception as e: warn(f'FAISS can not use the GPU ({str(e)[-120:]}). Searching on the CPU: the same hits, more slowly.')
+    except Exception as e: warn(
+        f'FAISS can not use the GPU ({str(e)[-120:]}). Searching on the CPU: the same hits, more slowly.')
     return index
 
 # %% ../nbs/06_query.ipynb #ff15e73c
