@@ -8,6 +8,7 @@ __all__ = ['Index', 'build_index', 'save_index', 'load_index', 'edited', 'update
 # %% ../nbs/05_index.ipynb #0b012599
 import json
 import numpy as np, pandas as pd
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -24,6 +25,7 @@ class Index:
     faiss:object       # a faiss.Index over unit vectors, inner product
     paths:list         # row i is paths[i]
     manifest:dict      # as manifest.json
+    gpu:object=None    # a copy of the FAISS index on GPUs, to search in instead
 
     def search(self,
         vectors:np.ndarray, # unit query vectors (n, d) of the model; shortened where the index holds shorter ones
@@ -33,15 +35,28 @@ class Index:
         v = np.ascontiguousarray(vectors, dtype=np.float32)
         if v.ndim == 2 and self.faiss.d != v.shape[1] == self.manifest.get('model_dim'): v = shorten(v, self.faiss.d)
         if v.ndim != 2 or v.shape[1] != self.faiss.d: raise InputError(
-            f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: '
-            'they come from another model.')
-        return self.faiss.search(v, min(k, len(self.paths)))
-
+            f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: they come from another model.')
+        with _one_thread() if len(v) == 1 and v.size*len(self.paths) <= flat_enough else nullcontext():
+            return (self.gpu or self.faiss).search(v, min(k, len(self.paths)))
     def hits(self, vector:np.ndarray, k:int=10)->pd.DataFrame:   # rank, cand_path, score
         "The nearest candidates of one query vector (d,) as a table."
-        s,i = (x[0] for x in self.search(vector[None], k))
-        s,i = s[i>=0], i[i>=0]
-        return pd.DataFrame({'rank':np.arange(1, len(i)+1), 'cand_path':[self.paths[j] for j in i], 'score':s})
+        return next(self.batch_hits(vector[None], k))
+
+    def batch_hits(self, vectors:np.ndarray, k:int=10, block:int=1024):   # yields what `hits` gives, in their order
+        "The nearest candidates of many query vectors (n, d), `block` of them searched at once."
+        for o in range(0, len(vectors), block):
+            for s,i in zip(*self.search(vectors[o:o+block], k)):
+                s,i = s[i>=0], i[i>=0]
+                yield pd.DataFrame({'rank':np.arange(1, len(i)+1), 'cand_path':[self.paths[j] for j in i], 'score':s})
+
+# %% ../nbs/05_index.ipynb #664afc8b
+@contextmanager
+def _one_thread():
+    "FAISS in this thread alone"
+    import faiss
+    n = faiss.omp_get_max_threads(); faiss.omp_set_num_threads(1)   # each thread has its own setting
+    try: yield
+    finally: faiss.omp_set_num_threads(n)
 
 # %% ../nbs/05_index.ipynb #0672b732
 def build_index(
