@@ -171,7 +171,7 @@ def choose(
     most:int=50_000,      # vectors to try on
 )->list:                  # of dicts, best first: kind, factory, search, agreement, queries_per_s, ms, build_s, mb, why
     "Try every kind; `why` says what speaks against one, and is empty for those that will do. Raises `InputError`."
-    (n,d),s = x.shape, sample(x, most); exact,tries = nearest(s, q), []
+    (n,d),s,q = x.shape, sample(x, most), q[:500]; exact,tries = nearest(s, q), []
     def attempt(kind, refine='SQ8'):
         spec = factory(kind, n, d, refine); mb = megabytes(spec, n, d)
         t = dict(kind=kind, factory=spec, search={}, agreement=None, queries_per_s=0, ms=None, build_s=None, mb=round(mb), why='')

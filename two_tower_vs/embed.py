@@ -12,6 +12,7 @@ import numpy as np, torch
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -148,7 +149,9 @@ def _decided(self:Engine, bf16, sample):
     "The precision for these weights, as it was or is now decided"
     if self.note and self.note.exists():
         d = json.loads(self.note.read_text())
-        if bf16 or d['precision'] == 'float32': self.cosine = d['cosine']; return d['precision']
+        if bf16 or d['precision'] == 'float32':
+            self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None   # another version is checked again
+            return d['precision']
     x = sample() if bf16 and sample else None
     if x is None: return 'float32'
     run = self._made('bfloat16'); cosine = _least_cosine(run(x), self.exact(x))
@@ -162,7 +165,12 @@ def _decided(self:Engine, bf16, sample):
 @patch
 def _write(self:Engine, precision):
     if not self.note: return
-    with replacing(self.note) as (f,): f.write_text(json.dumps(dict(precision=precision, cosine=self.cosine))+'\n')
+    d = dict(precision=precision, cosine=self.cosine, openvino=_openvino_version())
+    with replacing(self.note) as (f,): f.write_text(json.dumps(d)+'\n')
+
+def _openvino_version():
+    try: return version('openvino')
+    except PackageNotFoundError: return None
 
 @patch
 def _ready(self:Engine, x):
@@ -172,7 +180,7 @@ def _ready(self:Engine, x):
         run = self._made(self.precision)
         if self.cosine is None and run is not self.exact:
             self.cosine = _least_cosine(run(x[:8]), self.exact(x[:8]))
-            if self.precision == 'float32' and not self.cosine >= .999:
+            if (self.note or self.precision == 'float32') and not self.cosine >= .999:   # bfloat16 may be asked for in spite of it
                 self._fall_back(f'gives other vectors than PyTorch (cosine {self.cosine:.4f})'); run = self.exact
             elif self.note and (self.note.exists() or not has_bfloat16(self.tower.mean.device.type, self.kind)): self._write(self.precision)
         self.run = run

@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from warnings import warn
 from PIL import Image
-from .data import BadImage, InputError, image_grid, in_threads, load_image, replacing, thumb
+from .data import BadImage, InputError, file_stamp, image_grid, in_threads, load_image, replacing, thumb
 from .model import Tower, TwoTower, best_device, file_sha256, load_model
-from .embed import Engine, apply_head, backbone_key
+from .embed import Engine, apply_head
 from .index import Index, load_index
 
 # %% ../nbs/06_query.ipynb #f90ef6f9
@@ -30,7 +30,7 @@ class Searcher:
         key:str=None,  # backbone_key(model.query), if it is known
     ):
         self.max_pixels,self.tower,self.index = max_pixels, model.to(best_device()).eval().query, index
-        self.engine = Engine(self.tower, folder=cache, key=key)
+        self.engine = Engine(self.tower, folder=cache, key=key, alone=True)
         self.threshold = _threshold(model, index)   # the least score of a match; None: not known
 
     def pixels(self, src)->np.ndarray:                # uint8 (3, s, s)
@@ -54,17 +54,17 @@ def _threshold(model, index):
          'hits are not marked as match or no match.')
 
 # %% ../nbs/06_query.ipynb #33b39741
-def _proof(out):
-    "What `_prove` wrote, if it holds for the model and the converted network that are there; else None"
+def _known_key(out):
+    "Key of the query tower's backbone, if the model and the converted network are those that a searcher noted; else None"
     from safetensors import safe_open
-    file = out/'model/model.safetensors'
+    file,read = out/'model/model.safetensors', lambda f: json.loads((out/f).read_text(encoding='utf-8'))
     try:
-        proof,d = (json.loads((out/f).read_text(encoding='utf-8')) for f in ('cache/probe.json','model/model.json'))
+        note,d = read('cache/searcher.json'), read('model/model.json'); key = note['key']
         with safe_open(file, 'pt') as f: inside = json.loads(f.metadata()['config'])
-        good = (d == inside | {'sha256':proof['model_sha256']} and d['embed_dim'] and file_sha256(file) == d['sha256']
-                and all((out/f'cache/{proof["key"]}.{e}').exists() for e in ('xml','bin')))
+        good = (d == inside | {'sha256':note['model_sha256']} and d['embed_dim'] and file_sha256(file) == d['sha256']
+                and read(f'cache/{key}.json')['cosine'] and all((out/f'cache/{key}.{e}').exists() for e in ('xml','bin')))
     except Exception: return None   # load_model will say what is wrong with the model
-    return proof if good else None
+    return key if good else None
 
 # %% ../nbs/06_query.ipynb #23b2b8ce
 class _Later(Tower):
@@ -87,16 +87,6 @@ def _light(out):
     model.query,model.sha256 = _Later(out/'model', head, d['prep'], d['features']), d['sha256']
     model.training_info = d.get('training', {})
     return model
-
-# %% ../nbs/06_query.ipynb #2408cd91
-def _prove(s, out, proof, about):
-    "Compare the converted network with PyTorch on a probe; what PyTorch says is kept for the next time"
-    side = s.tower.prep['size']; px = np.random.default_rng(0).integers(0, 256, (1,3,side,side), dtype=np.uint8)
-    want = s.engine.exact(px)[0] if proof is None else np.float32(proof['features'])
-    s.engine.checked = bool(s.engine.run(px)[0]@want >= .999)   # if not, the first query will check, and fall back
-    if s.engine.checked and proof is None:
-        with suppress(OSError), replacing(out/'cache/probe.json') as (t,):   # a folder may be read-only
-            t.write_text(json.dumps({**about, 'features':want.tolist()})+'\n')
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:
@@ -126,10 +116,11 @@ def load_searcher(
     **kw,          # of Searcher
 )->Searcher:
     "Load model and index. Raises `InputError` if one is missing or they don't belong together."
-    out = Path(out); proof = _proof(out); model = _light(out) if proof else load_model(out/'model')
-    key = proof['key'] if proof else backbone_key(model.query)
+    out = Path(out); key = _known_key(out); model = _light(out) if key else load_model(out/'model')
     s = Searcher(model, on_gpu(load_index(out/'index', model.sha256)), out/'cache', key=key, **kw)
-    if s.engine.name == 'openvino': _prove(s, out, proof, dict(model_sha256=model.sha256, key=key))
+    if not key:
+        with suppress(OSError), replacing(out/'cache/searcher.json') as (t,):   # a folder may be read-only
+            t.write_text(json.dumps(dict(model_sha256=model.sha256, key=s.engine.key))+'\n')
     return s
 
 # %% ../nbs/06_query.ipynb #6fcf3954
@@ -209,7 +200,7 @@ def image_files(paths)->list:
     "The files named, and those in the folders named. Raises `InputError` for what isn't there."
     out = []
     for p in map(Path, paths):
-        if not p.exists(): raise InputError(f'--image {p}: no such file or folder.')
+        if not (p.exists() or file_stamp(p)): raise InputError(f'--image {p}: no such file or folder.')
         out += sorted(f for f in p.iterdir() if f.is_file() and f.name[0] != '.') if p.is_dir() else [p]
     if not out: raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files.')
     return out
