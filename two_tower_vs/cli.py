@@ -145,7 +145,7 @@ def train_stage(r:Run):
     from two_tower_vs.fit import main_process
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.train import train
-    cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').is_file() else None
+    cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').exists() else None
     print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
           f'and {r.pairs.cand_path.nunique():,} candidates')
     model = TwoTower(**r.cfg['model'], seed=r.seed)
@@ -175,7 +175,7 @@ def eval_stage(r:Run):
     from two_tower_vs.eval import evaluate, save_evaluation, show_changes, show_worst
     from two_tower_vs.model import load_model
     model = load_model(r.out/'model')
-    if r.file('pairs').is_file(): warn_overlap(read_table(r.file('pairs'), ['query_path']), r.gt)
+    if r.file('pairs').exists(): warn_overlap(read_table(r.file('pairs'), ['query_path']), r.gt)
     names = r.file('query_gt'), r.file('candidates')
     e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, seed=r.seed,
                  embedding=r.embedding, **r.cfg['eval'])
@@ -235,7 +235,7 @@ def _real_queries(r, model, most=1000):
     "Query-tower vectors to tune on: of the evaluation queries, or else of the training pairs"
     import numpy as np
     from two_tower_vs.embed import embed
-    paths = (r.gt if r.file('query_gt').is_file() else r.pairs).query_path.unique()
+    paths = (r.gt if r.file('query_gt').exists() else r.pairs).query_path.unique()
     paths = paths[np.sort(np.random.default_rng(r.seed).permutation(len(paths))[:most])]
     return embed(model.query, paths, r.root, r.cache, desc='queries', **r.embedding).vectors
 

@@ -167,7 +167,7 @@ def image_grid(
 # %% ../nbs/00_data.ipynb #4a095a81
 def thumb(src, side:int=96):
     "A small picture for a grid; `None` when it can't be read."
-    try: im = load_image(read_bytes(src) if isinstance(src, (str, Path)) else src, side=side)
+    try: im = load_image(src, side=side)
     except BadImage: return None
     im.thumbnail((side, side)); return im
 

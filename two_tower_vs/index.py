@@ -6,7 +6,7 @@
 __all__ = ['Index', 'build_index', 'save_index', 'load_index', 'edited', 'update_index']
 
 # %% ../nbs/05_index.ipynb #0b012599
-import json
+import hashlib, json
 import numpy as np, pandas as pd
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ def save_index(
         faiss.write_index(index.faiss, str(vectors))
         pd.DataFrame({'cand_path':index.paths}).to_csv(cands, index=False)
         index.manifest |= dict(candidates_sha256=file_sha256(cands), index_sha256=file_sha256(vectors),
-                               source_sha256=file_sha256(source) if source else None)
+                               source_sha256=_source_sha256(source) if source else None)
         manifest.write_text(json.dumps(index.manifest, indent=1)+'\n')
     return index.manifest
 
@@ -185,8 +185,13 @@ def load_index(
 # %% ../nbs/05_index.ipynb #1f3f5552
 def edited(index:Index, source)->bool:
     "Was the candidates.csv changed since the index was made from it?"
-    return (bool(index.manifest.get('source_sha256')) and Path(source).is_file()
-            and file_sha256(source) != index.manifest['source_sha256'])
+    return (bool(index.manifest.get('source_sha256')) and Path(source).exists()
+            and _source_sha256(source) != index.manifest['source_sha256'])
+
+def _source_sha256(source):
+    "Of a file, or of the part files in a folder."
+    parts = sorted(f for f in Path(source).rglob('*') if f.is_file()) if Path(source).is_dir() else []
+    return hashlib.sha256(''.join(map(file_sha256, parts)).encode()).hexdigest() if parts else file_sha256(source)
 
 # %% ../nbs/05_index.ipynb #61f0cc6a
 def update_index(
