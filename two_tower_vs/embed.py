@@ -20,7 +20,7 @@ from warnings import warn, catch_warnings, simplefilter
 from fastcore.basics import patch
 from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
-from .data import BadImage, InputError, cores, file_stamp, in_threads, load_image, read_bytes, replacing
+from .data import BadImage, InputError, cores, file_stamp, in_threads, load_image, load_pixels, read_bytes, replacing
 from .model import Tower
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
@@ -345,7 +345,8 @@ class _Batches:
         except BadImage as e: why[j] = str(e); return b''
 
     def pixels(self, data, key):
-        return self.tower.pixels(self.changed(load_image(data, self.max_pixels, self.tower.prep['size']), key))
+        load = load_image if self.changed else load_pixels; im = load(data, self.max_pixels, self.tower.prep['size'])
+        return self.tower.pixels(self.changed(im, key) if self.changed else im)
 
     def __call__(self, paths):   # keys (n, 32), their rows in the cache or -1, {position: feature}, {position: reason}
         s,why = self.tower.prep['size'], {}; data = [self.read(j, p, why) for j,p in enumerate(paths)]
@@ -362,13 +363,13 @@ class _Batches:
     def over(self, paths, todo):   # yields numbers of paths, and what came of them
         "All batches, in order"
         blocks = [todo[i:i+self.size] for i in range(0, len(todo), self.size)]
-        with closing(in_threads(lambda b: self([paths[i] for i in b]), blocks, cores()+1)) as done: yield from zip(blocks, done)
+        with closing(in_threads(lambda b: self([paths[i] for i in b]), blocks, cores()+2)) as done: yield from zip(blocks, done)
 
 def _first_pixels(paths, tower, max_pixels, n=32):
     "Pixels of the first pictures that can be read"
     out = []
     for p in paths:
-        try: out.append(tower.pixels(load_image(read_bytes(p), max_pixels, tower.prep['size'])))
+        try: out.append(tower.pixels(load_pixels(p, max_pixels, tower.prep['size'])))
         except BadImage: continue
         if len(out) == n: break
     return np.stack(out) if out else None
@@ -436,7 +437,7 @@ def embed(
     store = None if cache is None else FeatureCache(Path(cache)/key, eng.precision)
     suffix = f' {preset} {view} {preset_by_name(preset)}'.encode() if view else b''
     batches = _Batches(tower, eng, store, batch_size or (8 if tower.mean.device.type == 'cpu' else 128), max_pixels, suffix,
-                       lambda im,key: augment(im, random.Random(key), preset) if view else im)
+                       (lambda im,key: augment(im, random.Random(key), preset)) if view else None)
     if out is None: out = _space(len(paths), apply_head(tower, np.zeros((1,tower.n_features), np.float32)).shape[1], cache)
     bar = partial(_bar, len(paths), desc, progress)
     ok,why = _direct(batches, full, out, bar) if store is None else _cached(batches, full, out, bar)

@@ -155,12 +155,16 @@ class Tower(nn.Module):
         self.backbone,self.head,self.prep,self.n_features = backbone,head,prep,n_features
         for k in ('mean','std'): self.register_buffer(k, torch.tensor(prep[k]).view(3,1,1)*255, persistent=False)
 
-    def pixels(self, im:Image.Image, size:int=None)->np.ndarray:   # uint8 (3, s, s)
-        "A picture as the bytes that the tower takes; of another size if one is given."
+    def pixels(self,
+        im,            # a PIL image in RGB, or uint8 (h, w, 3)
+        size:int=None, # instead of the tower's own
+    )->np.ndarray:     # uint8 (3, s, s)
+        "A picture as the bytes that the tower takes."
         s,how = size or self.prep['size'], self.prep['interpolation']
         if how not in ('bilinear','bicubic'):
+            if isinstance(im, np.ndarray): im = Image.fromarray(im)
             return np.array(im.resize((s,s), getattr(Image.Resampling, how.upper()))).transpose(2,0,1)
-        x = torch.from_numpy(np.array(im)).permute(2,0,1)[None]   # as Pillow, to a last bit, in a third of the time
+        x = torch.from_numpy(im if isinstance(im, np.ndarray) else np.array(im)).permute(2,0,1)[None]   # as Pillow, to a last bit, in a third of the time
         return F.interpolate(x, (s,s), mode=how, antialias=True)[0].numpy()
 
     def features(self, x:torch.Tensor)->torch.Tensor:   # uint8 (b, 3, s, s) -> float32 (b, f)

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from warnings import warn
 from PIL import Image
-from .data import BadImage, InputError, file_stamp, image_grid, in_threads, load_image, replacing, thumb
+from .data import BadImage, InputError, file_stamp, image_grid, in_threads, load_pixels, replacing, thumb
 from .model import Tower, TwoTower, best_device, file_sha256, load_model
 from .embed import Engine, apply_head
 from .index import Index, load_index
@@ -35,7 +35,7 @@ class Searcher:
 
     def pixels(self, src)->np.ndarray:                # uint8 (3, s, s)
         "Decode a file or bytes. Raises `BadImage`."
-        return self.tower.pixels(load_image(src, self.max_pixels, self.tower.prep['size']))
+        return self.tower.pixels(load_pixels(src, self.max_pixels, self.tower.prep['size']))
 
     def vectors(self, pixels:np.ndarray)->np.ndarray: # uint8 (b, 3, s, s) -> float32 (b, d)
         "Query vectors of decoded pictures."
