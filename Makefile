@@ -26,7 +26,7 @@ notebooks: .venv/.dev ## export, then execute and clean the notebooks in place, 
 	$(BIN)/python .ci/notebooks.py $(NB)
 	$(BIN)/nbdev_clean
 
-benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, half an hour, or NB=recipe, an hour (ARGS="…": options of its script)
+benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, embedding or search, up to an hour each (ARGS="…": options of its script)
 	$(BIN)/python nbs/benchmarks/$(or $(NB),peers).py $(ARGS)
 	cd nbs/benchmarks && ../../$(BIN)/exec_nb $(or $(NB),peers).ipynb --dest $(or $(NB),peers).ipynb --exc_stop
 	$(BIN)/nbdev_clean

@@ -17,7 +17,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import CORES, PEERS, ROOT, WORK, datasets, machine, python_of
 
-PEERS['clip-retrieval'] = '==2.45.0'
+PEERS['clip-retrieval'] = '==2.45.0 setuptools<81'   # for its pkg_resources
 ST,CR = 'sentence-transformers', 'clip-retrieval'
 
 class Job:
@@ -27,9 +27,10 @@ class Job:
         self.files = sorted(folder.glob('*'))
         self.batch = 16 if '12 MP' in folder.name else None   # in larger ones nothing would overlap
     def ready(self): self.start = time.time()
-    def tower(self, levels=0):
+    def tower(self, **kw):
+        "As it is by default, without a head"
         from two_tower_vs.model import TwoTower   # speed doesn't depend on weights, and resnet18's aren't installed
-        return TwoTower(self.backbone, self.backbone != 'resnet18', embed_dim=None, levels=levels).query
+        return TwoTower(self.backbone, self.backbone != 'resnet18', embed_dim=None, **kw).query
     def look(self, prep):
         "Preprocessing as torchvision has it, to the size that the tower takes"
         import torchvision.transforms as T
@@ -40,7 +41,7 @@ def rgb(im): return im.convert('RGB')
 
 # --- from disk to vectors; each calls job.ready() when only the pictures are missing
 
-def ours(job, levels=0, model=True):
+def ours(job, model=True, **kw):
     "embed as it is; model=False: its network answers at once"
     import numpy as np, two_tower_vs.embed as e
     class Engine(e.Engine):
@@ -49,7 +50,7 @@ def ours(job, levels=0, model=True):
             if not model: self.run = lambda x: np.ones((len(x), tower.n_features), np.float32)
             job.ready()
     with mock.patch.object(e, 'Engine', Engine):
-        return e.embed(job.tower(levels), job.files, engine='auto' if model else 'torch', progress=False).vectors
+        return e.embed(job.tower(**kw), job.files, engine='auto' if model else 'torch', progress=False).vectors
 
 class Pictures:
     def __init__(self, files, look): self.files,self.look = files, look
@@ -123,35 +124,38 @@ def clip_retrieval(job):
 # --- limits: the halves of the work, each alone
 
 def on_pixels(job, torch_fp32=False):
-    "Pixels that are ready, through our engine or through PyTorch"
+    "Pixels that are ready, through our engine in as many threads as embed uses, or through PyTorch in batches of 32"
     import numpy as np, torch
+    from two_tower_vs.data import cores, in_threads, load_pixels
     from two_tower_vs.embed import Engine
-    t = job.tower(); s = t.prep['size']; x = np.random.default_rng(0).integers(0, 256, (32,3,s,s), dtype=np.uint8)
-    if torch_fp32: x,run = (torch.from_numpy(x)-t.mean)/t.std, torch.inference_mode()(t.backbone)
-    else: run = job.engine = Engine(t)
-    run(x); job.ready()
-    for _ in range(job.n//32): run(x)
+    t = job.tower(); x = np.stack([t.pixels(load_pixels(f, side=t.prep['size'])) for f in job.files[:256]])
+    if torch_fp32:
+        x,run = (torch.from_numpy(x[:32])-t.mean)/t.std, torch.inference_mode()(t.backbone); run(x); job.ready()
+        for _ in range(job.n//32): run(x)
+    else:
+        job.engine = Engine(t, sample=lambda: x[:32]); job.engine(x[:8]); job.ready()
+        for _ in in_threads(lambda i: job.engine(x[i % 256:][:8]), range(0, job.n, 8), cores()+2): pass
 
-MINE = 'two_tower_vs'
+MINE,reader = 'two_tower_vs', partial(ours, model=False)
 # name: (library, function, whether it is fast: then it gets more pictures)
 METHODS = {
     MINE: (None, ours, True),
-    f'{MINE}, earlier stages too': (None, partial(ours, levels=3), True),
+    f'{MINE}, last stage only': (None, partial(ours, levels=0), True),
     'plain loop': (None, plain, False),
     CR: (CR, clip_retrieval, False),
     ST: (ST, sbert, False),
     'timm': (None, timm_script, False),
     'timm, bfloat16': (None, partial(timm_script, fast=True), False),
-    'limit: our reader alone': (None, partial(ours, model=False), True),
+    'limit: our reader alone': (None, reader, True),
     'limit: our engine alone': (None, on_pixels, True),
     'limit: PyTorch float32 alone': (None, partial(on_pixels, torch_fp32=True), False),
 }
 LITE = 'efficientnet_lite0'
-OWN = [m for m in METHODS if 'stages' not in m]
+OWN = [m for m in METHODS if 'stage' not in m]
 # pictures, backbone, rounds, methods, how many pictures for the slow and for the fast, the same with --quick
 # (None: all there are; more than there are: several times around)
-RUNS = [('small', LITE, 3, list(METHODS), (320, 1024), (64, 256)),
-        ('small', 'resnet18', 2, OWN, (320, 1024), (64, 256)),
+RUNS = [('small', LITE, 3, list(METHODS), (320, 2560), (64, 256)),
+        ('small', 'resnet18', 2, OWN, (320, 2560), (64, 256)),
         ('12 MP', LITE, 2, [m for m in OWN if 'engine' not in m and 'PyTorch' not in m], (60, 300), (6, 12)),
         ('test', LITE, 1, [MINE, 'plain loop'], (None, None), (None, None))]
 
@@ -216,10 +220,11 @@ def cell(data, backbone, method, folder, n, out):
     job = Job(backbone, folder, n, scratch); v = f(job); end = time.time()
     shutil.rmtree(scratch, ignore_errors=True)
     setup,seconds = job.start-float(os.environ['BORN']), end-job.start
-    r = dict(data=data, backbone=backbone, method=method, pictures=n, setup=round(setup, 2), seconds=round(seconds, 3),
-             rate=round(n/seconds, 2), engine=getattr(job.engine, 'name', None),
-             date=str(date.today()))
+    e = job.engine; ran = f'{e.name}, {e.precision}' if e and f is not reader else None
+    r = dict(data=data, backbone=backbone, method=method, pictures=n, engine=ran, setup=round(setup, 2), seconds=round(seconds, 3),
+             rate=round(n/seconds, 2), date=str(date.today()))
     if not method.startswith('limit'):
+        v = v[:,:job.tower(levels=0).n_features]   # the last stage's stand first; without training, a head keeps only these
         np.savez(out.with_suffix('.npz'), names=[str(f.resolve()) for f in job.files],
                  vectors=v/np.linalg.norm(v, axis=1, keepdims=True))
     names = [library] if library else ['torch', 'torchvision', 'timm', 'openvino', 'pillow', 'numpy']
