@@ -97,15 +97,28 @@ def _converted(core, tower, folder, key):
         ov.save_model(net, x, compress_to_fp16=False); os.replace(x.with_suffix('.bin'), b)
     return core.read_model(xml)   # the file, since the network in memory may differ from it in a last bit
 
-def _openvino_engine(tower, folder, key, precision, hint):
+def _openvino_engine(tower, folder, key, precision, alone):
     import openvino as ov
     core = ov.Core(); net = _converted(core, tower, folder, key)
-    options = {'PERFORMANCE_HINT':hint, 'INFERENCE_PRECISION_HINT':dict(float32='f32', bfloat16='bf16')[precision]}
+    options = {'INFERENCE_PRECISION_HINT':dict(float32='f32', bfloat16='bf16')[precision]}
     if folder: options['CACHE_DIR'] = str(Path(folder)/'compiled')
-    net,local = core.compile_model(net, 'CPU', options), threading.local()
-    def run(x):   # each thread has a request of its own, since one request can't serve two at once
-        if not hasattr(local, 'request'): local.request = net.create_infer_request()
-        return local.request.infer([x], share_inputs=True)[0]
+    def compiled(hint):
+        fast,local = core.compile_model(net, 'CPU', {**options, 'PERFORMANCE_HINT':hint}), threading.local()
+        def run(x):   # each thread has a request of its own, since one request can't serve two at once
+            if not hasattr(local, 'request'): local.request = fast.create_infer_request()
+            return local.request.infer([x], share_inputs=True)[0]
+        return run
+    return _alone(compiled) if alone else compiled('THROUGHPUT')
+
+def _alone(compiled):
+    "One call gets all cores; calls at the same time share them"
+    one,many,running,lock = compiled('LATENCY'), [], [], threading.Lock()
+    def run(x):
+        with lock:
+            if running and not many: many.append(compiled('THROUGHPUT'))
+            f = many[0] if running else one; running.append(f)
+        try: return f(x)
+        finally: running.pop()
     return run
 
 # %% ../nbs/01a_embed.ipynb #9ce9bcb6
@@ -124,14 +137,14 @@ class Engine:
             raise InputError(f'embed.precision is {precision!r}. Use {", ".join(precisions[:-1])} or {precisions[-1]}.')
         self.tower,self.kind,self.folder,self.key = tower, kind, folder and Path(folder), key or backbone_key(tower)
         self.name = 'torch' if kind == 'torch' or kind == 'auto' and tower.mean.device.type != 'cpu' else 'openvino'
-        self.hint,self.lock,self.run = 'LATENCY' if alone else 'THROUGHPUT', threading.Lock(), None
+        self.alone,self.lock,self.run = alone, threading.Lock(), None
         self.exact,self.cosine = _torch_engine(tower), None   # the least cosine with PyTorch, where it was measured
         self.note = folder and precision == 'auto' and Path(folder)/f'{self.key}.json'
         self.precision = precision if precision != 'auto' else self._decided(has_bfloat16(tower.mean.device.type, kind), sample)
 
     def _made(self, precision):
         if self.name == 'openvino':
-            try: return _openvino_engine(self.tower, self.folder, self.key, precision, self.hint)
+            try: return _openvino_engine(self.tower, self.folder, self.key, precision, self.alone)
             except Exception as e:
                 self._fall_back(f'is not installed or can not run this network ({type(e).__name__}: {str(e)[:100]})')
         gpu = precision == 'bfloat16' and self.tower.mean.device.type == 'cuda'
