@@ -9,6 +9,8 @@ __all__ = ['InputError', 'BadImage', 'read_bytes', 'file_stamp', 'read_table', '
 # %% ../nbs/00_catalog.ipynb #e25cc4bf
 import os, re, stat
 import pandas as pd
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from csv import reader
 from pathlib import Path, PureWindowsPath
 from posixpath import normpath
 from warnings import warn
@@ -45,7 +47,7 @@ def file_stamp(
 
 # %% ../nbs/00_catalog.ipynb #54b17b41
 def read_table(
-    path,         # a CSV file in UTF-8, a .parquet file, or a folder of such files
+    path,         # a CSV file in UTF-8 or UTF-16, a .parquet file, or a folder of such files
     columns:list, # the columns that it must have
     extra=(),     # those that it may have, empty cells included; others are left out
 )->pd.DataFrame:  # text, indexed by row: of a CSV as a spreadsheet counts, of Parquet from 1
@@ -53,22 +55,44 @@ def read_table(
     path = Path(path)
     if not path.exists():
         raise InputError(f'{path}: no such file. It should be a CSV with the columns {",".join(columns)}.')
-    read,first = (_parquet, 1) if path.is_dir() or path.suffix.lower() == '.parquet' else (_csv, 2)
-    df = read(path, columns, extra)
+    read = _parquet if path.is_dir() or path.suffix.lower() == '.parquet' else _csv
+    df,first = read(path, columns, extra)
     df.index = pd.RangeIndex(first, len(df)+first, name='row')
     return _filled(df, path, columns)
 
 # %% ../nbs/00_catalog.ipynb #f4d2d55a
 def _line(e): return re.sub(r'\s+', ' ', str(e)).strip()[:120]
 
-def _csv(path, columns, extra):
-    try: df = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding='utf-8-sig')
+def _csv(path, columns, extra):   # and the row number of its first row
+    "Separator and encoding are those that the header shows"
+    try:
+        with open(path, 'rb') as f: code = 'utf-16' if f.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else 'utf-8-sig'
+        with open(path, encoding=code) as f: top,head = next(((i,l) for i,l in enumerate(f) if l.strip()), (0,''))
+        named = lambda s: set(columns) <= {c.strip() for c in next(reader([head], delimiter=s), [])}
+        sep = next(filter(named, _separators), ',')
+        df = pd.read_csv(path, sep=sep, skiprows=top, dtype=str, keep_default_na=False, skip_blank_lines=False,
+                         encoding=code)
+    except UnicodeDecodeError as e:
+        raise InputError(f'{path}{_not_text(path)} is not UTF-8. Save it as comma-separated UTF-8.') from e
     except Exception as e:
         raise InputError(f'{path} is not a CSV that can be read: {_line(e)}. '
                          'Save it as comma-separated UTF-8.') from e
+    if sep != ',' or code == 'utf-16':
+        warn(f'{path} is read as {_separators[sep]}-separated {"UTF-16" if code == "utf-16" else "UTF-8"}.')
+    df.columns = [str(c).strip() for c in df.columns]
     if not isinstance(df.index, pd.RangeIndex):   # pandas takes the cells too many for row names
-        raise InputError(f'{path} row 2: it has more cells than the header. Put a path that holds a comma in quotes.')
-    return df[_wanted(f'{path} row 1', df.columns, columns, extra)].fillna('')
+        raise InputError(f'{path} row {top+2}: it has more cells than the header. Put a path that holds a comma in quotes.')
+    return df[_wanted(f'{path} row {top+1}', df.columns, columns, extra)].fillna(''), top+2
+
+_separators = {',':'comma', ';':'semicolon', '\t':'tab', '|':'bar'}
+
+def _not_text(path):
+    "The first row that isn't UTF-8"
+    with open(path, 'rb') as f:
+        for row,line in enumerate(f, 1):
+            try: line.decode()
+            except UnicodeDecodeError: return f' row {row}'
+    return ''
 
 def _wanted(where, names, columns, extra):
     "The columns to keep"
@@ -100,7 +124,7 @@ def _parquet(path, columns, extra):
         t = pq.read_table(parts, columns=[c for c in (*columns, *extra) if c in names], partitioning=None)
     except Exception as e: raise InputError(f'{path} is not Parquet that can be read: {_line(e)}.') from e
     return pd.DataFrame({c:_text(t[c], f'{path}: column {c}', c in columns)
-                         for c in _wanted(path, names, columns, extra)})
+                         for c in _wanted(path, names, columns, extra)}), 1
 
 def _text(col, what, strict):
     "An Arrow column as text; nulls are empty"
@@ -145,13 +169,26 @@ def _distinct(df, path):
     if n: warn(f'{path}: {n} of {len(df)} rows stand there twice and are used once (first: row {again.idxmax()}).')
     return df[~again] if n else df
 
+def _mended(df, path, root):
+    "`df` with spaces around a path left out and backslashes read as slashes, where only that leads to a picture"
+    there = lambda p: file_stamp(os.path.join(root, p)) is not None
+    paths,rows = [c for c in df if c.endswith('_path')], set()
+    for c in paths:
+        odd = df[c][df[c].str.contains(r'^\s|\s$|\\')]; new = odd.str.strip().str.replace('\\', '/', regex=False)
+        new = new[[not there(p) and there(q) for p,q in zip(odd, new)]]
+        if len(new): df = df.assign(**{c: df[c].where(~df.index.isin(new.index), new.reindex(df.index))})
+        rows.update(new.index)
+    if rows: warn(f'{path}: in {len(rows)} of {len(df)} rows, spaces around a path are left out or backslashes are '
+                  f'read as slashes (first: row {min(rows)}).')
+    return df
+
 def read_pairs(
     path,             # table with query_path,cand_path
     images_root,      # the folder that its paths start from
     on_bad='error',   # a file that isn't there: error, or skip and leave it to drop_bad
 )->pd.DataFrame:      # columns query_path,cand_path; indexed by row
     "Read the training pairs. Raises `InputError`."
-    df = _distinct(read_table(path, ['query_path','cand_path']), path)
+    df = _distinct(_mended(read_table(path, ['query_path','cand_path']), path, images_root), path)
     check_paths(df, path, images_root, on_bad=='error')
     return df
 
@@ -161,7 +198,7 @@ def read_candidates(
     on_bad='skip',    # as in read_pairs
 )->pd.DataFrame:      # column cand_path; indexed by row
     "Read the list of what is searched. Raises `InputError`."
-    df = _distinct(read_table(path, ['cand_path']), path)
+    df = _distinct(_mended(read_table(path, ['cand_path']), path, images_root), path)
     check_paths(df, path, images_root, on_bad=='error')
     return df
 
@@ -173,7 +210,8 @@ def read_gt(
     on_bad='error',   # right answers that are no candidates, and files that aren't there: error or skip
 )->pd.DataFrame:      # columns query_path,gt_cand_path, group if there is one; indexed by row
     "Read the right answers for evaluation. Raises `InputError`."
-    df = _distinct(_one_group(read_table(path, ['query_path','gt_cand_path'], ['group']), path), path)
+    df = _mended(read_table(path, ['query_path','gt_cand_path'], ['group']), path, images_root)
+    df = _distinct(_one_group(df, path), path)
     known = candidates.cand_path[candidates.cand_path.isin(df.gt_cand_path.unique())]
     lost = ~df.gt_cand_path.isin(known)
     if lost.any():
