@@ -8,6 +8,7 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'r
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
 import argparse, os, sys, time
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 import two_tower_vs
@@ -267,7 +268,7 @@ def demo_stage(args):
     d = demo_catalog('demo')
     r = Run(d/'config.yaml', args.k, args.image, args.topk)
     r.image = r.image or [r.root/r.gt.query_path.iloc[0]]
-    all_stages(r)
+    with _only_run(r.out): all_stages(r)
     print(f'Look at {r.out}/query.png and {r.out}/worst.png. Another query: '
           f'two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png')
 
@@ -306,6 +307,18 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--version', action='version', version=two_tower_vs.__version__)
     return p
 
+# %% ../nbs/09_cli.ipynb #89d6301d
+@contextmanager
+def _only_run(out):
+    from filelock import FileLock, Timeout
+    from two_tower_vs.data import InputError
+    lock = FileLock(out/'.lock')
+    try: out.mkdir(parents=True, exist_ok=True); lock.acquire(timeout=0)
+    except Timeout: raise InputError(f'{out} is in use by another run. Wait until it is done, or set another out.') from None
+    except OSError as e: raise InputError(f'{out} can not be written to ({e.strerror}). Set out to a folder that can.') from e
+    try: yield
+    finally: lock.release()
+
 # %% ../nbs/09_cli.ipynb #a40b730e
 def main(argv=None)->int:   # exit status
     "Run one stage."
@@ -321,7 +334,8 @@ def main(argv=None)->int:   # exit status
     try:
         if args.stage == 'demo': demo_stage(args)
         else:
-            r = Run(args.config, args.k, args.image, args.topk); stages[args.stage](r)
+            r = Run(args.config, args.k, args.image, args.topk)
+            with nullcontext() if helper or args.stage == 'query' else _only_run(r.out): stages[args.stage](r)
     except InputError as e:
         if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
         print(f'two_tower_vs: {e}', file=sys.stderr); return 2
