@@ -361,17 +361,21 @@ class _Batches:
         load = load_image if self.changed else load_pixels; im = load(data, self.max_pixels, self.tower.prep['size'])
         return self.tower.pixels(self.changed(im, key) if self.changed else im)
 
-    def __call__(self, paths):   # keys (n, 32), their rows in the cache or -1, {position: feature}, {position: reason}
-        s,why = self.tower.prep['size'], {}; data = [self.read(j, p, why) for j,p in enumerate(paths)]
-        keys = _array((hashlib.sha256(d+self.suffix).digest() for d in data), 32)
-        rows = np.full(len(keys), -1) if self.store is None else self.store.contents.find(keys[:,:16])
+    def made(self, data, keys, todo, why):   # {position: feature}
+        s = self.tower.prep['size']
         x,new = np.zeros((self.size,3,s,s), np.uint8), []   # with another size, a feature may differ in its last bit
-        for j,d in enumerate(data):
-            if j in why or rows[j] >= 0: continue
-            try: x[j] = self.pixels(d, keys[j].tobytes()); new.append(j)
+        for j in todo:
+            try: x[j] = self.pixels(data[j], keys[j].tobytes()); new.append(j)
             except BadImage as e: why[j] = str(e)
         f = self.engine(x) if new else None
-        return keys, rows, {j:f[j] for j in new}, why
+        return {j:f[j] for j in new}
+
+    def __call__(self, paths):   # keys (n, 32), their rows in the cache or -1, {position: feature}, {position: reason}
+        why = {}; data = [self.read(j, p, why) for j,p in enumerate(paths)]
+        keys = _array((hashlib.sha256(d+self.suffix).digest() for d in data), 32)
+        rows = np.full(len(keys), -1) if self.store is None else self.store.contents.find(keys[:,:16])
+        todo = [j for j in range(len(data)) if j not in why and rows[j] < 0]
+        return keys, rows, self.made(data, keys, todo, why), why
 
     def over(self, paths, todo):   # yields numbers of paths, and what came of them
         "All batches, in order"
@@ -397,8 +401,8 @@ def _direct(batches, paths, out, bar):   # numbers of readable paths, {number of
             ok += nums[list(feats)].tolist(); bad.update((nums[j], w) for j,w in why.items()); b.update(len(nums))
     return ok, bad
 
-def _cached(batches, paths, out, bar):   # as _direct
-    "The same by way of the cache"
+def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unreadable picture; {number: reason}
+    "See to it that the cache has what belongs to each picture"
     store,bad = batches.store, {}; suffix = batches.suffix.decode()
     stamps = _array((s for part in in_threads(lambda ps: [_stamp(p, suffix) for p in ps], _blocks(paths, 1024)) for s in part), 16)
     rows = store.stamps.find(stamps); todo = np.flatnonzero(rows < 0)
@@ -410,7 +414,11 @@ def _cached(batches, paths, out, bar):   # as _direct
                 store.see(stamps[nums[good]], keys[good])
                 bad.update((nums[j], w) for j,w in why.items()); b.update(len(nums))
     finally: store.flush()
-    ok = np.flatnonzero(rows >= 0)
+    return rows, bad
+
+def _cached(batches, paths, out, bar):   # as _direct
+    "The same by way of the cache"
+    store = batches.store; rows,bad = _stored(batches, paths, bar); ok = np.flatnonzero(rows >= 0)
     for i in range(0, len(ok), 1024):
         r = rows[ok[i:i+1024]]; out[i:i+len(r)] = apply_head(batches.tower, store.vectors(r))
     return ok, bad
