@@ -114,7 +114,7 @@ def _header(lines, path, columns):
                 may = [m[1]]; continue
             row += 1
             if not line.strip(' \t\r\n,;|"'): continue
-            named = {s:{c.strip() for c in next(reader([line], delimiter=s))} for s in may}
+            named = {s:{c.strip() for c in next(reader([line[:99_999]], delimiter=s))} for s in may}
             sep = max(named, key=lambda s: (set(columns) <= named[s], len(named[s])))
             if line[0] != '#' or set(columns) <= named[sep]: break
             notes += 1
@@ -162,8 +162,8 @@ def _lines(f):
 def _unreadable(path, row, e):
     if isinstance(e, UnicodeError): return InputError(f'{path} row {row} is not UTF-8. {_save}.')
     said = {'unexpected end':'a quote is opened and never closed', 'expected after':'text follows a closing quote',
-            'field limit':'a cell is longer than 131,072 characters: is a quote never closed?'}
-    why = next((v for k,v in said.items() if k in str(e)), _line(e)).rstrip('.?')
+            'field limit':'a cell is longer than 131,072 characters, as where a quote is never closed'}
+    why = next((v for k,v in said.items() if k in str(e)), _line(e))
     return InputError(f'{path} row {row} is not CSV that can be read: {why}. '
                       'Mend the row, or save the table as comma-separated UTF-8 anew.')
 
@@ -182,8 +182,8 @@ def _filled(df, path, columns):
         size = df[c].str.len()
         if (size > _longest_path).any():
             row = size.idxmax()
-            raise InputError(f'{path} row {row}: {c} has {size[row]:,} characters, and a path at most {_longest_path:,}. '
-                             'Is a quote missing, or a separator?')
+            raise InputError(f'{path} row {row}: {c} has {size[row]:,} characters, and a path at most '
+                             f'{_longest_path:,}. Is a quote missing, or a separator?')
     if df.empty: raise InputError(f'{path} has no rows. Add at least one.')
     return df
 
@@ -323,7 +323,8 @@ def read_gt(
                 f'({lost.sum()} of {len(df)} rows are so)')
         if on_bad == 'error':
             near = [c for c in candidates.cand_path if c.casefold() == df.gt_cand_path[row].casefold()]
-            raise InputError(f'{what}. {f"Did you mean {near[0]}? " if near else ""}Add it to the candidates, remove the row, or pass on_bad="skip".')
+            raise InputError(f'{what}. {f"Did you mean {near[0]}? " if near else ""}'
+                             'Add it to the candidates, remove the row, or pass on_bad="skip".')
         warn(_shown(f'{what}; these rows are left out.'))
         df = df[~lost]
         if df.empty:

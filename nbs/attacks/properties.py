@@ -1,0 +1,1 @@
+def cases(work, long): return iter(())
