@@ -215,13 +215,15 @@ def leaves_root(p:str)->bool:
     "Is `p` absolute, or does it climb out of the folder it is relative to?"
     return bool(PureWindowsPath(p).anchor) or normpath(p.replace('\\', '/')).split('/')[0] == '..'
 
-_may_leave = r'\.\.|^[/\\]|:'
+_may_leave = r'\.\.|^[/\\]|:|\r'
 
 def check_paths(df, path, images_root, must_exist=True):
     "Refuse paths that leave `images_root` and, if asked, pictures that aren't there."
     _folder(images_root)
     for c in df:
         for row,p in df[c][df[c].str.contains(_may_leave)].items():
+            if '\r' in p: raise InputError(f'{path} row {row}: {c} {p} holds a carriage return, which CSV files lose. '
+                                            'Rename the picture.')
             if '://' in p: raise InputError(f'{path} row {row}: {c} {p} is a URL. Pictures are read from disk: '
                                             'download it and give its path from images_root.')
             if leaves_root(p): raise InputError(f'{path} row {row}: {c} {p} is absolute or leaves images_root. '
@@ -398,8 +400,9 @@ def list_images(
         if in_tar(f/'x'): found += _members(f, p)
         elif p.lower().endswith(_endings) and f.is_file(): found.append(p)
     found = [p for p in found if p.lower().endswith(_endings) and '/.' not in f'/{p}']
-    odd = [p for p in found if re.search('[\ud800-\udfff]', p)]   # no text: it can't be written to a table
-    if odd: warn(f'{images_root}: {len(odd)} pictures are left out whose names are not UTF-8, such as {ascii(odd[0])}.')
+    odd = [p for p in found if re.search('[\r\ud800-\udfff]', p)]   # a table can't carry them
+    if odd: warn(f'{images_root}: {len(odd)} pictures are left out whose names are not UTF-8 or hold a carriage return, '
+                  f'such as {ascii(odd[0])}.')
     if len(odd) == len(found): raise InputError(f'{images_root} holds no pictures that match {pattern}. '
                                                 f'Their names end in {" ".join(_endings)}.')
     return pd.DataFrame({'cand_path':sorted(set(found) - set(odd))}, dtype=str)

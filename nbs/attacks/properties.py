@@ -19,8 +19,8 @@ def table(work, data, columns=('query_path','cand_path')):
 
 def written(work, rows, sep, end, code, blanks, quoting):
     "Paths that Python's csv writes come back unchanged, with the rows that csv counts"
-    if quoting == csv.QUOTE_MINIMAL:   # before Python 3.13, csv leaves a lone CR without quotes where rows end otherwise
-        rows = [[c.replace('\r', '') or 'a' for c in r] for r in rows]
+    if quoting == csv.QUOTE_MINIMAL:   # before Python 3.13, csv puts no quotes around line breaks other than its own
+        rows = [[''.join(s for s in c if s not in '\r\n' or s in end) for c in r] for r in rows]
     rows = [[c if c.strip() else 'a' for c in r] for r in rows]
     f = io.StringIO(newline=''); w = csv.writer(f, delimiter=sep, lineterminator=end, quoting=quoting)
     w.writerow(['query_path','cand_path']); want = []
