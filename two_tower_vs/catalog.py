@@ -264,7 +264,7 @@ def _distinct(df, path):
     if n: warn(f'{path}: {n} of {len(df)} rows stand there twice and are used once (first: row {again.idxmax()}).')
     return df[~again] if n else df
 
-_odd = r'^\s|\s$|["\\]|[^\x00-\x7f]'
+_odd = r'^ | $|[^ !#-\[\]-~]'   # a space at an end, or anything but printable ASCII without quotes and backslash
 
 def _spellings(p):
     "What `p` may have been before a spreadsheet or another system wrote it"
@@ -278,6 +278,7 @@ def _mended(df, path, root):
     rows = set()
     for c in (c for c in df if c.endswith('_path')):
         odd = df[c][df[c].str.contains(_odd)]
+        odd = odd[[{*_spellings(p)} != {p} for p in odd]]
         new = {r:q for r,p in odd.items() if not there(p) and (q := next(filter(there, _spellings(p)), None))}
         new = pd.Series(new, dtype=str)
         if len(new): df = df.assign(**{c: df[c].where(~df.index.isin(new.index), new.reindex(df.index))})

@@ -50,7 +50,7 @@ def splits(work, edges, frac, seed, named):
     import pandas as pd
     from two_tower_vs.data import split_pairs
     df = pd.DataFrame(sorted(edges), columns=['query_path','cand_path']).astype(str)
-    series = {q:str(int(q) % 3) for q in df.query_path} if named else None
+    series = {q:str(int(q)//3*3) for q in df.query_path} if named else None
     train,new,known = split_pairs(df, frac, seed, series)
     assert len(train) and not set(new.cand_path) & set(train.cand_path) | set(new.cand_path) & set(known.cand_path)
     assert not set(known.query_path) & set(train.query_path) and set(known.cand_path) <= set(train.cand_path)
@@ -81,7 +81,8 @@ def by_hand(s, right, ks):
 def metrics(work, seed, n, m, d, few, block):
     "Ranks and metrics are those of sorting all candidates; within [0, 1]; no smaller for a longer list"
     from two_tower_vs.eval import never, per_query, ranks
-    rng = np.random.default_rng(seed); q,c = units(rng, n, d, few), units(rng, m, d, few); ks = (1,2,3,5,20)
+    rng = np.random.default_rng(seed); q,c = units(rng, n, d, few), units(rng, m, d, few)
+    ks = (1,2,3,5,20)[:rng.integers(1, 6)]
     right = [sorted((rng.permutation(m+1)-1)[:rng.integers(1, min(m, 5)+1)].tolist()) for _ in range(n)]
     qrow = np.repeat(np.arange(n), [len(r) for r in right]); crow = np.concatenate(right)
     rank = ranks(q, c, qrow, crow, rows=block, cols=block+1); t = per_query(rank, qrow, ks)
@@ -148,6 +149,7 @@ def flat(work, seed, n, d, k, few):
     rng = np.random.default_rng(seed); e,q = embeddings(units(rng, n, d, few)), units(rng, 7, d, few)
     index = build_index(e, 'm', q, kind='flat'); got = list(index.batch_hits(q, k, block=3)); same_hits(got, q, e, k)
     one = [index.hits(v, k) for v in q]; same_hits(one, q, e, k)
+    assert index.search(q, k)[1].shape == (7, min(k, n))
     if not few: assert [h.cand_path.tolist() for h in one] == [h.cand_path.tolist() for h in got]
     save_index(index, work/'index'); again = load_index(work/'index', 'm')
     assert again.paths == e.paths and table_of(again.batch_hits(q, k, block=3)) == table_of(got)
@@ -166,7 +168,7 @@ def updates(work, seed, d, few, steps):
         if shuffle: names = rng.permutation(names).tolist()
         index,said = update_index(index, now(), 'm', q, kind='flat')
         assert sorted(index.paths) == sorted(now().paths), said
-        same_hits(index.batch_hits(q, 4), q, now(), 4)
+        same_hits(index.batch_hits(q, 99), q, now(), 99)
         m = index.manifest; assert m['rows'] == len(names) == index.faiss.ntotal, (said, m)
         assert few or m['recall_vs_exact']['value'] == 1, (said, m)   # which of equal ones is nearest is open
         if step % 2: save_index(index, work/'index'); index = load_index(work/'index', 'm', writable=True)
@@ -184,7 +186,7 @@ def updates_ivf(work, seed, kind, add, drop, change):
     assert m['rows'] == len(e.paths) == index.faiss.ntotal, (said, m)
     assert agree >= .9 and abs(agree-m['recall_vs_exact']['value']) < .02, (said, agree, m)
 
-ints = st.integers
+ints = st.integers; SOME = st.sampled_from([0, 0, 1, 4, 9])
 ROWS = st.lists(st.tuples(*[st.one_of(PATHS, ODD)]*2).map(list), min_size=1, max_size=12)
 STARTS = [b'', b'query_path,cand_path\n', b'query_path;cand_path\r\n', b'\xff\xfe', b'\xfe\xff', b'\xef\xbb\xbf',
           b'sep=;\n', *('query_path,cand_path\n'.encode(c) for c in ('utf-16','utf-16-le','utf-16-be'))]
@@ -213,7 +215,7 @@ PROPERTIES = [
      dict(seed=ints(0, 2**32), n=ints(1, 60), d=ints(2, 20), k=ints(1, 80), few=st.booleans())),
     ("index: after any updates as if built anew", updates, 60, 1000,
      dict(seed=ints(0, 2**32), d=ints(4, 12), few=st.booleans(),
-          steps=st.lists(st.tuples(ints(0, 9), ints(0, 9), ints(0, 4), st.booleans()), min_size=1, max_size=6))),
+          steps=st.lists(st.tuples(SOME, SOME, SOME, st.booleans()), min_size=1, max_size=6))),
     ("index: IVF after updates finds what it found, or is built anew", updates_ivf, 4, 60,
      dict(seed=ints(0, 2**32), kind=st.sampled_from(['ivf_pq','ivf_rabitq']),
           add=ints(0, 200), drop=ints(0, 150), change=ints(0, 50))),
