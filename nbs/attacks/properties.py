@@ -137,6 +137,7 @@ def table_of(hits): return [list(h.itertuples(index=False, name=None)) for h in 
 def same_hits(got, q, e, k):
     "Are these the k best of all, best first, each with its score? Names may differ where scores tie"
     s = q.astype(np.float64)@e.vectors.astype(np.float64).T; at = {p:i for i,p in enumerate(e.paths)}
+    got = list(got); assert len(got) == len(q)
     for i,h in enumerate(got):
         assert h['rank'].tolist() == list(range(1, min(k, len(e.paths))+1)) and h.cand_path.is_unique
         best = np.sort(s[i])[::-1][:k]
@@ -204,7 +205,7 @@ PROPERTIES = [
     ("data: pandas' parser reads the same", readers_agree, 50, 1000,
      dict(rows=st.lists(st.tuples(PATHS, PATHS).map(list), min_size=1, max_size=9))),
     ("data: a split loses nothing and leaks nothing", splits, 100, 2000,
-     dict(edges=st.sets(st.tuples(ints(0, 15), ints(0, 15)), min_size=1, max_size=60),
+     dict(edges=st.sets(st.tuples(ints(0, 15), ints(0, 5)), min_size=1, max_size=60),
           frac=st.floats(0, .9), seed=ints(0, 9), named=st.booleans())),
     ("metrics: ranks and means are those of sorting all, with ties", metrics, 100, 2000,
      dict(seed=ints(0, 2**32), n=ints(1, 9), m=ints(1, 30), d=ints(2, 9), few=st.booleans(), block=ints(1, 40))),
