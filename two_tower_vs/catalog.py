@@ -10,18 +10,25 @@ __all__ = ['InputError', 'BadImage', 'read_bytes', 'file_stamp', 'read_table', '
 import os, re, stat
 import pandas as pd
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from csv import reader
+from csv import Error, reader
+from difflib import get_close_matches
+from itertools import chain, islice
 from pathlib import Path, PureWindowsPath
 from posixpath import normpath
+from unicodedata import normalize
+from urllib.parse import unquote
 from warnings import warn
 from .archive import in_tar, member_names, member_stamp, read_member, stat_stamp
 
 # %% ../nbs/00_catalog.ipynb #38d2d5c1
 class InputError(ValueError):
     "A mistake in what the user gave, said in one line: what, where, why, what to do."
+    def __str__(self): return _shown(super().__str__())
 
 class BadImage(InputError):
     "A picture that can't be read; the message is the reason alone."
+
+def _shown(s): return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in s)
 
 # %% ../nbs/00_catalog.ipynb #6d45aca4
 def read_bytes(
@@ -53,63 +60,130 @@ def read_table(
 )->pd.DataFrame:  # text, indexed by row: of a CSV as a spreadsheet counts, of Parquet from 1
     "Read a table whose cells are paths. Raises `InputError` for anything that isn't one."
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f'{path}: no such file. It should be a CSV with the columns {",".join(columns)}.')
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f'{path} is neither file nor folder. Give a file on disk: it is read several times.')
     read = _parquet if path.is_dir() or path.suffix.lower() == '.parquet' else _csv
-    df,first = read(path, columns, extra)
-    df.index = pd.RangeIndex(first, len(df)+first, name='row')
+    df = read(path, columns, extra); df.index.name = 'row'
     return _filled(df, path, columns)
 
 # %% ../nbs/00_catalog.ipynb #f4d2d55a
-def _line(e): return re.sub(r'\s+', ' ', str(e)).strip()[:120]
-
-def _csv(path, columns, extra):   # and the row number of its first row
-    "Separator and encoding are those that the header shows"
-    try:
-        with open(path, 'rb') as f: code = 'utf-16' if f.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else 'utf-8-sig'
-        with open(path, encoding=code) as f: top,head = next(((i,l) for i,l in enumerate(f) if l.strip()), (0,''))
-        named = lambda s: set(columns) <= {c.strip() for c in next(reader([head], delimiter=s), [])}
-        sep = next(filter(named, _separators), ',')
-        df = pd.read_csv(path, sep=sep, skiprows=top, dtype=str, keep_default_na=False, skip_blank_lines=False,
-                         encoding=code)
-    except UnicodeDecodeError as e:
-        raise InputError(f'{path}{_not_text(path)} is not UTF-8. Save it as comma-separated UTF-8.') from e
-    except Exception as e:
-        raise InputError(f'{path} is not a CSV that can be read: {_line(e)}. '
-                         'Save it as comma-separated UTF-8.') from e
-    if sep != ',' or code == 'utf-16':
-        warn(f'{path} is read as {_separators[sep]}-separated {"UTF-16" if code == "utf-16" else "UTF-8"}.')
-    df.columns = [str(c).strip() for c in df.columns]
-    if not isinstance(df.index, pd.RangeIndex):   # pandas takes the cells too many for row names
-        raise InputError(f'{path} row {top+2}: it has more cells than the header. Put a path that holds a comma in quotes.')
-    return df[_wanted(f'{path} row {top+1}', df.columns, columns, extra)].fillna(''), top+2
-
 _separators = {',':'comma', ';':'semicolon', '\t':'tab', '|':'bar'}
 
-def _not_text(path):
-    "The first row that isn't UTF-8"
-    with open(path, 'rb') as f:
-        for row,line in enumerate(f, 1):
-            try: line.decode()
-            except UnicodeDecodeError: return f' row {row}'
-    return ''
+def _line(e): return re.sub(r'\s+', ' ', str(e)).strip()[:120]
+
+def _csv(path, columns, extra):
+    "Separator and encoding are those that the header shows"
+    try:
+        code,blocks = _encoding(path),[]; bad = 'surrogateescape' if code == 'utf-8-sig' else 'surrogatepass'
+        with open(path, encoding=code, errors=bad, newline='') as f:
+            rows,names,sep,top = _header(_lines(f), path, columns)
+            want = _wanted(f'{path} row {top}', names, columns, extra); n = 1+len(want)
+            cells = _cells(rows, path, top, len(names), [names.index(c) for c in want])
+            while b := list(islice(cells, n*2**13)):
+                block = pd.DataFrame({c:pd.Series(b[i::n], dtype=str) for i,c in enumerate(want, 1)})
+                blocks.append(block.set_axis(b[::n]))
+    except OSError as e: raise InputError(f'{path} can not be read ({e.strerror}). See that you may read it.') from e
+    if sep != ',' or code != 'utf-8-sig':
+        warn(f'{path} is read as {_separators[sep]}-separated {"UTF-16" if "16" in code else "UTF-8"}.')
+    return pd.concat(blocks) if blocks else pd.DataFrame(columns=want, dtype=str)
+
+def _cells(rows, path, top, width, at):
+    "The row's number, then its wanted cells, of each row below the header that isn't empty"
+    row = top
+    try:
+        for row,cells in enumerate(rows, top+1):
+            if len(cells) != width:
+                if not any(cells): continue
+                if any(c.strip() for c in cells[width:]): raise InputError(
+                    f'{path} row {row}: it has more cells than the header ({len(cells)}, not {width}). '
+                    'Put a path that holds the separator in quotes.')
+                cells += ['']*(width-len(cells))
+            yield row
+            for i in at: yield cells[i]
+    except (Error, UnicodeError) as e: raise _unreadable(path, row+1, e) from e
+
+# %% ../nbs/00_catalog.ipynb #ace89f54
+def _header(lines, path, columns):
+    "(all rows below it, its cells, the separator, its row); above may be blank lines, comments, and Excel's sep="
+    row = notes = 0; may = _separators
+    try:
+        for line in islice(lines, 1000):
+            if not row and (m := re.fullmatch(r'"?sep=([,;\t|])"?\s*', line)):   # Excel does not show it
+                may = [m[1]]; continue
+            row += 1
+            if not line.strip(' \t\r\n,;|"'): continue
+            named = {s:{c.strip() for c in next(reader([line[:99_999]], delimiter=s))} for s in may}
+            sep = max(named, key=lambda s: (set(columns) <= named[s], len(named[s])))
+            if line[0] != '#' or set(columns) <= named[sep]: break
+            notes += 1
+        else: raise InputError(f'{path} has no header. Its first row must name the columns {",".join(columns)}.')
+        rows = reader(chain([line], lines), delimiter=sep, strict=True); names = [c.strip() for c in next(rows)]
+    except (Error, UnicodeError) as e: raise _unreadable(path, max(row, 1), e) from e
+    if notes: warn(f'{path}: {notes} comment lines above the header are left out.')
+    return rows, names, sep, row
 
 def _wanted(where, names, columns, extra):
     "The columns to keep"
-    lost = [c for c in columns if c not in names]
-    if lost:
-        raise InputError(f'{where}: there is no column {lost[0]}, only {", ".join(map(str, names[:8]))}. '
-                         f'It must have {",".join(columns)}.')
+    for c in columns:
+        if c not in names:
+            like = {re.sub(r'\W', '_', str(n).lower()):n for n in names[:999]}; near = get_close_matches(c, like, 1, .7)
+            raise InputError(f'{where}: there is no column {c}, only {_line(", ".join(map(str, names[:8])))}. ' +
+                             (f'Did you mean {_line(like[near[0]])}? ' if near else '') +
+                             f'The table must have a header that names {",".join(columns)}.')
+    for c in (*columns, *extra):
+        if list(names).count(c) > 1: raise InputError(f'{where}: there are two columns {c}. Rename or remove one.')
     return [*columns, *(c for c in extra if c in names)]
+
+# %% ../nbs/00_catalog.ipynb #3c125d3f
+_longest = 2**20   # characters of a line
+_unpack,_save = 'Unpack it', 'Save it as comma-separated UTF-8'
+_others = {b'\x1f\x8b':('gzip', _unpack), b'BZh':('bzip2', _unpack), b'\xfd7zXZ':('xz', _unpack),
+           b'(\xb5/\xfd':('zstd', _unpack), b'PK\3\4':('an Excel workbook or another zip', _save),
+           b'\xd0\xcf\x11\xe0':('an Excel workbook', _save), b'%PDF':('PDF', _save), b'{':('JSON', _save),
+           b'<':('HTML or XML', _save), b'\xff\xfe\0\0':('UTF-32', _save), b'PAR1':('Parquet', 'Name it .parquet'),
+           b'version https://git-lfs':('a Git LFS pointer', 'Fetch the file: git lfs pull')}
+
+def _encoding(path):
+    with open(path, 'rb') as f: top = f.read(24)
+    for start,(kind,remedy) in _others.items():
+        if top.startswith(start): raise InputError(f'{path} row 1: this is {kind}, not CSV. {remedy}.')
+    if top[:2] in (BOM_UTF16_LE, BOM_UTF16_BE): return 'utf-16'
+    zero = [o == 0 for o in top[:2]]   # a header's first letter is ASCII
+    return {(False,True):'utf-16-le', (True,False):'utf-16-be'}.get(tuple(zero), 'utf-8-sig')
+
+def _lines(f):
+    while line := f.readline(_longest):
+        if len(line) == _longest: raise Error(f'its line is longer than {_longest:,} characters')
+        if not line.isascii(): line.encode()   # bytes that are no text have become surrogates
+        yield line
+
+def _unreadable(path, row, e):
+    if isinstance(e, UnicodeError): return InputError(f'{path} row {row} is not UTF-8. {_save}.')
+    said = {'unexpected end':'a quote is opened and never closed', 'expected after':'text follows a closing quote',
+            'field limit':'a cell is longer than 131,072 characters, as where a quote is never closed'}
+    why = next((v for k,v in said.items() if k in str(e)), _line(e))
+    return InputError(f'{path} row {row} is not CSV that can be read: {why}. '
+                      'Mend the row, or save the table as comma-separated UTF-8 anew.')
+
+# %% ../nbs/00_catalog.ipynb #f0dd14f5
+_longest_path = 4096   # Linux takes no longer ones, other systems less
 
 def _filled(df, path, columns):
     "`df` without blank lines; a row with only some cells filled is a mistake"
-    empty = df == ''
+    empty = (df == '') | df.apply(lambda s: s.str.isspace())
     if empty.any(axis=None):
         blank = empty.all(axis=1); df,empty = df[~blank], empty[~blank]
     for c in columns:
         if empty[c].any():
             raise InputError(f'{path} row {empty[c].idxmax()}: {c} is empty. Fill it in or remove the row.')
+    for c in df:
+        size = df[c].str.len()
+        if (size > _longest_path).any():
+            row = size.idxmax()
+            raise InputError(f'{path} row {row}: {c} has {size[row]:,} characters, and a path at most '
+                             f'{_longest_path:,}. Is a quote missing, or a separator?')
     if df.empty: raise InputError(f'{path} has no rows. Add at least one.')
     return df
 
@@ -123,8 +197,9 @@ def _parquet(path, columns, extra):
         names = pq.read_schema(parts[0]).names
         t = pq.read_table(parts, columns=[c for c in (*columns, *extra) if c in names], partitioning=None)
     except Exception as e: raise InputError(f'{path} is not Parquet that can be read: {_line(e)}.') from e
-    return pd.DataFrame({c:_text(t[c], f'{path}: column {c}', c in columns)
-                         for c in _wanted(path, names, columns, extra)}), 1
+    want = _wanted(path, names, columns, extra)
+    df = pd.DataFrame({c:_text(t[c], f'{path}: column {c}', c in columns) for c in want})
+    return df.set_axis(pd.RangeIndex(1, len(df)+1))
 
 def _text(col, what, strict):
     "An Arrow column as text; nulls are empty"
@@ -140,16 +215,23 @@ def leaves_root(p:str)->bool:
     "Is `p` absolute, or does it climb out of the folder it is relative to?"
     return bool(PureWindowsPath(p).anchor) or normpath(p.replace('\\', '/')).split('/')[0] == '..'
 
-_may_leave = r'\.\.|^[/\\]|:'
+_may_leave = r'\.\.|^[/\\]|:|\r'
 
 def check_paths(df, path, images_root, must_exist=True):
     "Refuse paths that leave `images_root` and, if asked, pictures that aren't there."
     _folder(images_root)
     for c in df:
         for row,p in df[c][df[c].str.contains(_may_leave)].items():
+            if '\r' in p: raise InputError(f'{path} row {row}: {c} {p} holds a carriage return, which CSV files lose. '
+                                            'Rename the picture.')
+            if '://' in p: raise InputError(f'{path} row {row}: {c} {p} is a URL. Pictures are read from disk: '
+                                            'download it and give its path from images_root.')
             if leaves_root(p): raise InputError(f'{path} row {row}: {c} {p} is absolute or leaves images_root. '
                                                 'Make it relative to images_root.')
-    if must_exist: drop_bad(df, {p:why for c in df for p in df[c].unique() if (why := _absent(images_root, p))}, path)
+    if not must_exist: return
+    bad = {p:why for c in df for p in df[c].unique() if (why := _absent(images_root, p))}
+    if bad: p = bad_rows(df, bad, path).path[0]; bad[p] += _hint(images_root, p)
+    drop_bad(df, bad, path)
 
 def _folder(images_root):
     if not Path(images_root).is_dir():
@@ -163,23 +245,47 @@ def _absent(root, p):
     except BadImage as e: why = str(e)
     return f'{why} in {root}' if why == 'no such file' else why
 
+# %% ../nbs/00_catalog.ipynb #934b0bf5
+def _hint(root, p):
+    "The file that `p` may mean, for a message: in another case, or with percent signs for other letters"
+    if p.startswith('~/'): return '; ~ is not the home folder here'
+    at = ''
+    for part in unquote(p.strip()).replace('\\', '/').split('/'):
+        try: names = os.listdir(os.path.join(root, at))
+        except OSError: return ''
+        same = [n for n in names if n.casefold() == part.casefold()]
+        if not same: return ''
+        at = os.path.join(at, part if part in same else min(same))
+    return f'; did you mean {at}?' if at != p else ''
+
 # %% ../nbs/00_catalog.ipynb #7e9a556c
 def _distinct(df, path):
     again = df.duplicated(); n = again.sum()
     if n: warn(f'{path}: {n} of {len(df)} rows stand there twice and are used once (first: row {again.idxmax()}).')
     return df[~again] if n else df
 
+_odd = r'^ | $|[^ !#-\[\]-~]'   # a space at an end, or anything but printable ASCII without quotes and backslash
+
+def _spellings(p):
+    "What `p` may have been before a spreadsheet or another system wrote it"
+    q = re.sub(r'^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$', '', p)   # these two are invisible
+    q = re.sub(r'^=?"(.*)"$', r'\1', q).strip().replace('\\', '/')
+    return q, normalize('NFC', q), normalize('NFD', q)
+
 def _mended(df, path, root):
-    "`df` with spaces around a path left out and backslashes read as slashes, where only that leads to a picture"
+    "`df` with paths spelt as the files that are there, where only another spelling leads to one"
     there = lambda p: file_stamp(os.path.join(root, p)) is not None
-    paths,rows = [c for c in df if c.endswith('_path')], set()
-    for c in paths:
-        odd = df[c][df[c].str.contains(r'^\s|\s$|\\')]; new = odd.str.strip().str.replace('\\', '/', regex=False)
-        new = new[[not there(p) and there(q) for p,q in zip(odd, new)]]
+    rows = set()
+    for c in (c for c in df if c.endswith('_path')):
+        odd = df[c][df[c].str.contains(_odd)]
+        odd = odd[[{*_spellings(p)} != {p} for p in odd]]
+        new = {r:q for r,p in odd.items() if not there(p) and (q := next(filter(there, _spellings(p)), None))}
+        new = pd.Series(new, dtype=str)
         if len(new): df = df.assign(**{c: df[c].where(~df.index.isin(new.index), new.reindex(df.index))})
         rows.update(new.index)
-    if rows: warn(f'{path}: in {len(rows)} of {len(df)} rows, spaces around a path are left out or backslashes are '
-                  f'read as slashes (first: row {min(rows)}).')
+    if rows: warn(f'{path}: in {len(rows)} of {len(df)} rows a path is read as the file that is there, without spaces '
+                  'or quotes around it, with slashes for backslashes, or with letters composed as there '
+                  f'(first: row {min(rows)}).')
     return df
 
 def read_pairs(
@@ -219,8 +325,10 @@ def read_gt(
         what = (f'{path} row {row}: {df.gt_cand_path[row]} is not among the candidates '
                 f'({lost.sum()} of {len(df)} rows are so)')
         if on_bad == 'error':
-            raise InputError(f'{what}. Add it to the candidates, remove the row, or pass on_bad="skip".')
-        warn(f'{what}; these rows are left out.')
+            near = [c for c in candidates.cand_path if c.casefold() == df.gt_cand_path[row].casefold()]
+            raise InputError(f'{what}. {f"Did you mean {near[0]}? " if near else ""}'
+                             'Add it to the candidates, remove the row, or pass on_bad="skip".')
+        warn(_shown(f'{what}; these rows are left out.'))
         df = df[~lost]
         if df.empty:
             raise InputError(f'{path}: no row is left to evaluate on. '
@@ -274,7 +382,7 @@ def drop_bad(
         e = InputError(f'{what}{f", nor are those of {n-1} more rows" if n>1 else ""}. '
                        'Fix or remove the row, or pass on_bad="skip".')
         e.rows = rows; raise e   # for bad_images.csv
-    warn(f'{what}; {n} of {len(df)} rows of {name} are skipped for such reasons.')
+    warn(_shown(f'{what}; {n} of {len(df)} rows of {name} are skipped for such reasons.'))
     df = df[~df.index.isin(rows.row)]
     if df.empty: raise InputError(f'{name}: none of its pictures can be read. Is images_root right?')
     return df
@@ -293,8 +401,9 @@ def list_images(
         if in_tar(f/'x'): found += _members(f, p)
         elif p.lower().endswith(_endings) and f.is_file(): found.append(p)
     found = [p for p in found if p.lower().endswith(_endings) and '/.' not in f'/{p}']
-    odd = [p for p in found if re.search('[\ud800-\udfff]', p)]   # no text: it can't be written to a table
-    if odd: warn(f'{images_root}: {len(odd)} pictures are left out whose names are not UTF-8, such as {ascii(odd[0])}.')
+    odd = [p for p in found if re.search('[\r\ud800-\udfff]', p)]   # a table can't carry them
+    if odd: warn(f'{images_root}: {len(odd)} pictures are left out whose names are not UTF-8 or hold a carriage return, '
+                  f'such as {ascii(odd[0])}.')
     if len(odd) == len(found): raise InputError(f'{images_root} holds no pictures that match {pattern}. '
                                                 f'Their names end in {" ".join(_endings)}.')
     return pd.DataFrame({'cand_path':sorted(set(found) - set(odd))}, dtype=str)
