@@ -10,6 +10,7 @@ import os, re, tarfile, threading
 import numpy as np
 from collections import OrderedDict
 from posixpath import basename, normpath
+from warnings import warn
 
 # %% ../nbs/00_archive.ipynb #84dbb9b2
 _ending = re.compile(r'\.(tar|tar\.\w+|tgz|tbz2?|txz|tzst)(?=/)', re.I)
@@ -39,10 +40,10 @@ def _walk(f, key):
         raise OSError(f'{name} is {"not a plain tar" if plain else "compressed; unpack it to a plain .tar"}') from e
     rows,whole,end = [], False, os.fstat(f.fileno()).st_size
     try:
-        while (m := t.next()) and 0 <= m.size <= end:
+        while (m := t.next()) and t.offset > m.offset and (m.issparse() or 0 <= m.size <= end):
             t.members.clear()   # it would keep a kilobyte for each
             n = normpath(m.name).lstrip('/')
-            if m.isreg() and not m.sparse and n.split('/')[0] != '..': rows.append((key(n), m.offset_data, m.size))
+            if m.isreg() and not m.issparse() and n.split('/')[0] != '..': rows.append((key(n), m.offset_data, m.size))
         if not m: f.seek(t.offset); whole = f.read(512) == bytes(512)   # an archive ends with zeros
     except OSError: raise   # the disk or the network, not the tar
     except Exception: pass
@@ -123,4 +124,6 @@ def member_names(
     tar,     # path of a plain tar
 )->list:     # each once, in the order in which they stand there
     "The names of the files in a tar."
-    with open(tar, 'rb') as f: return list(dict.fromkeys(n for n,_,_ in _walk(f, str)[0]))
+    with open(tar, 'rb') as f: rows,whole = _walk(f, str)
+    if not whole: warn(f'{tar} is cut off after {len(rows):,} files; those are listed.')
+    return list(dict.fromkeys(n for n,_,_ in rows))

@@ -133,8 +133,9 @@ def load_image(
     if not isinstance(src, bytes): src = read_bytes(src) if isinstance(src, (str, Path)) else src.read()
     return _decoded(src, max_pixels, side, lambda im: im)
 
-_others = dict(HEIC=b'....ftyp(hei|hev|mif1|msf1)', SVG=rb'\s*(<[?!].*)?<svg', PDF=b'%PDF', EPS=b'%!PS|\xc5\xd0',
-               PSD=b'8BPS', ICO=b'\0\0[\1\2]\0')
+_starts = dict(HEIC=b'....ftyp(hei|hev|mif1|msf1)', SVG=rb'\s*(<[?!].*)?<svg', PDF=b'%PDF', EPS=b'%!PS|\xc5\xd0',
+               PSD=b'8BPS', ICO=b'\0\0\1\0.\0', JPEG=b'\xff\xd8\xff', PNG=b'\x89PNG', TIFF=rb'II\*\0|MM\0\*',
+               AVIF=b'....ftypavif', GIF=b'GIF8', WEBP=b'RIFF....WEBP')
 
 def _reason(e, data):
     "A decoder's exception in a few words"
@@ -142,8 +143,9 @@ def _reason(e, data):
     if isinstance(e, Image.DecompressionBombError):
         return f'{int(re.search("[0-9]+", str(e))[0])/1e6:,.0f} megapixels, over the limit'
     if 'cannot identify' in str(e):
-        known = next((n for n,r in _others.items() if re.match(r, data[:999], re.S)), None)
-        return f'{known}, which is not read; save it as JPEG' if known else 'not an image, or of an unknown format'
+        known = next((n for n,r in _starts.items() if re.match(r, data[:999], re.S)), None)
+        return (f'a damaged {known} file' if known in formats else f'{known}, which is not read; save it as JPEG'
+                if known else 'not an image, or of an unknown format')
     return re.sub(r'\s+', ' ', str(e)).strip()[:120] or type(e).__name__
 
 
