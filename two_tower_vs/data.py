@@ -7,11 +7,11 @@ __all__ = ['formats', 'credit', 'demo_config', 'replacing', 'to_rgb', 'load_imag
            'split_pairs', 'picture', 'image_grid', 'thumb', 'show_pairs', 'line_drawing', 'demo_catalog']
 
 # %% ../nbs/00_data.ipynb #e4996adb
-import logging, os, re, threading, warnings
+import ctypes, logging, os, re, threading, warnings
 import numpy as np, pandas as pd
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from PIL import Image
@@ -81,6 +81,8 @@ def _rgb(im, top):
 formats = 'JPEG','PNG','WEBP','AVIF','GIF','BMP','TIFF','JPEG2000','PPM'   # Pillow's names of those that are read
 warnings.filterwarnings('ignore', module=r'PIL\.')
 logging.getLogger('PIL').addHandler(logging.NullHandler())   # else Python prints what nobody handles
+with suppress(Exception):   # libtiff writes to stderr by itself; where it can't be reached, it goes on doing so
+    _tiff = ctypes.CDLL(Image.core.__file__); _tiff.TIFFSetErrorHandler(None); _tiff.TIFFSetWarningHandler(None)
 
 class _Room:
     "Pictures being decoded share so many pixels; one that is larger is alone"
