@@ -424,14 +424,17 @@ HUGE = dict(PNG='RGB', TIFF='RGB', BMP='RGB', WEBP='RGB', JPEG2000='RGB', AVIF='
 def huge(name):
     "A picture of 100 megapixels"
     kw = dict(progressive=True) if 'prog' in name else dict(exif=exif(6)) if 'turned' in name else dict(compression='tiff_lzw') if 'LZW' in name else {}
-    return enc(Image.new(HUGE[name], (10000,10000)), name.split(',')[0], **kw)
+    im = Image.linear_gradient('L').convert('RGB' if HUGE[name] == 'LAB' else HUGE[name]) if HUGE[name] != 'I;16' else Image.new('I;16', (9,9), 300)
+    if HUGE[name] == 'LAB': im = Image.merge('LAB', im.split())
+    return enc(im.resize((10000,10000)), name.split(',')[0], **kw)
 
 def memory_worker(file, threads):
     "Prints the peak of memory, in MB, of decoding a file in several threads at once, over what was there before"
     from two_tower_vs.data import in_threads
-    data = Path(file).read_bytes(); load_image(enc(scene(), 'PNG')); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = lambda: int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])   # ru_maxrss begins with the parent's
+    data = Path(file).read_bytes(); load_image(enc(scene(), 'PNG')); before = peak()
     for _ in in_threads(lambda _: load_pixels(data).shape, range(2*threads), threads): pass
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)//1024)
+    print((peak() - before)//1024)
 
 def memory(work):
     "Nothing takes more than 16 bytes a pixel for 200 megapixels, and 3 bytes a pixel for each thread's finished picture"
