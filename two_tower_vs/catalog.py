@@ -18,7 +18,7 @@ from posixpath import normpath
 from unicodedata import normalize
 from urllib.parse import unquote
 from warnings import warn
-from .archive import in_tar, member_names, member_stamp, read_member, stat_stamp
+from .archive import in_tar, member_names, member_stamp, read_member, refuse_large, stat_stamp
 
 # %% ../nbs/00_catalog.ipynb #38d2d5c1
 class InputError(ValueError):
@@ -35,9 +35,12 @@ def read_bytes(
     path,     # a picture's: photos/12.jpg, or shards/000001.tar/00012.jpg
 )->bytes:
     "The content of a picture file or of a tar's member. Raises `BadImage` with the reason."
-    short = {FileNotFoundError:'no such file', NotADirectoryError:'no such file', IsADirectoryError:'a folder'}
+    short = {FileNotFoundError:'no such file', NotADirectoryError:'no such file'}
     try:
         if tar := in_tar(path): return read_member(*tar)
+        st = os.stat(path)   # before it is opened: a pipe would wait for its writer
+        if not stat.S_ISREG(st.st_mode): raise OSError('a folder' if stat.S_ISDIR(st.st_mode) else 'a pipe or a device')
+        refuse_large(st.st_size)
         with open(path, 'rb') as f: return f.read()
     except (OSError, ValueError) as e:
         raise BadImage(short.get(type(e)) or getattr(e, 'strerror', None) or str(e)) from e
