@@ -6,7 +6,7 @@
 __all__ = ['blank', 'remedies', 'severities', 'fingerprints', 'nearest_hashes', 'near_copies', 'feature_cosines', 'find_leaks',
            'find_turned', 'find_contradictions', 'find_unmarked', 'Check', 'check', 'show_check', 'save_check']
 
-# %% ../nbs/01b_check.ipynb #86c84beb
+# %% ../nbs/01b_check.ipynb #2dd5f66f
 import hashlib, json
 import numpy as np, pandas as pd
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ from PIL import Image
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
 from .embed import Engine, FeatureCache, _Batches, _bar, _stored, apply_head, embed
 
-# %% ../nbs/01b_check.ipynb #aae3e4b7
+# %% ../nbs/01b_check.ipynb #856f6497
 def _fingerprint(data, digest, max_pixels):   # float32 (16,): whole numbers below 2^16, except the last
     "8 x 16 bits of the content's hash, 4 x 16 bits of the perceptual hash, width, height, EXIF's turn, spread"
     from imagehash import phash
@@ -45,7 +45,7 @@ class _Prints(_Batches):
             except BadImage as e: why[j] = str(e)
         return out
 
-# %% ../nbs/01b_check.ipynb #a0d1d9ab
+# %% ../nbs/01b_check.ipynb #486314fd
 def fingerprints(
     paths,                      # of pictures, as in a CSV
     root='',                    # the folder that they start from
@@ -67,7 +67,7 @@ def fingerprints(
                        'spread':x[:,15]}, index=[paths[i] for i in ok])
     return df, {paths[i]:why for i,why in bad.items()}
 
-# %% ../nbs/01b_check.ipynb #627c22af
+# %% ../nbs/01b_check.ipynb #ea8e83f3
 def nearest_hashes(
     a:np.ndarray,      # uint64 (n,)
     b:np.ndarray,      # uint64 (m,)
@@ -81,7 +81,7 @@ def nearest_hashes(
     words = lambda h: np.ascontiguousarray(h).view(np.uint8).reshape(-1, 8)
     index.add(words(b)); return index.search(words(a), min(k, len(b)))
 
-# %% ../nbs/01b_check.ipynb #8c21611f
+# %% ../nbs/01b_check.ipynb #e71b1cb8
 blank = 3.   # standard deviation of greys below which a picture shows nothing
 
 def near_copies(
@@ -113,7 +113,7 @@ def feature_cosines(tower, root, cache=None, **kw):
         return (e.vectors[e.rows(a)]*e.vectors[e.rows(b)]).sum(1)
     return cosines
 
-# %% ../nbs/01b_check.ipynb #fe0bdb93
+# %% ../nbs/01b_check.ipynb #254819ec
 def find_leaks(
     pairs:pd.DataFrame,   # what read_pairs gave
     gt:pd.DataFrame,      # what read_gt gave
@@ -136,7 +136,7 @@ def find_leaks(
     return pd.concat([found, pd.DataFrame({'query_path':rest.path.values, 'other':rest.other.values, 'how':how})],
                      ignore_index=True)
 
-# %% ../nbs/01b_check.ipynb #04bb28da
+# %% ../nbs/01b_check.ipynb #a36d0abe
 def find_turned(
     pairs:pd.DataFrame,  # query and right answer in the first two columns
     root,
@@ -166,7 +166,7 @@ def _pixels(path, tower, kw):
     try: return tower.pixels(load_pixels(path, kw.get('max_pixels', 100_000_000), tower.prep['size']))
     except BadImage: return None
 
-# %% ../nbs/01b_check.ipynb #7159eb47
+# %% ../nbs/01b_check.ipynb #1ac7d11c
 def find_contradictions(
     truth:pd.DataFrame,  # query and right answer in the first two columns; rows of query_gt and of pairs
     prints:pd.DataFrame, # fingerprints of all of them
@@ -199,7 +199,7 @@ def find_unmarked(
     m = m[~pd.MultiIndex.from_frame(m[['path','other']]).isin(marked)]
     return m.drop_duplicates('path')[['path','other']].reset_index(drop=True)
 
-# %% ../nbs/01b_check.ipynb #45ddde25
+# %% ../nbs/01b_check.ipynb #917bf261
 remedies = {
     'missing':        'Is images_root right? Fix the path or remove the row.',
     'unreadable':     'Replace the picture or remove the row; data.on_bad: skip goes on without it.',
@@ -226,7 +226,7 @@ def _rows(finding, table, paths, other='', why='', severity=None):   # paths: a 
     return pd.DataFrame({'severity':severity or severities[finding], 'finding':finding, 'table':table, 'row':s.index,
                          'path':s.values, 'other':look(other), 'why':look(why)})
 
-# %% ../nbs/01b_check.ipynb #0f7a3a44
+# %% ../nbs/01b_check.ipynb #86bf46b3
 def _pictures(name, df, prints, bad, strict, min_side):
     "What is wrong with single pictures of a table"
     s = pd.concat([df[c] for c in df.columns if c.endswith('_path')])
@@ -259,7 +259,7 @@ def _answers(name, gt, candidates, prints, strict):
     q = gt.query_path[gt.query_path.isin(prints.index)]; same = q[prints.content[q].isin(at.index).values]
     yield _rows('query is a candidate', name, same, dict(zip(same, at[prints.content[same]])))
 
-# %% ../nbs/01b_check.ipynb #71ef1557
+# %% ../nbs/01b_check.ipynb #90ece60b
 @dataclass
 class Check:
     "What the data doctor found."
@@ -297,7 +297,7 @@ class Check:
                              (('same_path','the same path'), ('same_content','the same content'), ('near','a near'))}},
                 'findings':[{**r, 'remedy':remedies[r['finding']]} for r in f.to_dict('records')]}
 
-# %% ../nbs/01b_check.ipynb #7d0551c1
+# %% ../nbs/01b_check.ipynb #cfb2e5ee
 def check(
     pairs:pd.DataFrame,         # tables as read_pairs, read_candidates and read_gt give them with on_bad='skip';
     candidates:pd.DataFrame,    # None where there is none
@@ -332,7 +332,7 @@ def check(
     count = {n:len(pd.unique(np.concatenate([t[c].to_numpy() for c in own[n]]))) for n,t in tables.items()}
     return Check(rows, len(paths), count, leaks, 0 if gt is None else gt.query_path.nunique(), bad)
 
-# %% ../nbs/01b_check.ipynb #8b05e9fc
+# %% ../nbs/01b_check.ipynb #2831802c
 def _searched(names, pairs, candidates, gt, prints, cos, near, cosine):
     "What is wrong with the list of candidates"
     c = candidates.cand_path; yield _copies(names[1], c, prints, 'copy')
@@ -358,7 +358,7 @@ def _sideways(name, truth, prints, root, tower, cache, sample, kw):
     how = {p:f'cosine +{g:.2f} after {d} degrees' for p,d,g in zip(f.path, f.degrees, f.gain)}
     return _rows('on its side?', name, t.iloc[:,0][t.iloc[:,0].isin(f.path)], dict(zip(f.path, f.other)), how)
 
-# %% ../nbs/01b_check.ipynb #92bc9c24
+# %% ../nbs/01b_check.ipynb #2e3884bd
 def show_check(
     c:Check,
     images_root,
@@ -368,13 +368,13 @@ def show_check(
     **grid,          # of image_grid
 ):
     "Pictures of what was found: each finding's first ones, and below them what they repeat or contradict."
-    rows,titles,names = [], [], []; side,short = int(128*cell), lambda p: p if len(p) < 18 else '…'+p[-16:]
+    rows,titles,names = [], [], []; side,short = int(128*cell), lambda p: p if len(p) < 14 else '…'+p[-12:]
     f = c.findings()
     for finding in f.finding[(f.finding != 'unused') & (f.finding != 'missing')].unique()[:findings]:
         d = c.rows[c.rows.finding == finding].drop_duplicates('path').head(most)
         for k in ('path','other'):
             if not d[k].any(): continue
-            rows.append([thumb(Path(images_root)/p, side) if p else None for p in d[k]])
+            rows.append([(thumb(Path(images_root)/p, side) or Image.new('RGB', (side,side), '#eee')) if p else None for p in d[k]])
             titles.append([short(p) for p in d[k]]); names.append(finding.replace(' ', chr(10)) if k == 'path' else 'like')
     if not rows: return image_grid([[None]*4], titles=[['nothing to show', '', '', '']])
     return image_grid([r + [None]*(most-len(r)) for r in rows], titles, names, cell=cell, **grid)

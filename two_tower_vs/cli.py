@@ -7,7 +7,7 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'r
            'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
-import argparse, os, sys, time
+import argparse, os, re, sys, time
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -327,6 +327,8 @@ def main(argv=None)->int:   # exit status
     if helper:
         if args.stage not in ('train','all'): return 0
         sys.stdout = open(os.devnull, 'w')
+    for s in (sys.stdout, sys.stderr):   # a name may hold what the terminal can't show
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     from two_tower_vs.data import InputError
     import warnings
     warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
@@ -338,17 +340,22 @@ def main(argv=None)->int:   # exit status
             with nullcontext() if helper or args.stage == 'query' else _only_run(r.out): stages[args.stage](r)
     except InputError as e:
         if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
-        print(f'two_tower_vs: {e}', file=sys.stderr); return 2
+        print(f'two_tower_vs: {_plain(e)}', file=sys.stderr); return 2
     except KeyboardInterrupt:
         print('two_tower_vs: interrupted; the same command goes on where it was.', file=sys.stderr); return 1
     print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')
     return 0
 
 # %% ../nbs/09_cli.ipynb #349c28e9
+def _plain(text):
+    "In one line, without what would command a terminal: both may stand in a file's name"
+    odd = '[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
+    return re.sub(odd, lambda m: ascii(m[0])[1:-1], str(text))
+
 def _warn_once(said):
     "Our own warnings, one line each, once"
     ours = str(Path(two_tower_vs.__file__).parent), '<'   # '<': a notebook's cell
     def show(message, category, filename, *a, **kw):
         if filename.startswith(ours) and str(message) not in said:
-            said.add(str(message)); print(f'warning: {message}', file=sys.stderr)
+            said.add(str(message)); print(f'warning: {_plain(message)}', file=sys.stderr)
     return show

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from PIL import Image
 from .catalog import (BadImage, InputError, bad_rows, drop_bad, file_stamp, list_images, read_bytes,
-                                  read_candidates, read_gt, read_pairs, read_table, warn_overlap)
+                                  read_candidates, read_gt, read_pairs, read_stamped, read_table, warn_overlap)
 
 # %% ../nbs/00_data.ipynb #2daa3969
 @contextmanager

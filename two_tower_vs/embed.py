@@ -20,7 +20,7 @@ from warnings import warn, catch_warnings, simplefilter
 from fastcore.basics import patch
 from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
-from .data import BadImage, InputError, cores, file_stamp, in_threads, load_image, load_pixels, read_bytes, replacing
+from .data import BadImage, InputError, cores, file_stamp, in_threads, load_image, load_pixels, read_stamped, replacing
 from .model import Tower
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
@@ -336,7 +336,9 @@ def vectors(self:FeatureCache, rows)->np.ndarray:   # float32 (len(rows), f)
 # %% ../nbs/01a_embed.ipynb #318a636d
 def _stamp(path, suffix=''):
     "16 bytes that change when the file may have changed; zeros where that would not be certain"
-    st = file_stamp(path)
+    return _digest(path, file_stamp(path), suffix)
+
+def _digest(path, st, suffix):
     if st is None or max(st[1:3]) > time.time_ns() - 2*10**9: return bytes(16)
     return hashlib.blake2b(f'{path}\0{st}{suffix}'.encode(errors='surrogatepass'), digest_size=16).digest()
 
@@ -354,8 +356,9 @@ class _Batches:
             tower, engine, store, size, max_pixels, suffix, changed)
 
     def read(self, j, path, why):
-        try: return read_bytes(path)
-        except BadImage as e: why[j] = str(e); return b''
+        "Content and stamp of the same file: a link or a folder may be another one than when the run began"
+        try: return read_stamped(path)
+        except BadImage as e: why[j] = str(e); return b'', None
 
     def pixels(self, data, key):
         load = load_image if self.changed else load_pixels; im = load(data, self.max_pixels, self.tower.prep['size'])
@@ -370,12 +373,13 @@ class _Batches:
         f = self.engine(x) if new else None
         return {j:f[j] for j in new}
 
-    def __call__(self, paths):   # keys (n, 32), their rows in the cache or -1, {position: feature}, {position: reason}
-        why = {}; data = [self.read(j, p, why) for j,p in enumerate(paths)]
+    def __call__(self, paths):   # stamps (n, 16), keys (n, 32), their rows in the cache or -1, {position: feature}, {position: reason}
+        why = {}; data,stamps = zip(*(self.read(j, p, why) for j,p in enumerate(paths)))
+        stamps = _array((_digest(p, st, self.suffix.decode()) for p,st in zip(paths, stamps)), 16)
         keys = _array((hashlib.sha256(d+self.suffix).digest() for d in data), 32)
         rows = np.full(len(keys), -1) if self.store is None else self.store.contents.find(keys[:,:16])
         todo = [j for j in range(len(data)) if j not in why and rows[j] < 0]
-        return keys, rows, self.made(data, keys, todo, why), why
+        return stamps, keys, rows, self.made(data, keys, todo, why), why
 
     def over(self, paths, todo):   # yields numbers of paths, and what came of them
         "All batches, in order"
@@ -396,7 +400,7 @@ def _direct(batches, paths, out, bar):   # numbers of readable paths, {number of
     "Fill the first rows of `out` with the vectors of readable pictures"
     ok,bad = [], {}
     with bar() as b:
-        for nums,(_,_,feats,why) in batches.over(paths, np.arange(len(paths))):
+        for nums,(*_,feats,why) in batches.over(paths, np.arange(len(paths))):
             if feats: out[len(ok):len(ok)+len(feats)] = apply_head(batches.tower, np.stack(list(feats.values())))
             ok += nums[list(feats)].tolist(); bad.update((nums[j], w) for j,w in why.items()); b.update(len(nums))
     return ok, bad
@@ -408,10 +412,10 @@ def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unread
     rows = store.stamps.find(stamps); todo = np.flatnonzero(rows < 0)
     try:
         with bar(initial=len(paths)-len(todo)) as b:
-            for nums,(keys,known,feats,why) in batches.over(paths, todo):
+            for nums,(now,keys,known,feats,why) in batches.over(paths, todo):
                 rows[nums] = known; new = list(feats); good = [j for j in range(len(nums)) if j not in why]
                 if new: rows[nums[new]] = store.add(keys[new], np.stack(list(feats.values())))
-                store.see(stamps[nums[good]], keys[good])
+                store.see(now[good], keys[good])
                 bad.update((nums[j], w) for j,w in why.items()); b.update(len(nums))
     finally: store.flush()
     return rows, bad

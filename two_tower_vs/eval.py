@@ -127,6 +127,7 @@ def evaluate(
     on_bad:str=None,             # unreadable pictures, error or skip; default: error for queries, skip for candidates
     embedding:dict=None,         # options of embed: batch_size, engine, max_pixels
     names:tuple=('query_gt.csv','candidates.csv'), # what messages call the two tables
+    leaked=(),                   # queries that training has seen, as find_leaks names them
     seed:int=42,                 # of the bootstrap
     progress:bool=None,
 )->Evaluation:
@@ -141,7 +142,8 @@ def evaluate(
     if lost: warn(f'{names[0]}: {lost} right answers have pictures that can not be read; they count as not found.')
     t = _query_table((q,c), base, answers, rank, base_rank, a, ks[0])
     metrics = dict(k=ks, queries=len(q), candidates=len(c), **_compare(a, b, seed), changes=_changes(t, ks[0]))
-    metrics |= _groups(t, a, b, seed) | _match(t, model.training_info.get('match'), seed)
+    metrics |= _groups(t, a, b, seed) | _leak_free(t, a, b, leaked, seed)
+    metrics |= _match(t, model.training_info.get('match'), seed)
     metrics |= _sizes(q, c, answers, model.training_info.get('matryoshka'), metrics, seed)
     _say_if_worse(metrics, f'recall@{ks[0]}')
     return Evaluation(metrics, t, pd.concat([bad_rows(gt[['query_path']], q.bad, names[0]),
@@ -165,6 +167,14 @@ def _groups(t, a, b, seed):
     if 'group' not in t: return {}
     return {'groups':{n:{'queries':len(g), **_compare(a.loc[g.index], b.loc[g.index], seed)}
                       for n,g in t.groupby('group')}}
+
+def _leak_free(t, a, b, leaked, seed):
+    "The metrics without queries that training has seen"
+    out = t.query_path.isin(list(leaked))
+    if not out.any(): return {}
+    t.insert(t.columns.get_loc('answers'), 'leaked', out); keep = ~out.to_numpy()
+    return {'leak_free':{'queries':int(keep.sum()), 'leaked':int(out.sum()),
+                         **(_compare(a[keep], b[keep], seed) if keep.any() else {})}}
 
 def _sizes(q, c, answers, sizes, metrics, seed):
     "The metrics of the first numbers of each vector, for the sizes that the model was trained for"
@@ -277,6 +287,16 @@ def by_group(self:Evaluation)->pd.DataFrame:   # no rows where query_gt.csv has 
     groups = sorted(self.metrics.get('groups', {}).items(), key=lambda o: o[1]['delta'][k]['value'])
     return pd.DataFrame({n:{'queries':g['queries'], **{h:_percent(g[p][k]) for h,p in _parts.items()}}
                          for n,g in groups}, index=['queries', *_parts]).T
+
+# %% ../nbs/04_eval.ipynb #016e3862
+@patch
+def leak_free(self:Evaluation)->pd.DataFrame:   # no rows where no query is leaked
+    "Recall with all queries and without the leaked ones, in percent."
+    m = self.metrics.get('leak_free')
+    if not m: return pd.DataFrame()
+    ks,rows = [f'recall@{k}' for k in self.metrics['k']], {'all queries':self.metrics, 'without leaked ones':m}
+    return pd.DataFrame({f'{n} ({d["queries"]:,})':{f'{k}, {h}':_percent(d[p][k]) if p in d else ''
+                         for k in ks for h,p in list(_parts.items())[:2]} for n,d in rows.items()})
 
 # %% ../nbs/04_eval.ipynb #0f0bb1a4
 def precision_coverage(

@@ -6,7 +6,7 @@
 __all__ = ['Searcher', 'on_gpu', 'load_searcher', 'show_hits', 'latency', 'Answers', 'image_files', 'query', 'save_answers']
 
 # %% ../nbs/06_query.ipynb #9e05c4d5
-import json, threading, time
+import json, os, threading, time
 import numpy as np, pandas as pd, torch
 from contextlib import suppress
 from dataclasses import dataclass
@@ -182,7 +182,8 @@ class Answers:
     def table(self)->pd.DataFrame:
         "All hits; with the picture's name in front where there are several, and `match` where there is a threshold."
         if len(self.hits) == 1: return self._marked(next(iter(self.hits.values())))
-        df = pd.concat([h.assign(image=str(p)) for p,h in self.hits.items()], ignore_index=True)
+        name = lambda p: str(p).encode(errors='backslashreplace').decode()   # one that isn't UTF-8 is no text for a table
+        df = pd.concat([h.assign(image=name(p)) for p,h in self.hits.items()], ignore_index=True)
         return self._marked(df[['image','rank','cand_path','score']])
 
     def _marked(self, h): return h if self.threshold is None else h.assign(match=h.score >= self.threshold)
@@ -200,7 +201,7 @@ def image_files(paths)->list:
     "The files named, and those in the folders named. Raises `InputError` for what isn't there."
     out = []
     for p in map(Path, paths):
-        if not (p.exists() or file_stamp(p)): raise InputError(f'--image {p}: no such file or folder.')
+        if not (os.path.exists(p) or file_stamp(p)): raise InputError(f'--image {p}: no such file or folder.')
         out += sorted(f for f in p.iterdir() if f.is_file() and f.name[0] != '.') if p.is_dir() else [p]
     if not out: raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files.')
     return out

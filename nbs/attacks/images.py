@@ -323,7 +323,7 @@ def changing(p):
     "A run ends with the old or the new picture's vector, and the next run with that of the picture which is there"
     from two_tower_vs import embed as E
     from two_tower_vs.model import load_model
-    tower = load_model(p/'out/model').cand; cache,real = p/'out/cache', E.read_bytes; A,B = enc(scene(), 'PNG'), enc(noise('b'), 'PNG')
+    tower = load_model(p/'out/model').cand; cache,real = p/'out/cache', E.read_stamped; A,B = enc(scene(), 'PNG'), enc(noise('b'), 'PNG')
     def vectors(paths):
         e = E.embed(tower, list(map(str, paths)), '', cache, progress=False); at = dict(zip(e.paths, e.vectors))
         return [e.bad.get(str(f)) or at[str(f)] for f in paths]
@@ -351,7 +351,7 @@ def changing(p):
             before(d)
             try: return real(path)
             finally: after(d)
-        with within(60), patch.object(E, 'read_bytes', read): first += vectors([f])
+        with within(60), patch.object(E, 'read_stamped', read): first += vectors([f])
     time.sleep(2.2)
     with within(60): then,last = vectors(files), vectors(files)
     for (name,*_,one,two),v,w,x in zip(SCENES, first, then, last):
