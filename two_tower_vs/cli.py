@@ -7,9 +7,9 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'r
            'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
-import argparse, os, sys, time
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
+import argparse, os, signal, sys, threading, time
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from functools import cached_property, wraps
 from pathlib import Path
 import two_tower_vs
 
@@ -156,6 +156,7 @@ def train_stage(r:Run):
     r.record_bad(t.bad, r.file('pairs'))
     save_model(model if t.promoted else untrained(model), r.out/'model')
     with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
+    t.state.clear()
     print(_training_line(t))
 
 def _training_line(t):
@@ -311,15 +312,49 @@ def parser()->argparse.ArgumentParser:
 @contextmanager
 def _only_run(out):
     from filelock import FileLock, Timeout
-    from two_tower_vs.data import InputError
+    from two_tower_vs.data import InputError, tidy
     lock = FileLock(out/'.lock')
     try: out.mkdir(parents=True, exist_ok=True); lock.acquire(timeout=0)
     except Timeout: raise InputError(f'{out} is in use by another run. Wait until it is done, or set another out.') from None
     except OSError as e: raise InputError(f'{out} can not be written to ({e.strerror}). Set out to a folder that can.') from e
-    try: yield
+    try: tidy(out, *(out/n for n in ('model','train','index','cache')), *out.glob('cache/*/'), *out.glob('cache/*/seen')); yield
     finally: lock.release()
 
+def _complete(out):
+    "Put in place what a killed run had complete, unless a run is under way or the folder is read-only"
+    from two_tower_vs.data import InputError
+    if any(True for d in ('model','index') for _ in (out/d).glob('.tmp-*.done')):
+        with suppress(InputError), _only_run(out): pass
+
+# %% ../nbs/09_cli.ipynb #c4a50002
+class _Heard:
+    "A stream, until nobody reads it any more"
+    def __init__(self, f): self.f = f
+    def __getattr__(self, name): return getattr(self.f, name)
+    def write(self, s): return self._try(self.f.write, s)
+    def flush(self): return self._try(self.f.flush)
+    def _try(self, f, *args):
+        try: return f(*args)
+        except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), self.f.fileno())
+
+def _interrupt(*args): raise KeyboardInterrupt
+
+def _steady(f):
+    @wraps(f)
+    def run(*args):
+        main = threading.current_thread() is threading.main_thread()
+        old = main and signal.signal(signal.SIGTERM, _interrupt)
+        with redirect_stdout(_Heard(sys.stdout)), redirect_stderr(_Heard(sys.stderr)):
+            try: return f(*args)
+            except KeyboardInterrupt:
+                print('two_tower_vs: interrupted; the same command goes on where it was.', file=sys.stderr); return 1
+            finally:
+                sys.stdout.flush()
+                if main: signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
+    return run
+
 # %% ../nbs/09_cli.ipynb #a40b730e
+@_steady
 def main(argv=None)->int:   # exit status
     "Run one stage."
     args = parser().parse_args(argv); t = time.perf_counter()
@@ -327,7 +362,7 @@ def main(argv=None)->int:   # exit status
     if helper:
         if args.stage not in ('train','all'): return 0
         sys.stdout = open(os.devnull, 'w')
-    from two_tower_vs.data import InputError
+    from two_tower_vs.data import InputError, refusals
     import warnings
     warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
     r = None
@@ -335,12 +370,19 @@ def main(argv=None)->int:   # exit status
         if args.stage == 'demo': demo_stage(args)
         else:
             r = Run(args.config, args.k, args.image, args.topk)
+            if args.stage == 'query': _complete(r.out)
             with nullcontext() if helper or args.stage == 'query' else _only_run(r.out): stages[args.stage](r)
     except InputError as e:
-        if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
+        with suppress(OSError):
+            if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
         print(f'two_tower_vs: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt:
-        print('two_tower_vs: interrupted; the same command goes on where it was.', file=sys.stderr); return 1
+    except OSError as e:
+        if e.errno not in refusals: raise
+        print(f'two_tower_vs: {e.filename or "A file"} can not be used ({e.strerror}). Change that, then give the same command again.',
+              file=sys.stderr); return 2
+    except MemoryError:
+        print('two_tower_vs: the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.',
+              file=sys.stderr); return 2
     print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')
     return 0
 
