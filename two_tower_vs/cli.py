@@ -315,7 +315,9 @@ def _only_run(out):
     from two_tower_vs.data import InputError, tidy
     lock = FileLock(out/'.lock')
     try: out.mkdir(parents=True, exist_ok=True); lock.acquire(timeout=0)
-    except Timeout: raise InputError(f'{out} is in use by another run. Wait until it is done, or set another out.') from None
+    except Timeout:
+        rest = f' If there is none, remove {out}/.lock.' if 'Soft' in type(lock).__name__ else ''   # no locks on this file system
+        raise InputError(f'{out} is in use by another run. Wait until it is done, or set another out.{rest}') from None
     except OSError as e: raise InputError(f'{out} can not be written to ({e.strerror}). Set out to a folder that can.') from e
     try: tidy(out, *(out/n for n in ('model','train','index','cache')), *out.glob('cache/*/'), *out.glob('cache/*/seen')); yield
     finally: lock.release()
@@ -380,7 +382,8 @@ def main(argv=None)->int:   # exit status
         if e.errno not in refusals: raise
         print(f'two_tower_vs: {e.filename or "A file"} can not be used ({e.strerror}). Change that, then give the same command again.',
               file=sys.stderr); return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as e:   # PyTorch has no class of its own for it
+        if isinstance(e, RuntimeError) and 'alloc' not in str(e): raise
         print('two_tower_vs: the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.',
               file=sys.stderr); return 2
     print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')

@@ -8,7 +8,7 @@ __all__ = ['refusals', 'credit', 'demo_config', 'DiskError', 'disk_errors', 'rep
            'line_drawing', 'demo_catalog']
 
 # %% ../nbs/00_data.ipynb #e4996adb
-import errno, os, re
+import errno, os, re, shutil
 import numpy as np, pandas as pd
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +33,10 @@ def disk_errors(
 ):
     "Raise `DiskError` for what the disk refuses."
     try: yield
-    except DiskError: raise
-    except Exception as e:
-        n = e.errno if isinstance(e, OSError) else next((n for n in refusals if os.strerror(n) in str(e)), None)
-        if n is None: raise
-        what = _remedy.get(n, 'Make room for it, or set out to another folder that can be written to')
-        raise DiskError(f'{path} can not be written ({os.strerror(n)}). {what}; then the same command goes on.') from e
+    except OSError as e:
+        if isinstance(e, InputError) or not e.errno: raise
+        what = _remedy.get(e.errno, 'Set out to a folder that can be written to')
+        raise DiskError(f'{path} can not be written ({os.strerror(e.errno)}). {what}; then the same command goes on.') from e
 
 # %% ../nbs/00_data.ipynb #d15c0006
 def _sync(path):
@@ -61,7 +59,11 @@ def replacing(
     with disk_errors(paths[0]):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            yield tmps
+            try: yield tmps
+            except Exception as e:
+                if not isinstance(e, (OSError, InputError)):
+                    with open(tmps[0], 'ab') as f: f.write(bytes(2**20))
+                raise
             for t in tmps: _sync(t)
             if len(tmps) > 1: done.touch()
             _sync(folder); begun = len(tmps) > 1
@@ -71,7 +73,7 @@ def replacing(
             for f in () if begun else (done, *tmps): f.unlink(missing_ok=True)
 
 # %% ../nbs/00_data.ipynb #d15c0003
-_left = re.compile(r'\.tmp-(\d+)-[0-9a-f]+(\.done|-.*)')
+_left = re.compile(r'\.tmp-(\d+)-[0-9a-f]+(\.done|-.*)')   # process, run of `replacing`, file
 
 def _alive(pid):
     "Does another process of this number run? Windows keeps files that are in use from being removed anyway."
@@ -332,12 +334,14 @@ def demo_catalog(
     if (path/'ATTRIBUTION.txt').exists(): return path
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f'{path} exists and is no demo catalogue. Give another folder, or remove it.')
-    new = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
+    for f in path.parent.glob(f'.tmp-*-{path.name}'):   # of runs that were killed
+        if (m := _left.fullmatch(f.name)) and not _alive(int(m[1])): shutil.rmtree(f)
+    new = path.with_name(f'.tmp-{os.getpid()}-0-{path.name}')
     try:
         _demo_tables(new, _demo_images(new/'images', side, limit), seed)
         try: os.replace(new, path)
         except OSError:   # another process was faster
             if not (path/'ATTRIBUTION.txt').exists(): raise
     finally:
-        import shutil; shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
     return path

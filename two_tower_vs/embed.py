@@ -166,11 +166,11 @@ def _least_cosine(a, b): return round(float((a*b).sum(1).min()), 5)
 @patch
 def _decided(self:Engine, bf16, sample):
     "The precision for these weights, as it was or is now decided"
-    if self.note and self.note.exists():
-        d = json.loads(self.note.read_text())
-        if bf16 or d['precision'] == 'float32':
-            self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None   # another version is checked again
-            return d['precision']
+    try: d = json.loads(self.note.read_text()) if self.note else None
+    except (OSError, ValueError): d = None   # none yet, or damaged
+    if d and (bf16 or d['precision'] == 'float32'):
+        self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None   # another version is checked again
+        return d['precision']
     x = sample() if bf16 and sample else None
     if x is None: return 'float32'
     run = self._made('bfloat16'); cosine = _least_cosine(run(x), self.exact(x))

@@ -170,7 +170,7 @@ class State:
 
     def save(self, force=False):
         if not self.file or not main_process() or (not force and time.monotonic()-self.last < self.every): return
-        with replacing(self.file) as (t,), open(t, 'wb') as f: torch.save(self.d, f)   # which says what the disk said
+        with replacing(self.file) as (t,): torch.save(self.d, t)
         self.last = time.monotonic()
 
     def clear(self):
