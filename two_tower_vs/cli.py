@@ -341,6 +341,17 @@ class _Heard:
 
 def _interrupt(*args): raise KeyboardInterrupt
 
+def _refused(e):
+    "(exit status, line) for what the machine refuses; None for a mistake of ours"
+    if isinstance(e, KeyboardInterrupt): return 1, 'interrupted; the same command goes on where it was.'
+    if isinstance(e, OSError):
+        from two_tower_vs.data import refusals
+        return None if e.errno not in refusals else (
+            2, f'{e.filename or "a file"} can not be used ({e.strerror}). Change that, then give the same command again.')
+    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and 'alloc' in str(e): return (   # PyTorch has no class for it
+        2, 'the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.')
+
+# %% ../nbs/09_cli.ipynb #c4a50003
 def _steady(f):
     @wraps(f)
     def run(*args):
@@ -348,8 +359,9 @@ def _steady(f):
         old = main and signal.signal(signal.SIGTERM, _interrupt)
         with redirect_stdout(_Heard(sys.stdout)), redirect_stderr(_Heard(sys.stderr)):
             try: return f(*args)
-            except KeyboardInterrupt:
-                print('two_tower_vs: interrupted; the same command goes on where it was.', file=sys.stderr); return 1
+            except BaseException as e:
+                if not (said := _refused(e)): raise
+                print(f'two_tower_vs: {said[1]}', file=sys.stderr); return said[0]
             finally:
                 sys.stdout.flush()
                 if main: signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
@@ -364,7 +376,7 @@ def main(argv=None)->int:   # exit status
     if helper:
         if args.stage not in ('train','all'): return 0
         sys.stdout = open(os.devnull, 'w')
-    from two_tower_vs.data import InputError, refusals
+    from two_tower_vs.data import InputError
     import warnings
     warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
     r = None
@@ -378,14 +390,6 @@ def main(argv=None)->int:   # exit status
         with suppress(OSError):
             if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
         print(f'two_tower_vs: {e}', file=sys.stderr); return 2
-    except OSError as e:
-        if e.errno not in refusals: raise
-        print(f'two_tower_vs: {e.filename or "A file"} can not be used ({e.strerror}). Change that, then give the same command again.',
-              file=sys.stderr); return 2
-    except (MemoryError, RuntimeError) as e:   # PyTorch has no class of its own for it
-        if isinstance(e, RuntimeError) and 'alloc' not in str(e): raise
-        print('two_tower_vs: the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.',
-              file=sys.stderr); return 2
     print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')
     return 0
 

@@ -196,8 +196,6 @@ def phase(log):
 
 def counted(hits): return ', '.join(f'{k} {n}' for k,n in Counter(hits).most_common())
 
-def spread(n, most): return range(1, n+1) if n <= most else sorted({1+round(i*(n-1)/(most-1)) for i in range(most)})
-
 def one(shop, stage, at=None, what=None, after=None):
     "(what was hit, what is wrong or '') of one attack: at change number `at`, or a kill `after` so many seconds"
     d = shop.copy(shop.states[stage]); out = d/'out'
@@ -217,26 +215,29 @@ def attack_all(name, shop, jobs, message):
     bad = [w for _,w in done if w]
     return Case(name, not bad, 0, message.format(n=len(done), hits=counted(h for h,_ in done)), '\n'.join(bad), len(done))
 
-def every(shop, stages, what, most):
-    return [dict(stage=s, at=n, what=what) for s in stages for n in spread(len(shop.events[s]), most)]
+def every(shop, stages, what, most, kinds=('write','flush','rename','remove')):
+    "An attack at every change, or at some changes of these kinds"
+    at = {s:[n for n,e in enumerate(shop.events[s], 1) if most is None or e.split()[0] in kinds] for s in stages}
+    return [dict(stage=s, at=n, what=what) for s,ns in at.items() for n in (ns if most is None else random.Random(s).sample(ns, most))]
 
 def kills(shop, long):
     rng,stages = random.Random(0), ('train','eval','index','query')
-    yield attack_all('kill -9 just before a change to a file, then the same command', shop, every(shop, stages, 'kill', 1000 if long else 3),
+    yield attack_all('kill -9 just before a change to a file, then the same command', shop, every(shop, stages, 'kill', None if long else 2),
                      '{n} killed and finished as if uninterrupted; before a {hits}')
-    plan = dict(train=16, eval=10, index=10, all=14) if long else dict(train=2, eval=1, index=1, all=1)
+    plan = dict(train=16, eval=10, index=10, all=14) if long else dict(train=2, index=1, all=1)
     yield attack_all('kill -9 at a random time, then the same command', shop,
                      [dict(stage=s, after=rng.uniform(0, shop.seconds[s])) for s,n in plan.items() for _ in range(n)],
                      '{n} killed and finished as if uninterrupted; last at {hits}')
 
 def failures(shop, long):
     import errno
-    for n,what in ((errno.EIO,'fails'), (errno.ENOSPC,'finds the disk full')):
-        yield attack_all(f'a call on a file that {what}, then the same command', shop,
-                         every(shop, ('train','index') if not long else ('train','eval','index','query'), n, 1000 if long else 2),
-                         '{n} calls failed, in one line, and then finished as if uninterrupted; a {hits}')
-    yield attack_all('no memory, then the same command', shop, every(shop, ('train','index') if long else ('index',), 'memory', 3 if long else 1),
-                     '{n} times said in one line, then finished; at a {hits}')
+    stages = ('train','eval','index','query') if long else ('train','index')
+    for n,what in ((errno.EIO,'fails'), (errno.ENOSPC,'finds the disk full'))[:2 if long else 1]:
+        yield attack_all(f'a call on a file {what}, then the same command', shop,
+                         every(shop, stages, n, 8 if long else 2, ('write','flush','rename')),
+                         '{n} calls failed, said in one line; then finished as if uninterrupted; a {hits}')
+    yield attack_all('no memory, then the same command', shop, every(shop, stages if long else ('index',), 'memory', 2 if long else 1, ('write',)),
+                     '{n} times said in one line; then finished as if uninterrupted')
 
 def both(shop, name, stage, folder, status, err, want=2, says='', end=None):
     "A refusal or a success, then, once nothing is in the way, the same command"
@@ -276,16 +277,16 @@ def disks(shop, long):
         seen = Path(f'/proc/{shop.server.p.pid}/root{d}')   # through the server's mounts
         return both(shop, name, stage, seen if state else d, status, err, want=want, says=says)
     fill = 'mount -t tmpfs -o size={size} none {{out}} && cp -r {{state}}/. {{out}}'
-    for stage,room in [('train',.1), ('index',.03)] + ([('train',.03), ('train',.3), ('eval',.03), ('all',.1), ('all',.3)] if long else []):
+    for stage,room in [('train',.1), ('train',.03), ('train',.3), ('eval',.03), ('index',.01), ('all',.1), ('all',.3)][:None if long else 1]:
         used = sum(f.stat().st_size for f in shop.states[stage].rglob('*') if f.is_file())
         yield case(f'{stage}: the disk is full after {room} MB', stage, fill.format(size=int(used+room*2**20+2**16)), 'mount -o remount,size=1G {out}', says='No space left', want=(0,2))
-    for room in (.1, 1, 6, 14, 30) if long else (6,):
+    for room in (.1, 1, 6, 14, 30) if long else ():
         yield from fresh_on_full(shop, room)
     ro = 'cp -r {state}/. {out} && mount --bind {out} {out} && mount -o remount,ro,bind {out}'
-    for stage in ('train','index','query'):
+    for stage in ('train','index','query') if long else ('train',):
         yield case(f'{stage}: out is read-only', stage, ro, 'mount -o remount,rw,bind {out}', says='can not be written')
     yield case('query: the cache is read-only', 'query', 'cp -r {state}/. {out} && mount --bind {out}/cache {out}/cache && mount -o remount,ro,bind {out}/cache', 'mount -o remount,rw,bind {out}/cache', want=0)
-    yield case('all: the pictures are read-only', 'all', 'cp -r {state}/. {out} && mount --bind {images} {images} && mount -o remount,ro,bind {images}', 'umount {images}', want=0)
+    if long: yield case('all: the pictures are read-only', 'all', 'cp -r {state}/. {out} && mount --bind {images} {images} && mount -o remount,ro,bind {images}', 'umount {images}', want=0)
 
 def fresh_on_full(shop, room):
     "Everything, from no file at all, on a small disk"
@@ -295,15 +296,15 @@ def fresh_on_full(shop, room):
 
 def damages(shop, long):
     "Files that a bad disk, a copy cut short or a lost write left damaged"
-    from attack import judged
-    from itertools import chain
     d = shop.copy(shop.states['train']); shop.run(d, 'train', at=30, what='kill', every=0.); state = (d/'out/train/state.pt').read_bytes(); middle = len(state)//2
-    for name,data in (('cut short', state[:-100]), ('empty', b''), ('with a bit turned', state[:middle]+bytes([state[middle]^64])+state[middle+1:])):
+    turned = state[:middle]+bytes([state[middle]^64])+state[middle+1:]
+    for name,data in (('with a bit turned', turned), ('cut short', state[:-100]), ('empty', b''))[:3 if long else 1]:
         d = shop.copy(shop.states['train']); (d/'out/train').mkdir(exist_ok=True); (d/'out/train/state.pt').write_bytes(data)
         yield both(shop, f'state.pt {name}', 'train', d, *shop.run(d, 'train'), want=0, says='training starts from the beginning')
     cache = sorted(f.relative_to(shop.states['query']) for f in (shop.states['query']/'cache').rglob('*') if f.is_file())
     kinds = {('seen' in f.parts, f.suffix):f for f in cache if f.name != 'searcher.json'}   # one of each kind; a query reads searcher.json
-    for stage,f in [('index', f) for f in kinds.values()] + [('query', Path('cache/searcher.json'))] + ([('train', f) for f in kinds.values()] if long else []):
+    files = [('index', f) for f in kinds.values()] + [('query', Path('cache/searcher.json'))] + [('train', f) for f in kinds.values()]
+    for stage,f in files if long else [('index', kinds[False, '.safetensors'])]:
         for name,part in (('cut short', .5), ('empty', 0)) if long else (('cut short', .5),):
             d = shop.copy(shop.states[stage]); g = d/'out'/f
             if not g.exists(): continue
