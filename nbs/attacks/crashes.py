@@ -136,25 +136,31 @@ class Shop:
         args = ['--config', str(folder/'config.yaml'), '--stage', stage, '--image', str(self.image)]
         return self.server.ask(args=args, **files, **job)
 
-    def run(self, folder, stage, after=None, **job):
-        "(status, what was said on stderr); `after`: seconds until it is killed"
-        pid = self.start(folder, stage, **job)
-        if after is not None: time.sleep(after); os.kill(pid, signal.SIGKILL)
-        return self.server.wait(pid), (folder/'stderr').read_text()
+    def run(self, folder, stage, **job):
+        "(status, what was said on stderr)"
+        return self.server.wait(self.start(folder, stage, **job)), (folder/'stderr').read_text()
+
+    def kill(self, folder, stage, changes, delay):
+        "Kill it `delay` seconds after so many changes; what it was at"
+        pid = self.start(folder, stage, every=.1); log = folder/'log'; status = None
+        while not log.exists() or len(log.read_text().splitlines()) < changes:
+            time.sleep(.005)
+            if (status := self.server.ask(wait=pid)) is not None: return 'the end'
+        time.sleep(delay); os.kill(pid, signal.SIGKILL)
+        return phase(log) if self.server.wait(pid) else 'the end'
 
     def prepare(self, stages=('train','eval','index','query')):
         "The old files, then the states between the stages of an uninterrupted run with the new settings"
-        d = self.config(self.copy(None), **OLD); self.states,self.events,self.seconds = {}, {}, {}
+        d = self.config(self.copy(None), **OLD); self.states,self.events = {}, {}
         self.must(d, 'all'); self.config(d)
         for stage in stages:
             if stage == 'index':   # there is an older index of the same model
                 self.must(self.config(d, kind=OLD['kind']), 'index'); self.config(d)
-            self.states[stage] = Path(shutil.copytree(d/'out', self.work/f'before {stage}')); t = time.time()
-            self.must(d, stage); self.seconds[stage] = time.time()-t
-            self.events[stage] = (d/'log').read_text().splitlines()
+            self.states[stage] = Path(shutil.copytree(d/'out', self.work/f'before {stage}'))
+            self.must(d, stage); self.events[stage] = (d/'log').read_text().splitlines()
         self.states['end'] = d/'out'; order = [*stages,'end']; self.next = dict(zip(order, order[1:]))
         self.states['all'],self.next['all'] = self.states[stages[0]], 'end'
-        self.seconds['all'] = sum(self.seconds.values())
+        self.events['all'] = sum((self.events[s] for s in stages[:3]), [])
         return self
 
     def must(self, folder, stage):
@@ -217,12 +223,10 @@ def phase(log):
 
 def counted(hits): return ', '.join(f'{k} {n}' for k,n in Counter(hits).most_common())
 
-def one(shop, stage, at=None, what=None, after=None):
-    "(what was hit, what is wrong or '') of one attack: at change number `at`, or a kill `after` so many seconds"
+def one(shop, stage, at, what=None, delay=None):
+    "(what was hit, what is wrong or '') of one attack at change number `at`, or a kill some seconds after it"
     d = shop.copy(shop.states[stage]); out = d/'out'
-    if after is not None:
-        shop.run(d, stage, after=after, every=.1); hit,wrong = phase(d/'log'), ''
-        name = f'{stage}, after {after:.1f} s, at {hit}'
+    if delay is not None: hit,wrong = shop.kill(d, stage, at, delay), ''; name = f'{stage}, killed at {hit}'
     else:
         status,err = shop.run(d, stage, at=at, what=what); event = shop.events[stage][at-1]; hit = event.split()[0]
         said = 'Traceback' not in err and (status == 0 or status == 2 and err.count('two_tower_vs: ') == 1)
@@ -251,9 +255,13 @@ def kills(shop, long):
                      every(shop, stages, 'kill', None if long else 2),
                      '{n} killed and finished as if uninterrupted; before a {hits}')
     plan = dict(train=16, eval=10, index=10, all=14) if long else dict(train=2, index=1, all=1)
-    yield attack_all('kill -9 at a random time, then the same command', shop,
-                     [dict(stage=s, after=rng.uniform(0, shop.seconds[s])) for s,n in plan.items() for _ in range(n)],
+    yield attack_all('kill -9 at a random moment, then the same command', shop, moments(shop, plan, rng),
                      '{n} killed and finished as if uninterrupted; last at {hits}')
+
+def moments(shop, plan, rng):
+    "Random moments: a while after a random change, since a clock would tell how busy the machine is"
+    return [dict(stage=s, at=rng.randrange(len(shop.events[s])), delay=rng.choice((0, .01, .1, 1))*rng.random())
+            for s,n in plan.items() for _ in range(n)]
 
 def failures(shop, long):
     import errno
@@ -364,7 +372,7 @@ def cases(work, long):
             tuned = base.parent/'tuned'; tuned.mkdir(); rng = random.Random(1)
             shop = Shop(server, base, tuned, tune=1).prepare(('train',))
             yield attack_all('kill -9 in fine-tuning at a random time, then the same command', shop,
-                             [dict(stage='train', after=rng.uniform(0, shop.seconds['train'])) for _ in range(10)],
+                             moments(shop, dict(train=10), rng),
                              '{n} killed and finished as if uninterrupted; last at {hits}')
     finally: server.close()
 
