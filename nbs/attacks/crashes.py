@@ -214,11 +214,11 @@ def attacked(shop, stage, folder):
 
 def phase(log):
     "What a run was at when it ended, from its last change"
-    lines = log.read_text().splitlines() if log.exists() else []
+    lines = [l for l in log.read_text().splitlines() if not l.startswith('mkdir')] if log.exists() else []
     if not lines: return 'reading'
     path = lines[-1].split(' ', 1)[1]; folder,_,name = path.rpartition('/')
     if folder.startswith('cache/'): return 'features'
-    if name == '.lock' or path == '.': return 'start'
+    if name == '.lock': return 'start'
     return f'{folder}/'*bool(folder) + (name.split('-', 3)[-1] if name.startswith('.tmp-') else name).split('.done')[0]
 
 def counted(hits): return ', '.join(f'{k} {n}' for k,n in Counter(hits).most_common())
