@@ -7,9 +7,9 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'r
            'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
-import argparse, os, re, sys, time
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
+import argparse, os, re, signal, sys, threading, time
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from functools import cached_property, wraps
 from pathlib import Path
 import two_tower_vs
 
@@ -156,6 +156,7 @@ def train_stage(r:Run):
     r.record_bad(t.bad, r.file('pairs'))
     save_model(model if t.promoted else untrained(model), r.out/'model')
     with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
+    t.state.clear()
     print(_training_line(t))
 
 def _training_line(t):
@@ -311,15 +312,63 @@ def parser()->argparse.ArgumentParser:
 @contextmanager
 def _only_run(out):
     from filelock import FileLock, Timeout
-    from two_tower_vs.data import InputError
+    from two_tower_vs.data import InputError, tidy
     lock = FileLock(out/'.lock')
     try: out.mkdir(parents=True, exist_ok=True); lock.acquire(timeout=0)
-    except Timeout: raise InputError(f'{out} is in use by another run. Wait until it is done, or set another out.') from None
+    except Timeout:
+        rest = f' If there is none, remove {out}/.lock.' if 'Soft' in type(lock).__name__ else ''   # no locks on this file system
+        raise InputError(f'{out} is in use by another run. Wait until it is done, or set another out.{rest}') from None
     except OSError as e: raise InputError(f'{out} can not be written to ({e.strerror}). Set out to a folder that can.') from e
-    try: yield
+    try: tidy(out, *(out/n for n in ('model','train','index','cache')), *out.glob('cache/*/'), *out.glob('cache/*/seen')); yield
     finally: lock.release()
 
+def _complete(out):
+    "Put in place what a killed run had complete, unless a run is under way or the folder is read-only"
+    from two_tower_vs.data import InputError
+    if any(True for d in ('model','index') for _ in (out/d).glob('.tmp-*.done')):
+        with suppress(InputError), _only_run(out): pass
+
+# %% ../nbs/09_cli.ipynb #c4a50002
+class _Heard:
+    "A stream, until nobody reads it any more"
+    def __init__(self, f): self.f = f
+    def __getattr__(self, name): return getattr(self.f, name)
+    def write(self, s): return self._try(self.f.write, s)
+    def flush(self): return self._try(self.f.flush)
+    def _try(self, f, *args):
+        try: return f(*args)
+        except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), self.f.fileno())
+
+def _interrupt(*args): raise KeyboardInterrupt
+
+def _refused(e):
+    "(exit status, line) for what the machine refuses; None for a mistake of ours"
+    if isinstance(e, KeyboardInterrupt): return 1, 'interrupted; the same command goes on where it was.'
+    if isinstance(e, OSError):
+        from two_tower_vs.data import refusals
+        return None if e.errno not in refusals else (
+            2, f'{e.filename or "a file"} can not be used ({e.strerror}). Change that, then give the same command again.')
+    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and 'alloc' in str(e): return (   # PyTorch has no class for it
+        2, 'the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.')
+
+# %% ../nbs/09_cli.ipynb #c4a50003
+def _steady(f):
+    @wraps(f)
+    def run(*args):
+        main = threading.current_thread() is threading.main_thread()
+        old = main and signal.signal(signal.SIGTERM, _interrupt)
+        with redirect_stdout(_Heard(sys.stdout)), redirect_stderr(_Heard(sys.stderr)):
+            try: return f(*args)
+            except BaseException as e:
+                if not (said := _refused(e)): raise
+                print(f'two_tower_vs: {said[1]}', file=sys.stderr); return said[0]
+            finally:
+                sys.stdout.flush()
+                if main: signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
+    return run
+
 # %% ../nbs/09_cli.ipynb #a40b730e
+@_steady
 def main(argv=None)->int:   # exit status
     "Run one stage."
     args = parser().parse_args(argv); t = time.perf_counter()
@@ -337,12 +386,12 @@ def main(argv=None)->int:   # exit status
         if args.stage == 'demo': demo_stage(args)
         else:
             r = Run(args.config, args.k, args.image, args.topk)
+            if args.stage == 'query': _complete(r.out)
             with nullcontext() if helper or args.stage == 'query' else _only_run(r.out): stages[args.stage](r)
     except InputError as e:
-        if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
+        with suppress(OSError):
+            if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
         print(f'two_tower_vs: {_plain(e)}', file=sys.stderr); return 2
-    except KeyboardInterrupt:
-        print('two_tower_vs: interrupted; the same command goes on where it was.', file=sys.stderr); return 1
     print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')
     return 0
 

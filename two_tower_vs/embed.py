@@ -20,7 +20,8 @@ from warnings import warn, catch_warnings, simplefilter
 from fastcore.basics import patch
 from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
-from .data import BadImage, InputError, cores, file_stamp, in_threads, load_image, load_pixels, read_stamped, replacing
+from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_stamp, in_threads, load_image, load_pixels,
+                               read_stamped, replacing)
 from .model import Tower
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
@@ -83,7 +84,7 @@ def has_bfloat16(
     return 'BF16' in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 # %% ../nbs/01a_embed.ipynb #63e7113b
-def _converted(core, tower, folder, key):
+def _converted(core, tower, folder, key, alone):
     "The network as OpenVINO's; `folder` keeps it, since converting takes seconds"
     import openvino as ov
     xml = Path(folder)/f'{key}.xml' if folder else None
@@ -93,13 +94,17 @@ def _converted(core, tower, folder, key):
         simplefilter('ignore')   # it traces the network in a way that PyTorch calls old
         net = ov.convert_model(_Features(tower).eval(), example_input=torch.zeros(2,3,s,s, dtype=torch.uint8))
     if not xml: return net
-    with replacing(xml.with_suffix('.bin'), xml) as (b,x):
-        ov.save_model(net, x, compress_to_fp16=False); os.replace(x.with_suffix('.bin'), b)
+    try:
+        with replacing(xml.with_suffix('.bin'), xml) as (b,x):
+            ov.save_model(net, x, compress_to_fp16=False); os.replace(x.with_suffix('.bin'), b)
+    except DiskError:
+        if not alone: raise
+        return net   # a query may read from a folder that it can't write to
     return core.read_model(xml)   # the file, since the network in memory may differ from it in a last bit
 
 def _openvino_engine(tower, folder, key, precision, alone):
     import openvino as ov
-    core = ov.Core(); net = _converted(core, tower, folder, key)
+    core = ov.Core(); net = _converted(core, tower, folder, key, alone)
     options = {'INFERENCE_PRECISION_HINT':dict(float32='f32', bfloat16='bf16')[precision]}
     if folder: options['CACHE_DIR'] = str(Path(folder)/'compiled')
     def compiled(hint):
@@ -145,6 +150,7 @@ class Engine:
     def _made(self, precision):
         if self.name == 'openvino':
             try: return _openvino_engine(self.tower, self.folder, self.key, precision, self.alone)
+            except DiskError: raise
             except Exception as e:
                 self._fall_back(f'is not installed or can not run this network ({type(e).__name__}: {str(e)[:100]})')
         gpu = precision == 'bfloat16' and self.tower.mean.device.type == 'cuda'
@@ -160,11 +166,11 @@ def _least_cosine(a, b): return round(float((a*b).sum(1).min()), 5)
 @patch
 def _decided(self:Engine, bf16, sample):
     "The precision for these weights, as it was or is now decided"
-    if self.note and self.note.exists():
-        d = json.loads(self.note.read_text())
-        if bf16 or d['precision'] == 'float32':
-            self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None   # another version is checked again
-            return d['precision']
+    try: d = json.loads(self.note.read_text()) if self.note else None
+    except (OSError, ValueError): d = None   # none yet, or damaged
+    if d and (bf16 or d['precision'] == 'float32'):
+        self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None   # another version is checked again
+        return d['precision']
     x = sample() if bf16 and sample else None
     if x is None: return 'float32'
     run = self._made('bfloat16'); cosine = _least_cosine(run(x), self.exact(x))
@@ -435,8 +441,11 @@ def _bar(n, desc, progress, initial=0):
 def _space(n, d, folder, most=2**28):
     "An array (n, d); a large one lies in a file that is gone when nothing uses it any more"
     if folder is None or 4*n*d <= most: return np.empty((n, d), np.float32)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder) as f: return np.memmap(f, np.float32, 'w+', shape=(n, d))
+    with disk_errors(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as f:
+            if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, 4*n*d)   # without room, a map ends the process
+            return np.memmap(f, np.float32, 'w+', shape=(n, d))
 
 # %% ../nbs/01a_embed.ipynb #8cf6f451
 def embed(

@@ -12,7 +12,9 @@ import numpy as np, pandas as pd, torch
 from functools import partial
 from pathlib import Path
 from warnings import warn
+from zipfile import ZipFile
 from tqdm.auto import tqdm
+from . import __version__
 from .data import InputError, replacing, split_pairs
 from .loss import (clamp_scale, known_positives, log_popularity, log_scale, loss_by_name, matryoshka, pair_keys,
                                start_bias)
@@ -155,14 +157,16 @@ class State:
     "Progress of a training run in `folder/state.pt`; without a folder, nothing is kept."
     def __init__(self, folder, key:str, every:float=5.):
         self.file = Path(folder)/'state.pt' if folder else None
-        self.key,self.every,self.last = key, every, time.monotonic()
-        self.d = self._read() or {'key':key, 'done':{}, 'history':[], 'now':None}
+        self.key,self.every,self.last = f'{__version__} {key}', every, time.monotonic()
+        self.d = self._read() or {'key':self.key, 'done':{}, 'history':[], 'now':None}
 
     def _read(self):
         if not (self.file and self.file.exists()): return
-        try: d = torch.load(self.file, map_location='cpu', weights_only=True)
+        try:
+            with ZipFile(self.file) as z: assert not z.testzip()   # torch does not look at the checksums
+            d = torch.load(self.file, map_location='cpu', weights_only=True)
+            return d if d['key'] == self.key else None   # the state of another run: other pairs, settings, model, version
         except Exception: return warn(f'{self.file} can not be read; training starts from the beginning.')
-        return d if d['key'] == self.key else None   # the state of another run: other pairs, settings or model
 
     def save(self, force=False):
         if not self.file or not main_process() or (not force and time.monotonic()-self.last < self.every): return

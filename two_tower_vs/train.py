@@ -78,6 +78,7 @@ class Training:
     chosen:dict          # gap, pull, epochs, blend, finetune_epochs, renewed
     promoted:bool        # is it better than the untrained backbone, or wanted anyway?
     bad:pd.DataFrame     # rows of the pairs that were skipped, as in bad_images.csv
+    state:State=None     # clear it when the model is saved: a crash before that would cost the whole run
 
 def _heads(model): return list({id(p):p for t in (model.query, model.cand) for p in t.head.parameters()}.values())
 def _backbones(model): return list({id(t.backbone):t.backbone for t in (model.query, model.cand)}.values())
@@ -145,8 +146,8 @@ def train(
     series = photo_series(feats.q[0][:, :feats.own].cpu().numpy(), table, seed=seed)
     splits = [Validation(pairs, table, val_frac, seed+i, share, series) for i in range(3)]
     run = _Run(model, table, feats, splits, images_root, State(folder, _run_key(a, pairs, feats, share)), a)
-    t = run.all(skipped)
-    model.to('cpu').eval(); run.state.clear()
+    t = run.all(skipped); t.state = run.state
+    model.to('cpu').eval()
     return t
 
 # %% ../nbs/03_train.ipynb #bc1f6c87

