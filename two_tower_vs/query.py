@@ -61,8 +61,8 @@ def _known_key(out):
     try:
         note,d = read('cache/searcher.json'), read('model/model.json'); key = note['key']
         with safe_open(file, 'pt') as f: inside = json.loads(f.metadata()['config'])
-        good = (key == Path(key).name and d == inside | {'sha256':note['model_sha256']} and d['embed_dim'] and file_sha256(file) == d['sha256']
-                and read(f'cache/{key}.json')['cosine'] and all((out/f'cache/{key}.{e}').exists() for e in ('xml','bin')))
+        good = (d == inside | {'sha256':note['model_sha256']} and d['embed_dim'] and file_sha256(file) == d['sha256']
+                and key == Path(key).name and read(f'cache/{key}.json')['cosine'] and all((out/f'cache/{key}.{e}').exists() for e in ('xml','bin')))
     except Exception: return None   # load_model will say what is wrong with the model
     return key if good else None
 
@@ -84,9 +84,9 @@ def _light(out):
     "A model with a query tower alone, and that without its network"
     from safetensors import safe_open
     d,model = json.loads((out/'model/model.json').read_text(encoding='utf-8')), torch.nn.Module()
-    with torch.random.fork_rng(devices=[]): head = torch.nn.Linear(d['features'], d['embed_dim'])
-    with safe_open(out/'model/model.safetensors', 'pt') as f:
-        head.load_state_dict({k:f.get_tensor(f'query.head.{k}') for k in ('weight','bias')})
+    with safe_open(out/'model/model.safetensors', 'pt') as f: w = {k:f.get_tensor(f'query.head.{k}') for k in ('weight','bias')}
+    with torch.random.fork_rng(devices=[]): head = torch.nn.Linear(*w['weight'].shape[::-1])
+    head.load_state_dict(w)
     model.query,model.sha256 = _Later(out/'model', d['sha256'], head, d['prep'], d['features']), d['sha256']
     model.training_info = d.get('training', {})
     return model
@@ -127,8 +127,9 @@ def load_searcher(
     return s
 
 def _loaded(out):   # (model, key of its backbone, if it is known)
-    key = _known_key(out)
-    return (_light(out) if key else load_model(out/'model')), key
+    if key := _known_key(out):
+        with suppress(Exception): return _light(out), key   # load_model will say what is wrong
+    return load_model(out/'model'), None
 
 
 # %% ../nbs/06_query.ipynb #6fcf3954
