@@ -237,19 +237,20 @@ _one = threading.Lock()
 def _faiss(file, m, writable):
     "A FAISS index; the file must be proof of the memory that it asks for, and may name no other file"
     import faiss
-    limit,flags = faiss.get_deserialization_vector_byte_limit(), faiss.IO_FLAG_ONDISK_SAME_DIR
+    # a file whose lists lie in another one is refused, unless FAISS reads it as a plain file: hence the reader
+    def read(): return (faiss.read_index(faiss.BufferedIOReader(faiss.FileIOReader(str(file))), faiss.IO_FLAG_ONDISK_SAME_DIR)
+                        if writable else faiss.read_index(str(file), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_MMAP_IFC))
     try:
         with _one:   # the limit is the process's
+            limit = faiss.get_deserialization_vector_byte_limit()
             faiss.set_deserialization_vector_byte_limit(max(2**30, 16*file.stat().st_size))
-            # FAISS refuses lists in another file from a reader that is no plain file, whatever name they have
-            index = faiss.read_index(faiss.BufferedIOReader(faiss.FileIOReader(str(file))), flags) if writable else (
-                    faiss.read_index(str(file), flags | faiss.IO_FLAG_MMAP_IFC))
+            try: index = read()
+            finally: faiss.set_deserialization_vector_byte_limit(limit)
         if index.metric_type != faiss.METRIC_INNER_PRODUCT: raise RuntimeError('its scores are no inner products')
         configure(index, m['search']); return index
     except Exception as e: raise InputError(   # of memory, too, and C++'s own
-        f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); it was written by '
-        f'{str(m.get("faiss"))[:20]}. Make it anew with --stage index.') from e
-    finally: faiss.set_deserialization_vector_byte_limit(limit)
+        f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); it was written by {str(m.get("faiss"))[:20]}. '
+        'Make it anew with --stage index.') from e
 
 
 # %% ../nbs/05_index.ipynb #1f3f5552

@@ -1,8 +1,8 @@
 "Files that do not belong together, are damaged, forged or replaced while they are read; and many threads at once."
-import contextlib, io, json, os, pickle, random, shutil, struct, subprocess, sys, threading, time, traceback, warnings, zipfile
+import contextlib, io, json, os, pickle, random, shutil, struct, sys, threading, traceback, warnings, zipfile
 from hashlib import sha256
 from pathlib import Path
-from attack import CONFIG, Case, cli, judged, one_line, project, shell
+from attack import CONFIG, Case, cli, judged, project
 
 # ---- what is done to a file
 
@@ -60,7 +60,21 @@ class Ran:
     def same(self, hits):
         return list(hits.cand_path) == list(self.hits.cand_path) and abs(hits.score.values-self.hits.score.values).max() < 1e-5
 
-    def restore(self): shutil.rmtree(self.out); shutil.copytree(self.kept, self.out, symlinks=True)
+    def same_index(self):   # vector for vector
+        import faiss
+        a,b = (faiss.read_index(str(o/'index/vectors.faiss')).reconstruct_n(0, -1) for o in (self.out, self.kept))
+        return a.shape == b.shape and abs(a-b).max() < 1e-5 and self.same(self.asked()[1])
+
+    def restore(self):   # what changed, since all of it takes a while
+        for f in [f for f in self.out.rglob('*') if not (self.kept/f.relative_to(self.out)).exists() or f.is_symlink()]:
+            if f.is_dir() and not f.is_symlink(): shutil.rmtree(f, ignore_errors=True)
+            else: f.unlink(missing_ok=True)
+        for old in self.kept.rglob('*'):
+            f = self.out/old.relative_to(self.kept)
+            if f.is_dir() != old.is_dir() and f.exists(): shutil.rmtree(f) if f.is_dir() else f.unlink()
+            if old.is_dir(): f.mkdir(exist_ok=True)
+            elif not f.exists() or (f.stat().st_size, f.stat().st_mtime_ns) != (old.stat().st_size, old.stat().st_mtime_ns):
+                f.unlink(missing_ok=True); shutil.copy2(old, f)
 
     def files(self):
         rel = lambda pattern: [f.relative_to(self.out) for f in sorted(self.out.glob(pattern))]
@@ -85,10 +99,36 @@ def shown(rel, r): return f'network{rel.suffix}' if rel.stem == r.key else f'com
 
 def damages(r, long):
     rng = random.Random(0); files = r.files()
-    for rel in files['needed'] + files['cache'] + [Path('cache/searcher.json')]*0:
+    for rel in files['needed'] + files['cache']:
+        slow = rel.suffix in ('.xml', '.bin') and not long   # the network is converted anew, which takes seconds
         for name,f in {**DAMAGES, **(JSONS if rel.suffix == '.json' else {})}.items():
-            many = (60 if long else 6) if f is flip and rel in files['needed'] else (8 if long else 1) if f is flip else 1
-            yield damaged(r, rel, name, f, rng, many)
+            if slow and f not in (gone, flip): continue
+            many = (100 if long else 3) if rel in files['needed'] else 8 if long else 1
+            yield damaged(r, rel, name, f, rng, many if f is flip else 1)
+
+def byte(f, r):   # a large change in the middle, where a shard has its features
+    b = bytearray(f.read_bytes()); b[3*len(b)//4 | 3] ^= 0x41; f.write_bytes(b)
+
+def other_stages(r, long):
+    "What the other stages find damaged: done anew, with the same index and metrics in the end"
+    shards = [f.relative_to(r.out) for f in sorted(r.out.glob(f'cache/{r.key}/*.safetensors'))]
+    seen = [f.relative_to(r.out) for f in sorted(r.out.glob(f'cache/{r.key}/seen/*.safetensors'))]
+    for rel,damage,name in [(shards[0], write(b''), 'empty'), (shards[0], cut(.5), 'its first half'), (seen[0], flip, 'a flipped bit'),
+                            *((s, byte, 'a flipped byte') for s in shards[:2]), *((Path('index')/n, flip, 'a flipped bit') for n in
+                            ('vectors.faiss', 'candidates.csv', 'manifest.json')), (Path('bad_images.csv'), write(b''), 'empty'),
+                            (Path('bad_images.csv'), write(b'\0'*100), 'zeros'), (Path('bad_images.csv'), write(b'a,b\n1,2\n'), 'another table')]:
+        (r.out/rel).touch(); damage(r.out/rel, random.Random(1)); (r.out/'index/manifest.json').touch()
+        if rel.parts[0] == 'cache': shutil.rmtree(r.out/'index')   # so that it is built from the features
+        status,_,err = r.run('index')
+        ok = status == 2 or status == 0 and r.same_index(); r.restore()
+        kind = rel.name if rel.parts[0] != 'cache' else 'stamps' if 'seen' in rel.parts else 'features'
+        yield judged(f'{kind}: {name}, then --stage index', status, err, want=(0,2), also=ok, why='another answer')
+    if not long: return
+    metrics = (r.out/'metrics.json').read_text()
+    for rel,damage in ((shards[0], cut(.5)), (Path('metrics.json'), write(b'[')), (Path('per_query.csv'), write(b'')), (Path('worst.png'), write(b''))):
+        damage(r.out/rel, random.Random(1)); status,_,err = r.run('eval')
+        yield judged(f'{rel.name if len(rel.parts) == 1 else "features"}: damaged, then --stage eval', status, err, want=0,
+                     also=(r.out/'metrics.json').read_text() == metrics, why='other metrics'); r.restore()
 
 # ---- forgeries: files that fit each other, made by someone who knows how
 
@@ -182,17 +222,14 @@ def two_runs(r, work):
     save_model(m, r.out/'model'); shutil.copy(r.kept/'model/model.json', r.out/'model')
     yield asked(r, "one model's weights with the other's description", 'model.safetensors')
 
-def changed_config(r):
-    say = lambda name, stage, *a, **kw: judged(name, *(lambda s,o,e: (s,e))(*r.run(stage, *a)), **kw)
-    def cases(pairs, stage, base):
-        for text,want,says in pairs:
-            r.config.write_text(base.replace('query: {', f'{text}\nquery: {{') if ':' in text else base); status,_,err = r.run(stage)
-            yield judged(f'config: {text[:60]}, then --stage {stage}', status, err, want=want, says=says); r.restore()
+def changed_config(r, long):
     base = r.config.read_text()
     bad = [f'index: {{{t}}}' for t in ('factory: "IDMap,Flat"', 'factory: PQ999', 'factory: LSH', 'factory: garbage', 'factory: HNSW1000000',
            'factory: "IVF100000,Flat"', 'recall_target: 2', 'recall_target: .nan', 'memory_mb: 0', 'memory_mb: -1', 'dim: 1000', 'dim: 0',
            'kind: best', 'kind: ivf_pq', 'kind: hnsw, ef_search: -1', 'kind: hnsw, ef_search: 1000000000000', 'k_factor: 1.0e+9', 'nprobe: 0')]
-    yield from cases([(t, 2, 'index.') for t in bad], 'index', base)
+    for text in bad if long else bad[::3]:
+        r.config.write_text(base.replace('query: {', f'{text}\nquery: {{')); status,_,err = r.run('index')
+        yield judged(f'config: {text}, then --stage index', status, err, says='index.'); r.restore()
     r.config.write_text(base)
     for topk,want in ((0,2), (-3,2), (10**12,0)):
         status,_,err = r.run('query', '--topk', topk); yield judged(f'--topk {topk}', status, err, want=want); r.restore()
@@ -220,7 +257,7 @@ def weights(r, long):
     torch.save([1,2], d/'list.pt'); (d/'huge.safetensors').write_bytes(struct.pack('<Q', 2**60) + b'{}')
     (d/'empty.pt').write_bytes(b''); (d/'text.pth').write_text('not weights')
     base = r.config.read_text()
-    for f in sorted(d.iterdir()):
+    for f in sorted(d.iterdir()) if long else [d/'evil.pth', d/'evil_zip.pt', d/'bomb.pt', d/'huge.safetensors']:
         r.config.write_text(base.replace('model: {', f'model: {{weights: "{f}", ')); status,_,err = r.run('train')
         yield judged(f'model.weights: {f.name}', status, err, says=f.name, also=not marker.exists(), why='it was executed')
     for text in ('image_size: 1000000', 'embed_dim: 1000000000000', 'levels: -1', 'backbone: timm/nothing', 'share: some'):
@@ -262,5 +299,5 @@ def many_threads(r, long):
 
 def cases(work, long):
     r = Ran(work)
-    for part in (damages(r, long), forged_manifests(r), forged_indexes(r), forged_models(r), two_runs(r, work), changed_config(r),
+    for part in (damages(r, long), other_stages(r, long), forged_manifests(r), forged_indexes(r), forged_models(r), two_runs(r, work), changed_config(r, long),
                  weights(r, long), many_threads(r, long)): yield from part
