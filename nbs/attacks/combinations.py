@@ -176,7 +176,7 @@ def forged_indexes(r):
                    'lists that name other rows':far, 'vectors of another size':wide}.items():
         faiss.write_index(i, str(f)); before = f.read_bytes(); forged(r); yield asked(r, f'a forged index: {name}', 'index')
     faiss.write_index_binary(bits, str(f)); forged(r); yield asked(r, 'a forged index: of bits', 'vectors.faiss')
-    b = (r.kept/'index/vectors.faiss').read_bytes(); at = b.index(struct.pack('<Q', n*d))
+    b = (r.kept/'index/vectors.faiss').read_bytes(); at = b.index(struct.pack('<Q', n*d), 30)
     for name,size in (('a terabyte',2**38), ('16 GB',2**32), ('more than there are numbers',2**63)):
         f.write_bytes(b[:at] + struct.pack('<Q', size) + b[at+8:]); forged(r)
         yield asked(r, f'a forged index: it asks for {name}', 'vectors.faiss')
