@@ -48,7 +48,7 @@ class Index:
 
     def batch_hits(self, vectors:np.ndarray, k:int=10, block:int=1024):   # yields what `hits` gives, in their order
         "The nearest candidates of many query vectors (n, d), `block` of them searched at once."
-        block = max(1, min(block, 2**24//max(1, min(k, len(self.paths)))))   # long lists of many queries take memory
+        block = max(1, min(block, 2**24//max(1, min(k, len(self.paths)))))   # long lists take memory
         for o in range(0, len(vectors), block):
             for s,i in zip(*self.search(vectors[o:o+block], k)):
                 s,i = s[i>=0], i[i>=0]
@@ -100,7 +100,8 @@ def build_index(
 _most = dict(nprobe=2**20, ef_search=2**16, k_factor=1024)   # beyond, a search only takes more memory
 
 def _in_bounds(recall_target, memory_mb, spec, **settings):
-    if not 0 < recall_target <= 1: raise InputError(f'index.recall_target is {recall_target}. Use a share, such as 0.98.')
+    if not 0 < recall_target <= 1: raise InputError(
+        f'index.recall_target is {recall_target}. Use a share, such as 0.98.')
     if memory_mb is not None and memory_mb < 1: raise InputError(
         f'index.memory_mb is {memory_mb}. Use a positive number, or leave it out.')
     if any(int(m) > 512 for m in re.findall(r'(?:HNSW|NSG)(\d+)', spec or '')): raise InputError(
@@ -108,7 +109,9 @@ def _in_bounds(recall_target, memory_mb, spec, **settings):
     for k,v in settings.items():
         if v is not None and not 1 <= v <= _most[k]: raise InputError(f'index.{k} is {v}. Use 1 to {_most[k]:,}.')
 
-def _said(e): return re.split(r'\.cpp:\d+: ', ' '.join(str(e).split()) or type(e).__name__)[-1][:120]   # without FAISS's own places
+def _said(e):
+    "FAISS's reason, without the place in its own source"
+    return re.split(r'\.cpp:\d+: ', ' '.join(str(e).split()) or type(e).__name__)[-1][:120]
 
 def _made(spec, x, chunk, kind, asked, q, exact):
     "A new index, its search settings, and recall_vs_exact"
@@ -188,7 +191,10 @@ def save_index(
         manifest.write_text(json.dumps(index.manifest, indent=1)+'\n')
     return index.manifest
 
-def _seal(m): return hashlib.sha256(json.dumps({k:v for k,v in m.items() if k != 'sha256'}, sort_keys=True).encode()).hexdigest()
+def _seal(m):
+    "Hash of all else that a manifest says"
+    rest = {k:v for k,v in m.items() if k != 'sha256'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 # %% ../nbs/05_index.ipynb #c21b2a20
@@ -221,8 +227,8 @@ def _read(manifest, vectors, cands, model_sha256, writable):
 
 
 # %% ../nbs/05_index.ipynb #fa155bed
-_types = dict(kind=str, factory=str, search=dict, dim=int, rows=int, model_sha256=str)   # what is relied on, and must be there
-_may = dict(tried=list, asked=dict, trained_on=int, model_dim=int)                       # what came later
+_types = dict(kind=str, factory=str, search=dict, dim=int, rows=int, model_sha256=str)   # must be there
+_may = dict(tried=list, asked=dict, trained_on=int, model_dim=int)   # what came later
 
 def _sound(m):
     "Does a manifest hold what `save_index` writes, and nothing that a search could not bear?"
@@ -238,8 +244,9 @@ def _faiss(file, m, writable):
     "A FAISS index; the file must be proof of the memory that it asks for, and may name no other file"
     import faiss
     # a file whose lists lie in another one is refused, unless FAISS reads it as a plain file: hence the reader
-    def read(): return (faiss.read_index(faiss.BufferedIOReader(faiss.FileIOReader(str(file))), faiss.IO_FLAG_ONDISK_SAME_DIR)
-                        if writable else faiss.read_index(str(file), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_MMAP_IFC))
+    def read():
+        if not writable: return faiss.read_index(str(file), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_MMAP_IFC)
+        return faiss.read_index(faiss.BufferedIOReader(faiss.FileIOReader(str(file))), faiss.IO_FLAG_ONDISK_SAME_DIR)
     try:
         with _one:   # the limit is the process's
             limit = faiss.get_deserialization_vector_byte_limit()
@@ -249,7 +256,7 @@ def _faiss(file, m, writable):
         if index.metric_type != faiss.METRIC_INNER_PRODUCT: raise RuntimeError('its scores are no inner products')
         configure(index, m['search']); return index
     except Exception as e: raise InputError(   # of memory, too, and C++'s own
-        f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); it was written by {str(m.get("faiss"))[:20]}. '
+        f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); written by {str(m.get("faiss"))[:20]}. '
         'Make it anew with --stage index.') from e
 
 

@@ -88,8 +88,9 @@ def _load_weights(m, file, name):
     if not Path(file).is_file(): raise InputError(f'weights: {file}: no such file.')
     try:
         from safetensors.torch import load_file
-        if zipfile.is_zipfile(file) and sum(i.file_size for i in zipfile.ZipFile(file).infolist()) > os.path.getsize(file):
-            raise ValueError('it is compressed, which PyTorch\'s own files are not')   # and may grow without bound
+        parts = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
+        if sum(p.file_size for p in parts) > os.path.getsize(file):   # it could grow without bound
+            raise ValueError('it is compressed, which PyTorch\'s own files are not')
         sd = (load_file(file) if str(file).endswith('.safetensors')
               else torch.load(file, map_location='cpu', weights_only=True))
         sd = sd.get('state_dict', sd.get('model', sd))
@@ -187,7 +188,8 @@ def _head(f, d, own):
     return h
 
 # %% ../nbs/01_model.ipynb #b0d5c0de
-_bounds = dict(embed_dim=(1, 16_384), image_size=(8, 4096), levels=(0, 100), seed=(0, 2**31-1))   # what memory and FAISS can bear
+# what memory and FAISS can bear
+_bounds = dict(embed_dim=(1, 16_384), image_size=(8, 4096), levels=(0, 100), seed=(0, 2**31-1))
 
 def _in_bounds(**settings):
     for k,v in settings.items():
@@ -274,7 +276,8 @@ def read_manifest(
 )->dict:
     "A JSON description with a `format` number. Raises `InputError`."
     path = Path(path)
-    if path.is_dir(): raise InputError(f'{path} is a folder, and should be a file. Remove it, then use --stage {made_by}.')
+    if path.is_dir():
+        raise InputError(f'{path} is a folder, and should be a file. Remove it, then use --stage {made_by}.')
     if not path.is_file(): raise InputError(f'{path} is missing. Make it with --stage {made_by}.')
     try: d = json.loads(path.read_text(encoding='utf-8')); fmt = d['format']
     except Exception as e:
@@ -319,9 +322,11 @@ def _read_model(file, desc):
                          'Make both anew with --stage train.')
     try:
         inside,shapes = _inside(file)
-        if inside == d: model = _rebuilt(d, shapes); model.load_state_dict({**model.state_dict(), **load_file(file)})
+        if inside == d:
+            model = _rebuilt(d, shapes); model.load_state_dict({**model.state_dict(), **load_file(file)})
     except Exception as e:   # a file that someone made to fit: it is not ours
-        raise InputError(f'{file} holds no model that this version can use: {_short(e)}. Make it anew with --stage train.') from e
+        raise InputError(f'{file} holds no model that this version can use: {_short(e)}. '
+                         'Make it anew with --stage train.') from e
     if inside != d: raise InputError(f'{desc} was changed since training: {_changed(inside, d)}. '
                                      'Make it anew with --stage train.')
     model.config,model.sha256 = {k:d.get(k, 0) for k in model.config}, sha
