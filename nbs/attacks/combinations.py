@@ -22,10 +22,12 @@ def edit(**new):   # None takes a key away
         d = {**json.loads(f.read_text()), **new}; f.write_text(json.dumps({k:v for k,v in d.items() if v is not ...}))
     return change
 
-DAMAGES = {'missing':gone, 'empty':write(b''), 'its first half':cut(.5), 'all but its end':cut(.999), 'a flipped bit':flip,
+DAMAGES = {'missing':gone, 'empty':write(b''), 'its first half':cut(.5), 'all but its end':cut(.999),
+    'a flipped bit':flip,
            'zeros':lambda f,r: f.write_bytes(bytes(f.stat().st_size)), "another file's content":stranger,
            'a folder':folder, 'a dangling link':dangling}
-JSONS = {'a list':write(b'[1]'), 'null':write(b'null'), 'nested 100,000 deep':write(b'['*100_000), 'a number of 5,000 digits':
+JSONS = {'a list':write(b'[1]'), 'null':write(b'null'), 'nested 100,000 deep':write(b'['*100_000),
+    'a number of 5,000 digits':
          write(b'{"format": ' + b'9'*5000 + b'}'), 'format 2':edit(format=2), 'format "1"':edit(format='1'),
          'format NaN':edit(format=float('nan')), 'no format':edit(format=...), 'true as format':edit(format=True),
          'a format of many lines':edit(format='1\n'*500)}
@@ -39,11 +41,13 @@ class Ran:
         self.config.write_text(CONFIG + 'query: {runs: 1, topk: 5}\n')
         self.image = sorted((self.p/'images/line').iterdir())[3]
         status,_,err = self.run('query'); assert status == 0, err
-        self.hits = self.asked()[1]; self.kept = self.p.parent/'kept'; shutil.copytree(self.out, self.kept, symlinks=True)
+        self.hits = self.asked()[1]; self.kept = self.p.parent/'kept'
+        shutil.copytree(self.out, self.kept, symlinks=True)
         self.key = json.loads((self.out/'cache/searcher.json').read_text())['key']
 
     def run(self, stage, *more):
-        return cli('--config', self.config, '--stage', stage, *(['--image', self.image] if stage == 'query' else []), *more)
+        return cli('--config', self.config, '--stage', stage, *(['--image', self.image] if stage == 'query' else []),
+            *more)
 
     def asked(self):   # what a user would see of a query, but for the picture of hits: (status, hits, stderr)
         from two_tower_vs.data import InputError
@@ -73,7 +77,8 @@ class Ran:
             f = self.out/old.relative_to(self.kept)
             if f.is_dir() != old.is_dir() and f.exists(): shutil.rmtree(f) if f.is_dir() else f.unlink()
             if old.is_dir(): f.mkdir(exist_ok=True)
-            elif not f.exists() or (f.stat().st_size, f.stat().st_mtime_ns) != (old.stat().st_size, old.stat().st_mtime_ns):
+            elif not f.exists() or (f.stat().st_size, f.stat().st_mtime_ns) != (old.stat().st_size,
+                old.stat().st_mtime_ns):
                 f.unlink(missing_ok=True); shutil.copy2(old, f)
 
     def files(self):
@@ -95,7 +100,8 @@ def damaged(r, rel, name, damage, rng, tries=1):
         if not c.passed: break
     return worst
 
-def shown(rel, r): return f'network{rel.suffix}' if rel.stem == r.key else f'compiled{rel.suffix}' if rel.suffix == '.blob' else rel.name
+def shown(rel,
+    r): return f'network{rel.suffix}' if rel.stem == r.key else f'compiled{rel.suffix}' if rel.suffix == '.blob' else rel.name
 
 def damages(r, long):
     rng = random.Random(0); files = r.files()
@@ -113,10 +119,14 @@ def other_stages(r, long):
     "What the other stages find damaged: done anew, with the same index and metrics in the end"
     shards = [f.relative_to(r.out) for f in sorted(r.out.glob(f'cache/{r.key}/*.safetensors'))]
     seen = [f.relative_to(r.out) for f in sorted(r.out.glob(f'cache/{r.key}/seen/*.safetensors'))]
-    for rel,damage,name in [(shards[0], write(b''), 'empty'), (shards[0], cut(.5), 'its first half'), (seen[0], flip, 'a flipped bit'),
-                            *((s, byte, 'a flipped byte') for s in shards[:2]), *((Path('index')/n, flip, 'a flipped bit') for n in
-                            ('vectors.faiss', 'candidates.csv', 'manifest.json')), (Path('bad_images.csv'), write(b''), 'empty'),
-                            (Path('bad_images.csv'), write(b'\0'*100), 'zeros'), (Path('bad_images.csv'), write(b'a,b\n1,2\n'), 'another table')]:
+    for rel,damage,name in [(shards[0], write(b''), 'empty'), (shards[0], cut(.5), 'its first half'),
+        (seen[0], flip, 'a flipped bit'),
+                            *((s, byte, 'a flipped byte') for s in shards[:2]),
+                                *((Path('index')/n, flip, 'a flipped bit') for n in
+                            ('vectors.faiss', 'candidates.csv', 'manifest.json')),
+                                (Path('bad_images.csv'), write(b''), 'empty'),
+                            (Path('bad_images.csv'), write(b'\0'*100), 'zeros'),
+                                (Path('bad_images.csv'), write(b'a,b\n1,2\n'), 'another table')]:
         (r.out/rel).touch(); damage(r.out/rel, random.Random(1)); (r.out/'index/manifest.json').touch()
         if rel.parts[0] == 'cache': shutil.rmtree(r.out/'index')   # so that it is built from the features
         status,_,err = r.run('index')
@@ -125,9 +135,11 @@ def other_stages(r, long):
         yield judged(f'{kind}: {name}, then --stage index', status, err, want=(0,2), also=ok, why='another answer')
     if not long: return
     metrics = (r.out/'metrics.json').read_text()
-    for rel,damage in ((shards[0], cut(.5)), (Path('metrics.json'), write(b'[')), (Path('per_query.csv'), write(b'')), (Path('worst.png'), write(b''))):
+    for rel,damage in ((shards[0], cut(.5)), (Path('metrics.json'), write(b'[')), (Path('per_query.csv'), write(b'')),
+        (Path('worst.png'), write(b''))):
         damage(r.out/rel, random.Random(1)); status,_,err = r.run('eval')
-        yield judged(f'{rel.name if len(rel.parts) == 1 else "features"}: damaged, then --stage eval', status, err, want=0,
+        yield judged(f'{rel.name if len(rel.parts) == 1 else "features"}: damaged, then --stage eval', status, err,
+            want=0,
                      also=(r.out/'metrics.json').read_text() == metrics, why='other metrics'); r.restore()
 
 # ---- forgeries: files that fit each other, made by someone who knows how
@@ -145,18 +157,24 @@ def asked(r, name, says='', want=2):
     return judged(name, status, err, want=want, says=says, also=ok, why='another answer')
 
 def forged_manifests(r):
-    for name,new in {'dim 31':dict(dim=31), 'dim of 10**12':dict(dim=10**12), 'dim "32"':dict(dim='32'), 'rows 7':dict(rows=7),
+    for name,new in {'dim 31':dict(dim=31), 'dim of 10**12':dict(dim=10**12), 'dim "32"':dict(dim='32'),
+        'rows 7':dict(rows=7),
                      'rows -1':dict(rows=-1), 'no kind':dict(kind=None), 'a list for search':dict(search=[1]),
                      'nprobe -5':dict(search={'nprobe':-5}), 'nprobe 10**12':dict(search={'nprobe':10**12}),
-                     'nprobe "many"':dict(search={'nprobe':'many'}), 'k_factor of a billion':dict(search={'k_factor_rf':1e9}),
-                     'k_factor NaN':dict(search={'k_factor_rf':float('nan')}), 'an unknown setting':dict(search={'verbose':1}),
-                     'nprobe of an index without lists':dict(search={'nprobe':3}), 'recall as a text':dict(recall_vs_exact='all'),
-                     'a list as model_sha256':dict(model_sha256=['x']), 'another model':dict(model_sha256='0'*64)}.items():
+                     'nprobe "many"':dict(search={'nprobe':'many'}),
+                         'k_factor of a billion':dict(search={'k_factor_rf':1e9}),
+                     'k_factor NaN':dict(search={'k_factor_rf':float('nan')}),
+                         'an unknown setting':dict(search={'verbose':1}),
+                     'nprobe of an index without lists':dict(search={'nprobe':3}),
+                         'recall as a text':dict(recall_vs_exact='all'),
+                     'a list as model_sha256':dict(model_sha256=['x']),
+                         'another model':dict(model_sha256='0'*64)}.items():
         forged(r, **new); yield asked(r, f'a forged manifest: {name}', 'with --stage index')
     for name,rows in {'a row fewer':lambda rows: rows[:-1], 'a row more':lambda rows: [*rows, 'color/none.png'],
                       'a path outside':lambda rows: [*rows[:-1], '../../etc/passwd'],
                       'an absolute path':lambda rows: [*rows[:-1], '/etc/passwd']}.items():
-        f = r.out/'index/candidates.csv'; head,*rest = f.read_text().split(); f.write_text('\n'.join([head, *rows(rest)])+'\n')
+        f = r.out/'index/candidates.csv'; head,*rest = f.read_text().split()
+        f.write_text('\n'.join([head, *rows(rest)])+'\n')
         forged(r); yield asked(r, f'forged candidates: {name}', 'candidates.csv')
 
 def forged_indexes(r):
@@ -166,15 +184,18 @@ def forged_indexes(r):
     with contextlib.redirect_stdout(io.StringIO()):
         ids = faiss.IndexIDMap(faiss.IndexFlatIP(d)); ids.add_with_ids(x, np.arange(n)+10**6)
         l2 = faiss.IndexFlatL2(d); l2.add(x)
-        outside = r.p/'outside.lists'; ivf = faiss.index_factory(d, 'IVF2,Flat', faiss.METRIC_INNER_PRODUCT); ivf.train(x)
+        outside = r.p/'outside.lists'; ivf = faiss.index_factory(d, 'IVF2,Flat', faiss.METRIC_INNER_PRODUCT)
+        ivf.train(x)
         lists = faiss.OnDiskInvertedLists(2, ivf.code_size, str(outside)); ivf.replace_invlists(lists); ivf.add(x)
-        far = faiss.index_factory(d, 'IVF2,Flat', faiss.METRIC_INNER_PRODUCT); far.train(x); far.add_with_ids(x, np.arange(n)*10**9)
+        far = faiss.index_factory(d, 'IVF2,Flat', faiss.METRIC_INNER_PRODUCT); far.train(x)
+        far.add_with_ids(x, np.arange(n)*10**9)
         pca = faiss.index_factory(d, 'PCA8,Flat', faiss.METRIC_INNER_PRODUCT); pca.train(x); pca.add(x)
         wide = faiss.IndexFlatIP(d+1); wide.add(np.ones((n, d+1), 'f'))
         bits = faiss.IndexBinaryFlat(256); bits.add(np.zeros((n, 32), 'uint8'))
     for name,i in {'ids that are no rows':ids, 'distances, not inner products':l2, 'lists in a file outside':ivf,
                    'lists that name other rows':far, 'vectors of another size':wide}.items():
-        faiss.write_index(i, str(f)); before = f.read_bytes(); forged(r); yield asked(r, f'a forged index: {name}', 'index')
+        faiss.write_index(i, str(f)); before = f.read_bytes(); forged(r)
+        yield asked(r, f'a forged index: {name}', 'index')
     faiss.write_index_binary(bits, str(f)); forged(r); yield asked(r, 'a forged index: of bits', 'vectors.faiss')
     b = (r.kept/'index/vectors.faiss').read_bytes(); at = b.index(struct.pack('<Q', n*d), 30)
     for name,size in (('a terabyte',2**38), ('16 GB',2**32), ('more than there are numbers',2**63)):
@@ -183,7 +204,8 @@ def forged_indexes(r):
     faiss.write_index(ivf, str(f)); forged(r); mode = outside.stat()
     status,out,err = r.run('index'); after = outside.stat()   # it reads the index to update it
     yield judged('--stage index over an index whose lists lie outside', status, err, want=0,
-                 also=(mode.st_mtime_ns, mode.st_size) == (after.st_mtime_ns, after.st_size) and r.same(r.asked()[1]), why='not built anew')
+                 also=(mode.st_mtime_ns, mode.st_size) == (after.st_mtime_ns, after.st_size) and r.same(r.asked()[1]),
+                     why='not built anew')
     r.restore()
 
 def forged_models(r):
@@ -193,20 +215,24 @@ def forged_models(r):
     t = load_file(w); config = {k:v for k,v in json.loads(desc.read_text()).items() if k != 'sha256'}
     def forge(tensors=t, **new):
         d = {k:v for k,v in {**config, **new}.items() if v is not ...}
-        save_file(tensors, w, metadata={'config':json.dumps(d)}); desc.write_text(json.dumps({**d, 'sha256':file_sha256(w)}))
-    for name,new in {'another backbone':dict(backbone='resnet18'), 'a backbone that is none':dict(backbone='../../etc/passwd'),
+        save_file(tensors, w, metadata={'config':json.dumps(d)})
+        desc.write_text(json.dumps({**d, 'sha256':file_sha256(w)}))
+    for name,new in {'another backbone':dict(backbone='resnet18'),
+        'a backbone that is none':dict(backbone='../../etc/passwd'),
                      'a list as backbone':dict(backbone=[1]), 'embed_dim of a billion':dict(embed_dim=10**9),
                      'embed_dim "32"':dict(embed_dim='32'), 'images of a million pixels a side':dict(image_size=10**6),
                      'no seed':dict(seed=...), 'a million levels':dict(levels=10**6), 'other levels':dict(levels=1),
                      'two backbones':dict(share='none'), 'no such share':dict(share='some')}.items():
         forge(**new); yield asked(r, f'a forged model: {name}', 'model.safetensors')
-    forge({k:v for k,v in t.items() if 'head' in k}); yield asked(r, 'a forged model: without a backbone', 'model.safetensors')
+    forge({k:v for k,v in t.items() if 'head' in k}); yield asked(r, 'a forged model: without a backbone',
+        'model.safetensors')
     forge({**t, 'query.head.weight':t['query.head.weight'][:,:-1].contiguous()})
     yield asked(r, 'a forged model: a narrower head', 'model.safetensors')
     b = (r.kept/'model/model.safetensors').read_bytes()
     for name,head in {'a header of a terabyte':struct.pack('<Q', 2**40) + b[8:],
                       'offsets that overlap':(lambda n,h: struct.pack('<Q', n) + h + b[8+n:])(
-                          *(lambda n: (n, b[8:8+n].replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1)))(struct.unpack('<Q', b[:8])[0])),
+                          *(lambda n: (n, b[8:8+n].replace(b'"data_offsets":[0,', b'"data_offsets":[4,',
+                              1)))(struct.unpack('<Q', b[:8])[0])),
                       'a header without metadata':struct.pack('<Q', 2) + b'{}'}.items():
         w.write_bytes(head); desc.write_text(json.dumps({**config, 'sha256':file_sha256(w)}))
         yield asked(r, f'a forged model: {name}', 'model.safetensors')
@@ -224,23 +250,30 @@ def two_runs(r, work):
 
 def changed_config(r, long):
     base = r.config.read_text()
-    bad = [f'index: {{{t}}}' for t in ('factory: "IDMap,Flat"', 'factory: PQ999', 'factory: LSH', 'factory: garbage', 'factory: HNSW1000000',
-           'factory: "IVF100000,Flat"', 'recall_target: 2', 'recall_target: .nan', 'memory_mb: 0', 'memory_mb: -1', 'dim: 1000', 'dim: 0',
-           'kind: best', 'kind: ivf_pq', 'kind: hnsw, ef_search: -1', 'kind: hnsw, ef_search: 1000000000000', 'k_factor: 1.0e+9', 'nprobe: 0')]
+    bad = [f'index: {{{t}}}' for t in ('factory: "IDMap,Flat"', 'factory: PQ999', 'factory: LSH', 'factory: garbage',
+        'factory: HNSW1000000',
+           'factory: "IVF100000,Flat"', 'recall_target: 2', 'recall_target: .nan', 'memory_mb: 0', 'memory_mb: -1',
+               'dim: 1000', 'dim: 0',
+           'kind: best', 'kind: ivf_pq', 'kind: hnsw, ef_search: -1', 'kind: hnsw, ef_search: 1000000000000',
+               'k_factor: 1.0e+9', 'nprobe: 0')]
     for text in bad if long else bad[::3]:
         r.config.write_text(base.replace('query: {', f'{text}\nquery: {{')); status,_,err = r.run('index')
         yield judged(f'config: {text}, then --stage index', status, err, says='index.'); r.restore()
     r.config.write_text(base)
     for topk,want in ((0,2), (-3,2), (10**12,0)):
-        status,_,err = r.run('query', '--topk', topk); yield judged(f'--topk {topk}', status, err, want=want); r.restore()
+        status,_,err = r.run('query', '--topk', topk); yield judged(f'--topk {topk}', status, err, want=want)
+        r.restore()
     f = r.p/'candidates.csv'; was = f.read_text(); lines = was.split()
     for name,new in {'a row removed':lines[:-1], 'rows in another order':[lines[0], *lines[:0:-1]]}.items():
         f.write_text('\n'.join(new)+'\n'); status,_,err = r.run('query')
-        yield judged(f'candidates.csv: {name}, then --stage query', status, err, want=0, says='was changed after the index was made',
+        yield judged(f'candidates.csv: {name}, then --stage query', status, err, want=0,
+            says='was changed after the index was made',
                      also=r.same(r.asked()[1])); r.restore()
     f.unlink(); status,_,err = r.run('query')
-    yield judged('candidates.csv deleted, then --stage query', status, err, want=0, also=r.same(r.asked()[1])); r.restore()
-    status,_,err = r.run('index'); yield judged('candidates.csv deleted, then --stage index', status, err, says='candidates.csv: no such file')
+    yield judged('candidates.csv deleted, then --stage query', status, err, want=0, also=r.same(r.asked()[1]))
+    r.restore()
+    status,_,err = r.run('index'); yield judged('candidates.csv deleted, then --stage index', status, err,
+        says='candidates.csv: no such file')
     f.write_text(was); r.restore()
 
 def weights(r, long):
@@ -259,10 +292,14 @@ def weights(r, long):
     base = r.config.read_text()
     for f in sorted(d.iterdir()) if long else [d/'evil.pth', d/'evil_zip.pt', d/'bomb.pt', d/'huge.safetensors']:
         r.config.write_text(base.replace('model: {', f'model: {{weights: "{f}", ')); status,_,err = r.run('train')
-        yield judged(f'model.weights: {f.name}', status, err, says=f.name, also=not marker.exists(), why='it was executed')
-    for text in ('image_size: 1000000', 'embed_dim: 1000000000000', 'levels: -1', 'backbone: timm/nothing', 'share: some'):
-        key = text.split(':')[0]; old = dict(image_size='image_size: 64', embed_dim='embed_dim: 32', backbone='backbone: efficientnet_lite0')
-        r.config.write_text(base.replace(old[key], text) if key in old else base.replace('model: {', f'model: {{{text}, '))
+        yield judged(f'model.weights: {f.name}', status, err, says=f.name, also=not marker.exists(),
+            why='it was executed')
+    for text in ('image_size: 1000000', 'embed_dim: 1000000000000', 'levels: -1', 'backbone: timm/nothing',
+        'share: some'):
+        key = text.split(':')[0]; old = dict(image_size='image_size: 64', embed_dim='embed_dim: 32',
+            backbone='backbone: efficientnet_lite0')
+        r.config.write_text(base.replace(old[key], text) if key in old else base.replace('model: {',
+            f'model: {{{text}, '))
         status,_,err = r.run('train'); yield judged(f'config: model: {text}', status, err)
     r.config.write_text(base); r.restore()
 
@@ -288,16 +325,20 @@ def many_threads(r, long):
         return i.paths == o.paths and np.array_equal(i.faiss.reconstruct_n(0, -1), o.faiss.reconstruct_n(0, -1))
     n = 400 if long else 40; t = threading.Thread(target=replace); t.start(); why = ''
     try:
-        with ThreadPoolExecutor(8) as ex: asks,loads = list(ex.map(ask, range(n//4))), [ex.submit(load, i) for i in range(n)]
+        with ThreadPoolExecutor(8) as ex: asks,loads = list(ex.map(ask, range(n//4))), [ex.submit(load,
+            i) for i in range(n)]
         found = [f.exception() or f.result() for f in loads]
     finally: stop.set(); t.join()
     bad = [f for f in found if f is not True]
-    yield Case(f'8 threads ask one searcher while the index is replaced', all(asks), tries=len(asks)*len(pics), why='another answer')
-    yield Case(f'an index is loaded while it is replaced: the old one or the new one', not bad and saves[0] > 5, tries=n,
+    yield Case(f'8 threads ask one searcher while the index is replaced', all(asks), tries=len(asks)*len(pics),
+        why='another answer')
+    yield Case(f'an index is loaded while it is replaced: the old one or the new one', not bad and saves[0] > 5,
+        tries=n,
                why=f'{len(bad)} of {n} failed, first: {bad[:1]}; {saves[0]} saves')
     r.restore()
 
 def cases(work, long):
     r = Ran(work)
-    for part in (damages(r, long), other_stages(r, long), forged_manifests(r), forged_indexes(r), forged_models(r), two_runs(r, work), changed_config(r, long),
+    for part in (damages(r, long), other_stages(r, long), forged_manifests(r), forged_indexes(r), forged_models(r),
+        two_runs(r, work), changed_config(r, long),
                  weights(r, long), many_threads(r, long)): yield from part
