@@ -7,7 +7,7 @@ __all__ = ['make_backbone', 'Levels', 'Own', 'Tower', 'TwoTower', 'file_sha256',
            'load_model', 'shorten', 'best_device']
 
 # %% ../nbs/01_model.ipynb #a4950bfe
-import hashlib, importlib, json, os, threading, time, zipfile
+import hashlib, importlib, json, os, pickle, threading, time, zipfile
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from difflib import get_close_matches
 from pathlib import Path
@@ -96,7 +96,8 @@ def _load_weights(m, file, name):
         sd = sd.get('state_dict', sd.get('model', sd))
         own = m.state_dict(); fits = {k:v for k,v in sd.items() if k in own and v.shape == own[k].shape}
     except Exception as e:
-        raise InputError(f'weights: {file} holds no weights that can be read safely: {_short(e)}.') from e
+        why = 'it is no file of tensors alone' if isinstance(e, pickle.UnpicklingError) else _short(e)
+        raise InputError(f'weights: {file} holds no weights that can be read safely: {why}.') from e
     lost = [k for k in own if k not in fits]
     if lost:
         raise InputError(f'weights: {file} does not fit {name}: {len(lost)} of {len(own)} tensors '

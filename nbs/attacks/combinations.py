@@ -62,7 +62,8 @@ class Ran:
         return status, hits, err.getvalue()
 
     def same(self, hits):
-        return list(hits.cand_path) == list(self.hits.cand_path) and abs(hits.score.values-self.hits.score.values).max() < 1e-5
+        old = self.hits
+        return list(hits.cand_path) == list(old.cand_path) and abs(hits.score.values-old.score.values).max() < 1e-5
 
     def same_index(self):   # vector for vector
         import faiss
@@ -100,8 +101,9 @@ def damaged(r, rel, name, damage, rng, tries=1):
         if not c.passed: break
     return worst
 
-def shown(rel,
-    r): return f'network{rel.suffix}' if rel.stem == r.key else f'compiled{rel.suffix}' if rel.suffix == '.blob' else rel.name
+def shown(rel, r):
+    if rel.suffix == '.blob': return 'compiled.blob'
+    return f'network{rel.suffix}' if rel.stem == r.key else rel.name
 
 def damages(r, long):
     rng = random.Random(0); files = r.files()
