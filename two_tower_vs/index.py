@@ -6,7 +6,7 @@
 __all__ = ['Index', 'build_index', 'save_index', 'load_index', 'edited', 'update_index']
 
 # %% ../nbs/05_index.ipynb #0b012599
-import hashlib, json
+import hashlib, json, re, threading
 import numpy as np, pandas as pd
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from inspect import signature
 from pathlib import Path
 from warnings import warn
 from .data import InputError, read_table, replacing
-from .model import file_sha256, read_manifest, shorten
+from .catalog import check_paths
+from .model import file_sha256, read_manifest, shorten, steady
 from .embed import Embeddings
 from .ann import add, choose, configure, factory as spec_of, flat_enough, megabytes, nearest, new_index, thorough, tune
 
@@ -37,13 +38,17 @@ class Index:
         if v.ndim != 2 or v.shape[1] != self.faiss.d: raise InputError(
             f'These vectors have {v.shape[-1]} dimensions, the index has {self.faiss.d}: they come from another model.')
         with _one_thread() if len(v) == 1 and v.size*len(self.paths) <= flat_enough else nullcontext():
-            return (self.gpu or self.faiss).search(v, min(k, len(self.paths)))
+            s,i = (self.gpu or self.faiss).search(v, min(k, len(self.paths)))
+        if i.size and i.max() >= len(self.paths): raise InputError(
+            f'The index names row {i.max()}, and has {len(self.paths)} candidates. Make it anew with --stage index.')
+        return s, i
     def hits(self, vector:np.ndarray, k:int=10)->pd.DataFrame:   # rank, cand_path, score
         "The nearest candidates of one query vector (d,) as a table."
         return next(self.batch_hits(vector[None], k))
 
     def batch_hits(self, vectors:np.ndarray, k:int=10, block:int=1024):   # yields what `hits` gives, in their order
         "The nearest candidates of many query vectors (n, d), `block` of them searched at once."
+        block = max(1, min(block, 2**24//max(1, min(k, len(self.paths)))))   # long lists take memory
         for o in range(0, len(vectors), block):
             for s,i in zip(*self.search(vectors[o:o+block], k)):
                 s,i = s[i>=0], i[i>=0]
@@ -76,12 +81,13 @@ def build_index(
 )->Index:
     "Build, tune and measure an index. Raises `InputError`."
     import faiss
+    _in_bounds(recall_target, memory_mb, factory, nprobe=nprobe, ef_search=ef_search, k_factor=k_factor)
     asked = dict(kind=kind, recall_target=recall_target, memory_mb=memory_mb, factory=factory, nprobe=nprobe,
                  ef_search=ef_search, k_factor=k_factor, dim=dim)
     x,q = _first(cands.vectors, queries, dim, sizes or ())
     plans,tries = _plans(kind, factory, x, q, recall_target, memory_mb); exact,best = _exact(x, q), None
     for kind,spec in plans:
-        index = new_index(spec, x, chunk); search,recall = _measure(index, kind, asked, q, exact)
+        index,search,recall = _made(spec, x, chunk, kind, asked, q, exact)
         if best is None or recall['value'] > best[-1]['value']: best = kind,spec,index,search,recall
         if recall is None or recall['value'] >= recall_target: break
     kind,spec,index,search,recall = best; _fell_short(kind, recall, recall_target)
@@ -89,6 +95,32 @@ def build_index(
         format=1, kind=kind, factory=spec, search=search, dim=x.shape[1], model_dim=cands.vectors.shape[1], rows=len(x),
         metric='inner_product', model_sha256=model_sha256, recall_vs_exact=recall, tried=tries, asked=asked,
         trained_on=len(x), faiss=faiss.__version__))
+
+# %% ../nbs/05_index.ipynb #1a5b0c5d
+_most = dict(nprobe=2**20, ef_search=2**16, k_factor=1024)   # beyond, a search only takes more memory
+
+def _in_bounds(recall_target, memory_mb, spec, **settings):
+    if not 0 < recall_target <= 1: raise InputError(
+        f'index.recall_target is {recall_target}. Use a share, such as 0.98.')
+    if memory_mb is not None and memory_mb < 1: raise InputError(
+        f'index.memory_mb is {memory_mb}. Use a positive number, or leave it out.')
+    if any(int(m) > 512 for m in re.findall(r'(?:HNSW|NSG)(\d+)', spec or '')): raise InputError(
+        f'index.factory {spec!r} has more links a vector than 512, and would take memory without end. Use 16 to 64.')
+    for k,v in settings.items():
+        if v is not None and not 1 <= v <= _most[k]: raise InputError(f'index.{k} is {v}. Use 1 to {_most[k]:,}.')
+
+def _said(e):
+    "FAISS's reason, without the place in its own source"
+    return re.split(r'\.cpp:\d+: ', ' '.join(str(e).split()) or type(e).__name__)[-1][:120]
+
+def _made(spec, x, chunk, kind, asked, q, exact):
+    "A new index, its search settings, and recall_vs_exact"
+    try: index = new_index(spec, x, chunk); return index, *_measure(index, kind, asked, q, exact)
+    except (RuntimeError, MemoryError) as e:   # FAISS's
+        if kind != 'factory': raise
+        raise InputError(f'index.factory {spec!r} can not be filled or searched ({_said(e)}). '
+                         'Use another, or index.kind.') from e
+
 
 # %% ../nbs/05_index.ipynb #4e520858
 def _first(x, queries, dim, sizes):
@@ -155,8 +187,15 @@ def save_index(
         pd.DataFrame({'cand_path':index.paths}).to_csv(cands, index=False)
         index.manifest |= dict(candidates_sha256=file_sha256(cands), index_sha256=file_sha256(vectors),
                                source_sha256=_source_sha256(source) if source else None)
+        index.manifest['sha256'] = _seal(index.manifest)
         manifest.write_text(json.dumps(index.manifest, indent=1)+'\n')
     return index.manifest
+
+def _seal(m):
+    "Hash of all else that a manifest says"
+    rest = {k:v for k,v in m.items() if k != 'sha256'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
 
 # %% ../nbs/05_index.ipynb #c21b2a20
 def load_index(
@@ -165,22 +204,61 @@ def load_index(
     writable:bool=False,    # read into memory, to update it
 )->Index:
     "Load a bundle that `save_index` wrote. Raises `InputError` for one that is damaged or belongs to another model."
-    import faiss
-    folder = Path(folder); m = read_manifest(folder/'manifest.json', 'index')
-    for file,key in (('vectors.faiss','index_sha256'), ('candidates.csv','candidates_sha256')):
-        if not (folder/file).is_file(): raise InputError(f'{folder/file} is missing. Make it with --stage index.')
-        if file_sha256(folder/file) != m.get(key): raise InputError(
-            f'{folder/file} is not the file that manifest.json describes: damaged, or only half copied. '
-            'Make it anew with --stage index.')
+    files = [Path(folder)/n for n in ('manifest.json','vectors.faiss','candidates.csv')]
+    return steady(lambda: _read(*files, model_sha256, writable), *files)
+
+def _read(manifest, vectors, cands, model_sha256, writable):
+    m = read_manifest(manifest, 'index'); anew = 'Make it anew with --stage index.'
+    if m.get('sha256', s := _seal(m)) != s or not _sound(m): raise InputError(
+        f'{manifest} is damaged, or was changed since it was written. {anew}')
+    for file,key in ((vectors,'index_sha256'), (cands,'candidates_sha256')):
+        if not file.is_file(): raise InputError(f'{file} is missing. {anew}')
+        if file_sha256(file) != m.get(key): raise InputError(
+            f'{file} is not the file that manifest.json describes: damaged, or only half copied. {anew}')
     if model_sha256 and m['model_sha256'] != model_sha256: raise InputError(
-        f'{folder} was made by another model ({m["model_sha256"][:8]}…) than the one in use ({model_sha256[:8]}…): '
-        'their vectors do not compare. Make it anew with --stage index.')
-    try: index = faiss.read_index(str(folder/'vectors.faiss'), 0 if writable else faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as e: raise InputError(
-        f'{folder}/vectors.faiss can not be read by FAISS {faiss.__version__}; it was written by {m.get("faiss")}. '
+        f'{manifest.parent} was made by another model ({m["model_sha256"][:8]}…) than the one in use '
+        f'({model_sha256[:8]}…): their vectors do not compare. {anew}')
+    table = read_table(cands, ['cand_path']); check_paths(table, cands, cands.parent, must_exist=False)
+    index = _faiss(vectors, m, writable)
+    if (index.d, index.ntotal, len(table)) != (m['dim'], m['rows'], m['rows']): raise InputError(
+        f'{vectors} holds {index.ntotal:,} vectors of {index.d}, {cands.name} {len(table):,} candidates, and '
+        f'{manifest.name} tells of {m["rows"]:,} and {m["dim"]}. {anew}')
+    return Index(index, table.cand_path.tolist(), m)
+
+
+# %% ../nbs/05_index.ipynb #fa155bed
+_types = dict(kind=str, factory=str, search=dict, dim=int, rows=int, model_sha256=str)   # must be there
+_may = dict(tried=list, asked=dict, trained_on=int, model_dim=int)   # what came later
+
+def _sound(m):
+    "Does a manifest hold what `save_index` writes, and nothing that a search could not bear?"
+    names = dict(nprobe='nprobe', efSearch='ef_search', k_factor_rf='k_factor'); a = m.get('recall_vs_exact')
+    number = lambda v, low, top: type(v) in (int, float) and low <= v <= top
+    return (all(type(m.get(k)) is t for k,t in _types.items()) and all(type(m.get(k, t())) is t for k,t in _may.items())
+            and all(k in names and number(v, 1, _most[names[k]]) for k,v in m['search'].items())
+            and (a is None or type(a) is dict and number(a.get('value'), 0, 1) and {'k','queries'} <= set(a)))
+
+_one = threading.Lock()
+
+def _faiss(file, m, writable):
+    "A FAISS index; the file must be proof of the memory that it asks for, and may name no other file"
+    import faiss
+    # a file whose lists lie in another one is refused, unless FAISS reads it as a plain file: hence the reader
+    def read():
+        if not writable: return faiss.read_index(str(file), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_MMAP_IFC)
+        return faiss.read_index(faiss.BufferedIOReader(faiss.FileIOReader(str(file))), faiss.IO_FLAG_ONDISK_SAME_DIR)
+    try:
+        with _one:   # the limit is the process's
+            limit = faiss.get_deserialization_vector_byte_limit()
+            faiss.set_deserialization_vector_byte_limit(max(2**30, 16*file.stat().st_size))
+            try: index = read()
+            finally: faiss.set_deserialization_vector_byte_limit(limit)
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT: raise RuntimeError('its scores are no inner products')
+        configure(index, m['search']); return index
+    except Exception as e: raise InputError(   # of memory, too, and C++'s own
+        f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); written by {str(m.get("faiss"))[:20]}. '
         'Make it anew with --stage index.') from e
-    configure(index, m['search'])
-    return Index(index, read_table(folder/'candidates.csv', ['cand_path']).cand_path.tolist(), m)
+
 
 # %% ../nbs/05_index.ipynb #1f3f5552
 def edited(index:Index, source)->bool:

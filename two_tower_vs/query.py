@@ -15,7 +15,7 @@ from pathlib import Path
 from warnings import warn
 from PIL import Image
 from .data import BadImage, InputError, file_stamp, image_grid, in_threads, load_pixels, replacing, thumb
-from .model import Tower, TwoTower, best_device, file_sha256, load_model
+from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
 from .embed import Engine, apply_head
 from .index import Index, load_index
 
@@ -62,29 +62,32 @@ def _known_key(out):
         note,d = read('cache/searcher.json'), read('model/model.json'); key = note['key']
         with safe_open(file, 'pt') as f: inside = json.loads(f.metadata()['config'])
         good = (d == inside | {'sha256':note['model_sha256']} and d['embed_dim'] and file_sha256(file) == d['sha256']
-                and read(f'cache/{key}.json')['cosine'] and all((out/f'cache/{key}.{e}').exists() for e in ('xml','bin')))
+                and key == Path(key).name and read(f'cache/{key}.json')['cosine'] and all((out/f'cache/{key}.{e}').exists() for e in ('xml','bin')))
     except Exception: return None   # load_model will say what is wrong with the model
     return key if good else None
 
 # %% ../nbs/06_query.ipynb #23b2b8ce
 class _Later(Tower):
     "A tower whose network is built when something asks for it"
-    def __init__(self, folder, head, prep, n_features):
-        super().__init__(None, head, prep, n_features); self.folder = folder; del self.backbone
+    def __init__(self, folder, sha256, head, prep, n_features):
+        super().__init__(None, head, prep, n_features); self.folder,self.sha256 = folder, sha256; del self.backbone
 
     def __getattr__(self, name):   # only called for what isn't there
         if name == 'backbone' and name not in self._modules:
-            self.backbone = load_model(self.folder).query.backbone.to(self.mean.device)
+            model = load_model(self.folder)
+            if model.sha256 != self.sha256: raise InputError(
+                f'{self.folder} was replaced by another model while this one was in use. Start again.')
+            self.backbone = model.query.backbone.to(self.mean.device)
         return super().__getattr__(name)
 
 def _light(out):
     "A model with a query tower alone, and that without its network"
     from safetensors import safe_open
     d,model = json.loads((out/'model/model.json').read_text(encoding='utf-8')), torch.nn.Module()
-    with torch.random.fork_rng(devices=[]): head = torch.nn.Linear(d['features'], d['embed_dim'])
-    with safe_open(out/'model/model.safetensors', 'pt') as f:
-        head.load_state_dict({k:f.get_tensor(f'query.head.{k}') for k in ('weight','bias')})
-    model.query,model.sha256 = _Later(out/'model', head, d['prep'], d['features']), d['sha256']
+    with safe_open(out/'model/model.safetensors', 'pt') as f: w = {k:f.get_tensor(f'query.head.{k}') for k in ('weight','bias')}
+    with torch.random.fork_rng(devices=[]): head = torch.nn.Linear(*w['weight'].shape[::-1])
+    head.load_state_dict(w)
+    model.query,model.sha256 = _Later(out/'model', d['sha256'], head, d['prep'], d['features']), d['sha256']
     model.training_info = d.get('training', {})
     return model
 
@@ -116,12 +119,18 @@ def load_searcher(
     **kw,          # of Searcher
 )->Searcher:
     "Load model and index. Raises `InputError` if one is missing or they don't belong together."
-    out = Path(out); key = _known_key(out); model = _light(out) if key else load_model(out/'model')
+    out = Path(out); model,key = steady(lambda: _loaded(out), *(out/'model'/n for n in ('model.safetensors','model.json')))
     s = Searcher(model, on_gpu(load_index(out/'index', model.sha256)), out/'cache', key=key, **kw)
     if not key:
         with suppress(OSError), replacing(out/'cache/searcher.json') as (t,):   # a folder may be read-only
             t.write_text(json.dumps(dict(model_sha256=model.sha256, key=s.engine.key))+'\n')
     return s
+
+def _loaded(out):   # (model, key of its backbone, if it is known)
+    if key := _known_key(out):
+        with suppress(Exception): return _light(out), key   # load_model will say what is wrong
+    return load_model(out/'model'), None
+
 
 # %% ../nbs/06_query.ipynb #6fcf3954
 def show_hits(
