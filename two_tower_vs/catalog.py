@@ -323,14 +323,14 @@ def read_candidates(
 def read_gt(
     path,             # table with query_path,gt_cand_path; several rows of a query are several right answers
     images_root,      # the folder that its paths start from
-    candidates,       # the table that read_candidates gave
+    candidates,       # the table that read_candidates gave; None: whether answers are candidates isn't looked at
     on_bad='error',   # right answers that are no candidates, and files that aren't there: error or skip
 )->pd.DataFrame:      # columns query_path,gt_cand_path, group if there is one; indexed by row
     "Read the right answers for evaluation. Raises `InputError`."
     df = _mended(read_table(path, ['query_path','gt_cand_path'], ['group']), path, images_root)
     df = _distinct(_one_group(df, path), path)
-    known = candidates.cand_path[candidates.cand_path.isin(df.gt_cand_path.unique())]
-    lost = ~df.gt_cand_path.isin(known)
+    known = df.gt_cand_path if candidates is None else candidates.cand_path
+    lost = ~df.gt_cand_path.isin(known[known.isin(df.gt_cand_path.unique())])
     if lost.any():
         row = lost.idxmax()
         what = (f'{path} row {row}: {df.gt_cand_path[row]} is not among the candidates '

@@ -90,15 +90,17 @@ def near_copies(
     b=None,               # paths among which copies are sought; default: a
     cosines=None,         # a function of two lists of paths: cosines (n,); None: the hash decides alone
     near:int=8,           # bits that the hashes of copies may differ in
-    cosine:float=.85,      # that copies' features have at least
+    cosine:float=.85,     # that copies' features have at least
+    allowed=None,         # a function of two lists of paths: which pairs may be copies (n,); default: all
 )->pd.DataFrame:          # path, other, bits, cosine: the nearest copy of each picture that has one
     "Pictures that show the same to the eye, though their bytes differ."
     A,B = (prints.loc[list(p)].query('spread >= @blank').drop_duplicates('content') for p in (a, a if b is None else b))
     if not len(A) or not len(B): return pd.DataFrame(columns=['path','other','bits','cosine'])
-    bits,rows = nearest_hashes(A.phash.values, B.phash.values, 5)
+    bits,rows = nearest_hashes(A.phash.values, B.phash.values, 16)
     i,j = np.nonzero((rows >= 0) & (bits <= near)); o = rows[i,j]
     keep = A.content.values[i] != B.content.values[o]; i,j,o = i[keep], j[keep], o[keep]
     found = pd.DataFrame({'path':A.index[i], 'other':B.index[o], 'bits':bits[i,j]})
+    if allowed and len(found): found = found[allowed(found.path, found.other)]
     if cosines and len(found): found['cosine'] = cosines(list(found.path), list(found.other)).round(4)
     else: found['cosine'] = 1.
     found = found[found.cosine >= cosine].sort_values(['cosine','bits'], ascending=[False,True], kind='stable')
@@ -131,10 +133,19 @@ def find_leaks(
     found = pd.concat([pd.DataFrame({'query_path':own.values, 'other':own.values}),
                        found[~found.query_path.isin(own)]], ignore_index=True)
     found['how'] = np.where(found.query_path == found.other, 'the same path', 'the same content')
-    rest = near_copies(prints, test.difference(found.query_path, sort=False), train, cosines, near, cosine)
+    alike = _same_answer(pairs, gt, prints)
+    rest = near_copies(prints, test.difference(found.query_path, sort=False), train, cosines, near, cosine, alike)
     how = [f'a near copy ({b} bits, cosine {c:.2f})' for b,c in zip(rest.bits, rest.cosine)]
     return pd.concat([found, pd.DataFrame({'query_path':rest.path.values, 'other':rest.other.values, 'how':how})],
                      ignore_index=True)
+
+def _same_answer(pairs, gt, prints):
+    "A function that tells which queries have a right answer in common with which training queries; copies share theirs"
+    def answers(t):
+        t = t[t.iloc[:,0].isin(prints.index)]
+        return t.iloc[:,1].groupby(prints.content[t.iloc[:,0]].values).agg(set).to_dict()
+    a,b = answers(gt), answers(pairs); content = prints.content
+    return lambda A,B: np.array([not a[i].isdisjoint(b[j]) for i,j in zip(content[A], content[B])], bool)
 
 # %% ../nbs/01b_check.ipynb #a36d0abe
 def find_turned(

@@ -274,7 +274,7 @@ def split_pairs(
     new = pairs[pairs.cand_path.isin(held)]
     rest = pairs[~pairs.cand_path.isin(held) & ~pairs.query_path.isin(new.query_path)]
     if rest.empty: return pairs, pairs[:0], pairs[:0]   # one cluster: nothing can be held out
-    name = rest.query_path if series is None else rest.query_path.map(series).fillna(rest.query_path)
+    name = rest.query_path if series is None else rest.query_path.map(series).astype(object).fillna(rest.query_path)
     first = rest.iloc[rng.permutation(len(rest))].drop_duplicates('cand_path')   # each candidate keeps this pair
     spare = name[~name.isin(name[first.index])].unique()
     out = rng.permutation(spare); size = rest.query_path.groupby(name).nunique()[out]
