@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from PIL import Image
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
-from .embed import Engine, FeatureCache, _Batches, _bar, _stored, apply_head, embed
+from .embed import Engine, FeatureCache, _Batches, _Damaged, _bar, _stored, apply_head, embed
 
 # %% ../nbs/01b_check.ipynb #856f6497
 def _fingerprint(data, digest, max_pixels):   # float32 (16,): whole numbers below 2^16, except the last
@@ -59,7 +59,8 @@ def fingerprints(
         store = FeatureCache(Path(folder)/'fingerprints')
         rows,bad = _stored(_Prints(store, max_pixels), full, partial(_bar, len(paths), 'reading', progress))
         ok = np.flatnonzero(rows >= 0)
-        x = store.vectors(rows[ok]) if len(ok) else np.zeros((0,16), np.float32)
+        try: x = store.vectors(rows[ok]) if len(ok) else np.zeros((0,16), np.float32)
+        except _Damaged as e: store.without(e.args[0]); return fingerprints(paths, root, cache, max_pixels, progress)
     words = np.ascontiguousarray(x[:,:12].astype(np.uint16))
     content = np.unique(np.ascontiguousarray(words[:,:8]).view('V16').ravel(), return_inverse=True)[1]
     df = pd.DataFrame({'content':content, 'phash':np.ascontiguousarray(words[:,8:]).view(np.uint64).ravel(),

@@ -9,7 +9,7 @@ __all__ = ['precisions', 'presets', 'Embeddings', 'backbone_key', 'has_bfloat16'
 # %% ../nbs/01a_embed.ipynb #019b1c70
 import hashlib, json, os, random, sys, threading, time
 import numpy as np, torch
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_stamp, in_threads, load_image, load_pixels,
                                read_stamped, replacing)
-from .model import Tower
+from .model import Tower, file_sha256
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
 @dataclass
@@ -83,6 +83,28 @@ def has_bfloat16(
     except ImportError: return False
     return 'BF16' in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
+# %% ../nbs/01a_embed.ipynb #43a6b02f
+def _networks(folder, key): return [*folder.glob(f'{key}.xml'), *folder.glob(f'{key}.bin'), *folder.glob('compiled/*.blob')]
+
+def _sums(folder):
+    try: d = json.loads((folder/'networks.json').read_text())
+    except (OSError, ValueError, RecursionError): d = None
+    return d if isinstance(d, dict) else {}
+
+def _remove_changed(folder, key):
+    "Remove networks that aren't as they were written"
+    sums = _sums(folder)
+    for f in _networks(folder, key):
+        was = sums.get(f.name)
+        if was == file_sha256(f): continue
+        if was: warn(f'{f} is damaged; it is made anew.')
+        with disk_errors(f): f.unlink(missing_ok=True)
+
+def _note_sums(folder, key):
+    new = {f.name:file_sha256(f) for f in _networks(folder, key)}; old = _sums(folder)
+    if not new.items() <= old.items():
+        with replacing(folder/'networks.json') as (t,): t.write_text(json.dumps(old | new, indent=1)+'\n')
+
 # %% ../nbs/01a_embed.ipynb #63e7113b
 def _converted(core, tower, folder, key, alone):
     "The network as OpenVINO's; `folder` keeps it, since converting takes seconds"
@@ -99,16 +121,22 @@ def _converted(core, tower, folder, key, alone):
             ov.save_model(net, x, compress_to_fp16=False); os.replace(x.with_suffix('.bin'), b)
     except DiskError:
         if not alone: raise
-        return net   # a query may read from a folder that it can't write to
+        return net
     return core.read_model(xml)   # the file, since the network in memory may differ from it in a last bit
 
 def _openvino_engine(tower, folder, key, precision, alone):
     import openvino as ov
+    try: folder and _remove_changed(folder, key)
+    except DiskError:
+        if not alone: raise
+        folder = None   # a query may read from a folder that it can't write to
     core = ov.Core(); net = _converted(core, tower, folder, key, alone)
     options = {'INFERENCE_PRECISION_HINT':dict(float32='f32', bfloat16='bf16')[precision]}
-    if folder: options['CACHE_DIR'] = str(Path(folder)/'compiled')
+    if folder: options['CACHE_DIR'] = str(folder/'compiled')
     def compiled(hint):
         fast,local = core.compile_model(net, 'CPU', {**options, 'PERFORMANCE_HINT':hint}), threading.local()
+        if folder:
+            with suppress(DiskError) if alone else nullcontext(): _note_sums(folder, key)
         def run(x):   # each thread has a request of its own, since one request can't serve two at once
             if not hasattr(local, 'request'): local.request = fast.create_infer_request()
             return local.request.infer([x], share_inputs=True)[0]
@@ -166,8 +194,7 @@ def _least_cosine(a, b): return round(float((a*b).sum(1).min()), 5)
 @patch
 def _decided(self:Engine, bf16, sample):
     "The precision for these weights, as it was or is now decided"
-    try: d = json.loads(self.note.read_text()) if self.note else None
-    except (OSError, ValueError): d = None   # none yet, or damaged
+    d = self._noted()
     if d and (bf16 or d['precision'] == 'float32'):
         self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None   # another version is checked again
         return d['precision']
@@ -180,6 +207,15 @@ def _decided(self:Engine, bf16, sample):
         'float32 is used, at half the speed or less; embed: {precision: bfloat16} overrules that.')
     if run is not self.exact: self._write('float32')
     return 'float32'
+
+@patch
+def _noted(self:Engine):
+    "What was decided before; None where nothing was, or it can't be read"
+    try: d = json.loads(self.note.read_text()) if self.note else None
+    except FileNotFoundError: return None
+    except (OSError, ValueError, RecursionError): d = ()
+    if d is None or isinstance(d, dict) and d.get('precision') in precisions[1:] and {'cosine','openvino'} <= set(d): return d
+    warn(f'{self.note} is damaged; what it said is found out anew.')
 
 @patch
 def _write(self:Engine, precision):
@@ -263,11 +299,17 @@ def _tensors(f, *names):
     from safetensors import safe_open
     with safe_open(f, 'np') as s: return [s.get_tensor(n) for n in names]
 
-def _mapped(f, name='vectors'):
-    "A tensor in a safetensors file as a memory map"
-    with open(f, 'rb') as s:
-        n = int.from_bytes(s.read(8), 'little'); t = json.loads(s.read(n))[name]
-    return np.memmap(f, dict(F32=np.float32, F16=np.float16)[t['dtype']], 'r', 8+n+t['data_offsets'][0], tuple(t['shape']))
+def _mapped(f, *names):
+    "Tensors in a safetensors file as memory maps"
+    kinds = dict(F32=np.float32, F16=np.float16, U32=np.uint32)
+    with open(f, 'rb') as s: n = int.from_bytes(s.read(8), 'little'); d = json.loads(s.read(n))
+    return [np.memmap(f, kinds[t['dtype']], 'r', 8+n+t['data_offsets'][0], tuple(t['shape'])) for t in (d[k] for k in names)]
+
+def _row_sums(v):   # uint32 (n,)
+    "What a single flipped bit of a row changes"
+    return np.ascontiguousarray(v).view(np.uint16).sum(1, dtype=np.uint32)
+
+class _Damaged(Exception): "A shard whose rows aren't what was written"
 
 # %% ../nbs/01a_embed.ipynb #7d39051c
 class FeatureCache:
@@ -277,7 +319,7 @@ class FeatureCache:
         precision:str='float32', # of the engine: what has one part for each
         shard:int=1024,   # rows a file
     ):
-        half = precision == 'bfloat16'; self.folder = Path(f'{folder}-{precision}' if half else folder)
+        self.args = folder, precision, shard; half = precision == 'bfloat16'; self.folder = Path(f'{folder}-{precision}' if half else folder)
         self.shard,self.dtype,self.files,self.starts = shard, np.float16 if half else np.float32, [], [0]
         self.contents,self.stamps = _Rows(), _Rows(); self._empty()
         keys = [k for f in sorted(self.folder.glob('*.safetensors')) if (k := self._opened(f)) is not None]
@@ -290,7 +332,7 @@ class FeatureCache:
         except Exception as e: warn(f'{f} is damaged ({str(e)[:80]}); its pictures are read again.')
 
     def _opened(self, f):   # its keys (n, 16)
-        if not (t := self._readable(f, 'keys')): return None
+        if not (t := self._readable(f, 'keys', 'sums')): return None
         self.files.append(f); self.starts.append(self.starts[-1]+len(t[0]))
         return t[0][:,:16]
 
@@ -326,18 +368,27 @@ def flush(self:FeatureCache):
         with replacing(f) as (t,): save_file(arrays, t)
         return f
     new,seen = ([np.concatenate(a) for a in zip(*o)] for o in (self.new, self.seen)); self._empty()
-    if new: self.contents.add(self._opened(write(self.folder, keys=new[0], vectors=new[1])), np.arange(*self.starts[-2:]))
+    if new: self.contents.add(self._opened(write(self.folder, keys=new[0], vectors=new[1], sums=_row_sums(new[1]))), np.arange(*self.starts[-2:]))
     if seen and seen[0].any(): write(self.folder/'seen', stamps=seen[0], keys=seen[1]); self._see(*seen)
 
 @patch
 def vectors(self:FeatureCache, rows)->np.ndarray:   # float32 (len(rows), f)
-    "Features that have been written."
+    "Features that have been written. Raises `_Damaged`."
     at = np.searchsorted(self.starts, rows, 'right')-1; out = None
     for s in np.unique(at):
-        some = np.flatnonzero(at == s); v = _mapped(self.files[s])[rows[some]-self.starts[s]]
+        some = np.flatnonzero(at == s); r = rows[some]-self.starts[s]
+        v,sums = (o[r] for o in _mapped(self.files[s], 'vectors', 'sums'))
+        if (_row_sums(v) != sums).any(): raise _Damaged(self.files[s])
         if out is None: out = np.empty((len(rows), v.shape[1]), np.float32)
         out[some] = v
     return out
+
+@patch
+def without(self:FeatureCache, file):   # the cache, opened anew
+    "Give up a damaged file."
+    warn(f'{file} is damaged; its pictures are read again.')
+    with disk_errors(file): file.unlink(missing_ok=True)
+    return FeatureCache(*self.args)
 
 # %% ../nbs/01a_embed.ipynb #318a636d
 def _stamp(path, suffix=''):
@@ -412,7 +463,7 @@ def _direct(batches, paths, out, bar):   # numbers of readable paths, {number of
     return ok, bad
 
 def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unreadable picture; {number: reason}
-    "See to it that the cache has what belongs to each picture"
+    "See to it that the cache has what belongs to each picture; `batches.store` may be another afterwards"
     store,bad = batches.store, {}; suffix = batches.suffix.decode()
     stamps = _array((s for part in in_threads(lambda ps: [_stamp(p, suffix) for p in ps], _blocks(paths, 1024)) for s in part), 16)
     rows = store.stamps.find(stamps); todo = np.flatnonzero(rows < 0)
@@ -429,8 +480,11 @@ def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unread
 def _cached(batches, paths, out, bar):   # as _direct
     "The same by way of the cache"
     store = batches.store; rows,bad = _stored(batches, paths, bar); ok = np.flatnonzero(rows >= 0)
-    for i in range(0, len(ok), 1024):
-        r = rows[ok[i:i+1024]]; out[i:i+len(r)] = apply_head(batches.tower, store.vectors(r))
+    try:
+        for i in range(0, len(ok), 1024):
+            r = rows[ok[i:i+1024]]; out[i:i+len(r)] = apply_head(batches.tower, store.vectors(r))
+    except _Damaged as e:
+        batches.store = store.without(e.args[0]); return _cached(batches, paths, out, bar)
     return ok, bad
 
 def _bar(n, desc, progress, initial=0):
