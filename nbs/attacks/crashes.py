@@ -57,12 +57,26 @@ def child(job):   # what the forked process does; it never returns
         if job.get('demo'):
             from two_tower_vs.data import demo_catalog
             demo_catalog(job['demo'], side=32, limit=12); status = 0
+        elif job.get('first'): first_calls(job['first']); status = 0
         else: status = cli.main(job['args'])
     except SystemExit as e: status = e.code or 0
     except BaseException: import traceback; traceback.print_exc()
     finally:
         try: sys.stdout.flush(); sys.stderr.flush()
         finally: os._exit(status)
+
+def first_calls(out):
+    "Four threads in the very first calls of a network that an earlier run has checked"
+    from threading import Barrier, Thread
+    import numpy as np
+    from two_tower_vs.embed import Engine
+    from two_tower_vs.model import load_model
+    engine,together = Engine(load_model(f'{out}/model').query, folder=f'{out}/cache'), Barrier(4)
+    x = np.zeros((8,3,32,32), np.uint8)
+    def call(): run = engine._ready(x); together.wait(); run(x)
+    threads = [Thread(target=call) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
 
 def choose_tuned():
     "Let fine-tuning be chosen: on a few small pictures it would not be, and its last phase would never run"
@@ -412,6 +426,16 @@ def damages(shop, long):
             else: says = ''
             yield both(shop, f'{stage}, and a file of the cache is {name}: {what}', stage, d, status, err, 0, says)
 
+def threads(shop, long):
+    from attack import Case
+    out = str(shop.after['index']); ends = []
+    for _ in range(20 if long else 3):
+        d = shop.copy(None); job = dict(first=out, stdout=str(d/'stdout'), stderr=str(d/'stderr'))
+        ends.append(shop.server.wait(shop.server.ask(**job), 30))
+        if ends[-1]: break
+    return [Case('four threads at once in the first calls of a network', not any(ends), ends[-1], '',
+                 'it hangs' if ends[-1] == 124 else (d/'stderr').read_text()[-700:], len(ends))]
+
 def demo(shop, long):
     from attack import judged
     d = shop.copy(None); at = [str(d/'demo')]
@@ -430,7 +454,7 @@ def cases(work, long):
         if long:
             at = base.parent/'tuned'; at.mkdir(); tuned = Shop(server, base, at, tune=1).prepare(('check','train'))
         with ThreadPoolExecutor(2) as ex:   # two groups at a time
-            groups = ex.map(lambda g: [*g(shop, long)], (disks, damages, locks, demo))
+            groups = ex.map(lambda g: [*g(shop, long)], (disks, damages, locks, threads, demo))
             for found in groups: yield from found
         yield from failures(shop, long); yield from kills(shop, tuned, long)
     finally: server.close()
