@@ -410,9 +410,9 @@ def _only_run(out):
     finally: lock.release()
 
 def _complete(out):
-    "Put in place what a killed run had complete, unless a run is under way or the folder is read-only"
-    from two_tower_vs.data import InputError
-    if any(True for d in ('model','index') for _ in (out/d).glob('.tmp-*.done')):
+    "Clear up after a killed run, unless a run is under way or the folder is read-only"
+    from two_tower_vs.data import InputError, leftovers
+    if any(leftovers(out/d) for d in ('','model','index','cache')):
         with suppress(InputError), _only_run(out): pass
 
 # %% ../nbs/09_cli.ipynb #c4a50002

