@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs-check readme notebooks benchmarks clean
+.PHONY: help demo test docs-check readme notebooks benchmarks attacks clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -30,6 +30,9 @@ benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, em
 	$(BIN)/python nbs/benchmarks/$(or $(NB),peers).py $(ARGS)
 	cd nbs/benchmarks && ../../$(BIN)/exec_nb $(or $(NB),peers).ipynb --dest $(or $(NB),peers).ipynb --exc_stop
 	$(BIN)/nbdev_clean
+
+attacks: .venv/.dev ## bad data, crashes, misuse: minutes (ARGS=--long: half an hour; ARGS="--long --store": write the table of the docs)
+	$(BIN)/python nbs/attacks/attack.py $(ARGS)
 
 clean: ## delete what the commands above wrote, except .venv
 	rm -rf _docs _proc build dist *.egg-info demo nbs/demo nbs/out nbs/nbdev.yml nbs/sidebar.yml

@@ -101,6 +101,13 @@ def package():
         for cmd in ([venv/'bin'/PKG], [venv/'bin/python', '-m', PKG]):
             if '--stage' not in run(*cmd, '--help', cwd=away): yield f'{cmd[-1]} --help does not name --stage'
 
+@check
+def attacks():
+    "bad data, crashes and misuse end as promised"
+    r = subprocess.run([sys.executable, 'nbs/attacks/attack.py'], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    print(*(l for l in r.stdout.splitlines() if l.startswith('ok ')), sep='\n', flush=True)
+    if r.returncode: yield r.stdout[-6000:]
+
 def notebooks():
     "every notebook runs under nbdev_test; returns how many passed, failed and were skipped"
     run(sys.executable, '-c', f"from {PKG}.data import demo_catalog; demo_catalog('nbs/demo')")

@@ -113,7 +113,9 @@ def feature_cosines(tower, root, cache=None, **kw):
     "What near_copies decides with: cosines of the features of pictures, in a tower without a head."
     def cosines(a, b):
         e = embed(tower, dict.fromkeys([*a, *b]), root, cache, desc='comparing', **kw)
-        return (e.vectors[e.rows(a)]*e.vectors[e.rows(b)]).sum(1)
+        i,j = e.rows(a), e.rows(b); out = np.zeros(len(i), np.float32)   # 0 for one that has gone in between
+        ok = (i >= 0) & (j >= 0); out[ok] = (e.vectors[i[ok]]*e.vectors[j[ok]]).sum(1)
+        return out
     return cosines
 
 # %% ../nbs/01b_check.ipynb #254819ec

@@ -66,7 +66,7 @@ def _torch_engine(tower, precision='float32'):
     return run if device.type == 'cuda' else alone
 
 class _Features(torch.nn.Module):
-    def __init__(self, tower): super().__init__(); self.tower = tower
+    def __init__(self, tower): super().__init__(); self.tower = tower; tower.backbone   # one may be built when it is asked for
     def forward(self, x): return self.tower.features(x)
 
 # %% ../nbs/01a_embed.ipynb #29af8e55
@@ -84,7 +84,8 @@ def has_bfloat16(
     return 'BF16' in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 # %% ../nbs/01a_embed.ipynb #43a6b02f
-def _networks(folder, key): return [*folder.glob(f'{key}.xml'), *folder.glob(f'{key}.bin'), *folder.glob('compiled/*.blob')]
+def _networks(folder, key):
+    return [f for name in (f'{key}.xml', f'{key}.bin', 'compiled/*.blob') for f in folder.glob(name) if f.is_file()]
 
 def _sums(folder):
     try: d = json.loads((folder/'networks.json').read_text())
@@ -215,7 +216,7 @@ def _noted(self:Engine):
     except FileNotFoundError: return None
     except (OSError, ValueError, RecursionError): d = ()
     if d is None or isinstance(d, dict) and d.get('precision') in precisions[1:] and {'cosine','openvino'} <= set(d): return d
-    warn(f'{self.note} is damaged; what it said is found out anew.')
+    warn(f'{self.note} is damaged. Which precision will do is found out anew; until then it is float32.')
 
 @patch
 def _write(self:Engine, precision):

@@ -102,7 +102,7 @@ def main():
     if a.store:
         f = Path(__file__).with_suffix('.json').with_name('attacks.json')
         old = json.loads(f.read_text()) if f.exists() and a.groups else {}
-        f.write_text(json.dumps(dict(old, **result), indent=1, ensure_ascii=False) + '\n')
+        f.write_text(json.dumps(dict(old, **result), indent=1, ensure_ascii=False, default=lambda o: o.item()) + '\n')
     return bool(failed)
 
 if __name__ == '__main__': sys.exit(main())
