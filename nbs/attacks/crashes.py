@@ -273,7 +273,7 @@ def phase(folder, tune):
         import torch
         done = torch.load(state, weights_only=True)['done']
         return next((v for k,v in PHASES.items() if k not in done and (tune or 'fine' not in k)), 'writing the model')
-    return dict([('.lock','the start'), ('state.pt',PHASES['dials'])]).get(name, name)
+    return dict([('.lock','reading'), ('state.pt',PHASES['dials'])]).get(name, name)
 
 def counted(hits):
     "hits as text: stage (where, how often)"
