@@ -239,7 +239,7 @@ def _ready(self:Engine, x):
             if (self.note or self.precision == 'float32') and not self.cosine >= .999:   # bfloat16 may be asked for in spite of it
                 self._fall_back(f'gives other vectors than PyTorch (cosine {self.cosine:.4f})'); run = self.exact
             elif self.note and (self.note.exists() or not has_bfloat16(self.tower.mean.device.type, self.kind)): self._write(self.precision)
-        elif run is not self.exact: run(x[:1])   # two threads at once in OpenVINO's very first call wait for each other forever
+        elif run is not self.exact: run(x)   # two threads at once in OpenVINO's very first call wait for each other forever
         self.run = run
         return run
 
