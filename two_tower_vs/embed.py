@@ -331,7 +331,10 @@ class FeatureCache:
 
     def _readable(self, f, *names):
         try: return _tensors(f, *names)
-        except Exception as e: warn(f'{f} is damaged ({str(e)[:80]}); its pictures are read again.')
+        except OSError as e: warn(f'{f} can not be read ({e.strerror}); its pictures are read again.')
+        except Exception as e:
+            warn(f'{f} is damaged ({str(e)[:80]}); its pictures are read again.')
+            with suppress(OSError): f.unlink()   # so that it is said once
 
     def _opened(self, f):   # its keys (n, 16)
         if not (t := self._readable(f, 'keys', 'sums')): return None
