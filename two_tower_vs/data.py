@@ -213,6 +213,7 @@ _starts = dict(HEIC=b'....ftyp(hei|hev|mif1|msf1)', SVG=rb'\s*(<[?!].*)?<svg', P
 def _reason(e, data):
     "A decoder's exception in a few words"
     if isinstance(e, MemoryError): return 'too little memory to decode it'
+    if not data: return 'an empty file'
     if isinstance(e, Image.DecompressionBombError):
         return f'{int(re.search("[0-9]+", str(e))[0])/1e6:,.0f} megapixels, over the limit'
     if 'cannot identify' in str(e):

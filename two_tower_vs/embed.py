@@ -378,7 +378,7 @@ def flush(self:FeatureCache):
 
 @patch
 def vectors(self:FeatureCache, rows)->np.ndarray:   # float32 (len(rows), f)
-    "Features that have been written. Raises `_Damaged`."
+    "Features that have been written, and are as they were written."
     at = np.searchsorted(self.starts, rows, 'right')-1; out = None
     for s in np.unique(at):
         some = np.flatnonzero(at == s); r = rows[some]-self.starts[s]

@@ -71,7 +71,7 @@ def pictures():
     many = [s, Image.new('RGB', s.size)]
     bomb = zlib.compress(bytes(2*10**8), 9)
     out = [
-        ('an empty file', b'', 'not an image'), ('one byte', b'\xff', 'not an image'), ('zeros alone', bytes(5000), 'not an image'),
+        ('an empty file', b'', 'an empty file'), ('one byte', b'\xff', 'not an image'), ('zeros alone', bytes(5000), 'not an image'),
         ('text named .jpg', b'Dear customer,\nthe photo will follow.', 'not an image'),
         ('an HTML page named .png', b'<!DOCTYPE html><html><h1>404</h1></html>', 'not an image'),
         ('random bytes', random.Random(1).randbytes(5000), 'not an image'),
@@ -185,7 +185,7 @@ def odd_files(root):
     out['film.jpg'] = '20.0 GB, over the limit'
     with open(root/'zeros.jpg', 'wb') as f: f.truncate(3*10**8)
     out['zeros.jpg'] = 'not an image'
-    (root/'empty.png').touch(); out['empty.png'] = 'not an image'; out['nothing.png'] = out['inside/x.png/y.png'] = 'no such file'
+    (root/'empty.png').touch(); out['empty.png'] = 'an empty file'; out['nothing.png'] = out['inside/x.png/y.png'] = 'no such file'
     out['n'*300+'.png'] = 'too long'
     return out | odd_tars(root, p)
 
