@@ -97,7 +97,7 @@ def near_copies(
     "Pictures that show the same to the eye, though their bytes differ."
     A,B = (prints.loc[list(p)].query('spread >= @blank').drop_duplicates('content') for p in (a, a if b is None else b))
     if not len(A) or not len(B): return pd.DataFrame(columns=['path','other','bits','cosine'])
-    bits,rows = nearest_hashes(A.phash.values, B.phash.values, 16)
+    bits,rows = nearest_hashes(A.phash.values, B.phash.values, 16 if len(A)*len(B) <= 1e10 else 4)   # the memory of millions
     i,j = np.nonzero((rows >= 0) & (bits <= near)); o = rows[i,j]
     keep = A.content.values[i] != B.content.values[o]; i,j,o = i[keep], j[keep], o[keep]
     found = pd.DataFrame({'path':A.index[i], 'other':B.index[o], 'bits':bits[i,j]})
@@ -248,11 +248,10 @@ def _pictures(name, df, prints, bad, strict, min_side):
     yield _rows('missing', name, lost, why=bad, severity='error' if strict else None)
     yield _rows('unreadable', name, s[s.isin(bad) & ~s.isin(lost)], why=bad, severity='error' if strict else None)
     s = s[s.isin(prints.index)]; p = prints.loc[s.unique()]
-    size = {q:f'{w} x {h} pixels' for q,w,h in zip(p.index, p.width, p.height)}
-    yield _rows('tiny', name, s[s.isin(p.index[p[['width','height']].min(axis=1) < min_side])], why=size)
+    tiny,turned = p[p[['width','height']].min(axis=1) < min_side], p[p.turn > 1]
+    yield _rows('tiny', name, s[s.isin(tiny.index)], why={q:f'{w} x {h} pixels' for q,w,h in zip(tiny.index, tiny.width, tiny.height)})
     yield _rows('blank', name, s[s.isin(p.index[p.spread < blank])])
-    yield _rows('turned by EXIF', name, s[s.isin(p.index[p.turn > 1])],
-                why={q:f'orientation {t}' for q,t in p.turn.items()})
+    yield _rows('turned by EXIF', name, s[s.isin(turned.index)], why={q:f'orientation {t}' for q,t in turned.turn.items()})
 
 def _copies(name, s, prints, finding):
     "Rows whose content an earlier row has"
