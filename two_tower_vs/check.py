@@ -226,13 +226,14 @@ remedies = {
     'near copy':      'Candidates that look the same: keep one, or mark all of them as right.',
     'query copied':   'Training queries with the same content weigh more than others; remove what is not meant so.',
     'query is a candidate': 'Finding it is trivial: evaluate on other pictures.',
+    'query like a candidate': 'Fine where finding copies is the task. Else evaluate on other pictures; one that is not marked may be right.',
     'tiny':           'Too small to show much: bring larger pictures.',
     'blank':          'Nothing is to be seen: a placeholder? Remove the row.',
     'turned by EXIF': 'Pictures are turned as EXIF says; programs that do not look at EXIF show them otherwise.',
     'on its side?':   'Fits its answer better after a turn: look at check.png. Of a sample.',
     'unused':         'Candidates that are no right answer in pairs or query_gt: fine for a catalogue, else a wrong path.'}
 severities = dict.fromkeys(remedies, 'warning') | dict.fromkeys(
-    ('near copy','query copied','query is a candidate','turned by EXIF','on its side?','unused'), 'note')
+    ('near copy','query copied','query is a candidate','query like a candidate','turned by EXIF','on its side?','unused'), 'note')
 
 def _rows(finding, table, paths, other='', why='', severity=None):   # paths: a Series, row -> path
     s = paths.drop_duplicates()
@@ -267,10 +268,19 @@ def _answers(name, gt, candidates, prints, strict):
     yield _rows('unanswerable', name, gt.query_path[~gt.query_path.isin(gt.query_path[good])])
     twice = find_unmarked(gt, candidates, prints)
     yield _rows('unmarked answer', name, gt.query_path[gt.query_path.isin(twice.path)], dict(twice.values))
-    c = candidates.cand_path[candidates.cand_path.isin(prints.index)]
-    at = pd.Series(c.values, prints.content[c].values).groupby(level=0).first()
-    q = gt.query_path[gt.query_path.isin(prints.index)]; same = q[prints.content[q].isin(at.index).values]
+
+def _candidates_too(name, truth, candidates, prints, *decide):
+    "Queries that are candidates, or near copies of one"
+    c = candidates.cand_path[candidates.cand_path.isin(prints.index)].unique()
+    at = pd.Series(c, prints.content[c].values).groupby(level=0).first()
+    q = truth.iloc[:,0]; q = q[q.isin(prints.index)]; same = q[prints.content[q].isin(at.index).values]
     yield _rows('query is a candidate', name, same, dict(zip(same, at[prints.content[same]])))
+    alike = near_copies(prints, q[~q.isin(same)].unique(), c, *decide); pairs = alike[['path','other']]
+    right = pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(truth.iloc[:,:2]))
+    how = [f'{"its right answer" if r else "not marked as right"}; {w}' for r,w in zip(right, _how(alike))]
+    yield _rows('query like a candidate', name, q[q.isin(alike.path)], dict(pairs.values), dict(zip(alike.path, how)))
+
+def _how(alike): return [f'{b} bits apart, cosine {c:.2f}' for b,c in zip(alike.bits, alike.cosine)]
 
 # %% ../nbs/01b_check.ipynb #90ece60b
 @dataclass
@@ -350,8 +360,9 @@ def _searched(names, pairs, candidates, gt, prints, cos, near, cosine):
     "What is wrong with the list of candidates"
     c = candidates.cand_path; yield _copies(names[1], c, prints, 'copy')
     alike = near_copies(prints, c[c.isin(prints.index)].unique(), None, cos, near, cosine)
-    how = {p:f'{b} bits apart, cosine {v:.2f}' for p,b,v in zip(alike.path, alike.bits, alike.cosine)}
-    yield _rows('near copy', names[1], c[c.isin(alike.path)], dict(zip(alike.path, alike.other)), how)
+    yield _rows('near copy', names[1], c[c.isin(alike.path)], dict(zip(alike.path, alike.other)), dict(zip(alike.path, _how(alike))))
+    for n,t in ((names[0],pairs), (names[2],gt)):
+        if t is not None: yield from _candidates_too(n, t, candidates, prints, cos, near, cosine)
     used = [t[k] for t,k in ((pairs,'cand_path'), (gt,'gt_cand_path')) if t is not None]
     if used: yield _rows('unused', names[1], c[~c.isin(pd.concat(used))])
 

@@ -59,6 +59,9 @@ def plant_contradiction_between(p, t):
 def plant_query_copied(p, t):
     a = t['pairs'].iloc[2]; q = again(p, a.query_path, 'line/other name.png'); more(t, 'pairs', query_path=q, cand_path=a.cand_path); return [q]
 def plant_query_is_candidate(p, t): c = t['pairs'].cand_path[2]; more(t, 'query_gt', query_path=c, gt_cand_path=c); return [c]
+def plant_training_query_is_candidate(p, t): a = t['pairs'].iloc[2]; more(t, 'candidates', cand_path=again(p, a.query_path, 'color/drawn.png')); return [a.query_path]
+def plant_like_candidate(p, t): q = t['query_gt'].query_path[2]; more(t, 'candidates', cand_path=small(p, q, 'color/drawn.jpg')); return [q]
+def plant_training_query_like(p, t): q = t['pairs'].query_path[2]; more(t, 'candidates', cand_path=small(p, q, 'color/drawn.jpg')); return [q]
 def plant_unused(p, t): c = again(p, t['pairs'].query_path[2], 'color/unused.png'); more(t, 'candidates', cand_path=c); return [c]
 
 PLANTS = [   # what is planted, the finding, its severity
@@ -73,6 +76,9 @@ PLANTS = [   # what is planted, the finding, its severity
     ('a candidate again, smaller', plant_near_copy, 'near copy', 0), ('an unmarked right answer', plant_unmarked, 'unmarked answer', 0),
     ('a contradiction in query_gt', plant_contradiction, 'contradiction', 0), ('one between pairs and query_gt', plant_contradiction_between, 'contradiction', 0),
     ('a training query twice', plant_query_copied, 'query copied', 0), ('a query that is its own answer', plant_query_is_candidate, 'query is a candidate', 0),
+    ('a training query among the candidates', plant_training_query_is_candidate, 'query is a candidate', 0),
+    ('an evaluation query among the candidates, smaller', plant_like_candidate, 'query like a candidate', 0),
+    ('a training query among the candidates, smaller', plant_training_query_like, 'query like a candidate', 0),
     ('a candidate that nothing uses', plant_unused, 'unused', 0)]
 
 def planted(work, name, plant, finding, want):
