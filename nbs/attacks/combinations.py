@@ -1,8 +1,8 @@
 "Files that do not belong together, are damaged, forged or replaced while they are read; and many threads at once."
-import contextlib, io, json, os, pickle, random, shutil, struct, sys, threading, traceback, warnings, zipfile
+import contextlib, io, json, os, pickle, random, shutil, struct, subprocess, sys, threading, traceback, warnings, zipfile
 from hashlib import sha256
 from pathlib import Path
-from attack import CONFIG, Case, cli, judged, project
+from attack import CONFIG, Case, cli, judged, one_line, project
 
 # ---- what is done to a file
 
@@ -341,8 +341,33 @@ def many_threads(r, long):
                why=f'{len(bad)} of {n} failed, first: {bad[:1]}; {saves[0]} saves')
     r.restore()
 
+REPEAT = """import sys
+from pathlib import Path
+from two_tower_vs.cli import main
+for i in range(int(sys.argv[2])):
+    Path('candidates.csv').write_text(Path(('half.csv', 'whole.csv')[i%2]).read_text())
+    if main(['--config', sys.argv[1], '--stage', 'index']): sys.exit(1)
+"""
+
+def two_processes(r, long):
+    "`query`, while another process brings the index up to date again and again"
+    lines = (r.p/'candidates.csv').read_text().split(); answers = []
+    (r.p/'query_gt.csv').unlink()   # its answers would have to stay
+    for name,n in (('half',len(lines)//2), ('whole',len(lines))):
+        for f in (f'{name}.csv','candidates.csv'): (r.p/f).write_text('\n'.join(lines[:n])+'\n')
+        r.run('index'); r.run('query'); answers.append([h['cand_path'] for h in json.loads((r.out/'query.json').read_text())['hits']])
+    p = subprocess.Popen([sys.executable, '-c', REPEAT, r.config, str(60 if long else 4)], cwd=r.p, text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT); bad,tries,err = [], 0, ''
+    while p.poll() is None and tries < 1000:
+        status,_,err = r.run('query'); tries += 1; got = [h['cand_path'] for h in json.loads((r.out/'query.json').read_text())['hits']]
+        if status or got not in answers: bad.append((status, got, err))
+    said = p.communicate()[0]
+    yield Case('query, while another process brings the index up to date', not bad and not p.returncode and answers[0] != answers[1] and tries > 3,
+               message=one_line(err), tries=tries, why=f'{bad[:1]} {said[-500:]}')
+    (r.p/'candidates.csv').write_text((r.p/'whole.csv').read_text()); r.restore()
+
 def cases(work, long):
     r = Ran(work)
     for part in (damages(r, long), other_stages(r, long), forged_manifests(r), forged_indexes(r), forged_models(r),
         two_runs(r, work), changed_config(r, long),
-                 weights(r, long), many_threads(r, long)): yield from part
+                 weights(r, long), many_threads(r, long), two_processes(r, long)): yield from part

@@ -288,6 +288,16 @@ def queried(p, want):
     with within(600): status,_,err = q(root/'kinds')
     yield judged('a folder of awkward pictures as queries', status, err, 0, 'it is left out', len(want))
 
+def trained(work):
+    "The same things as training queries and as right answers: all goes on without those that can't be read"
+    p,want = awkward_project(work); bad = {k for k,v in want.items() if v is not None}; old = table(p/'pairs.csv'); n = len(old)
+    both = [(q, old.cand_path[i % n]) for i,q in enumerate(want)] + [(old.query_path[i % n], c) for i,c in enumerate(want)]
+    pd.concat([old, pd.DataFrame(both, columns=list(old))]).to_csv(p/'pairs.csv', index=False); shutil.rmtree(p/'out')
+    with within(900): status,_,err = cli('--config', p/'config.yaml', '--stage', 'all')
+    t = table(p/'out/bad_images.csv'); told = set(t.path[t.file == str(p/'pairs.csv')]) if status == 0 else set()
+    yield judged(f'{len(want)} awkward queries and answers in pairs.csv, on_bad: skip, --stage all', status, err, 0, '', 2*len(want),
+                 told == bad and (p/'out/metrics.json').exists(), f'bad_images.csv is wrong about {sorted(told ^ bad)[:5]}')
+
 def refused(p, want, long):
     "on_bad: error names the first; the index and the file of bad pictures stay as they should"
     c = p/'config.yaml'; c.write_text(c.read_text().replace('on_bad: skip', 'on_bad: error')); cands = table(p/'candidates.csv'); bad = [k for k,v in want.items() if v is not None]
@@ -454,7 +464,7 @@ def cases(work, long):
     for k in pictures(): yield right(*k)
     yield quiet(); yield from read_odd(work); yield fuzzed(20_000 if long else 500)
     p,want = awkward_project(work); yield from skipped(p, want); yield from single(p, want, long); yield from refused(p, want, long)
-    yield from changing(p)
+    yield from changing(p); yield from trained(work)
     if long: yield from memory(work)
 
 if __name__ == '__main__':
