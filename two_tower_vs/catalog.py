@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'BadImage', 'read_stamped', 'read_bytes', 'file_stamp', 'read_table', 'leaves_root', 'check_paths',
-           'read_pairs', 'read_candidates', 'read_gt', 'warn_overlap', 'bad_rows', 'drop_bad', 'list_images']
+           'read_pairs', 'read_candidates', 'read_gt', 'bad_rows', 'drop_bad', 'list_images']
 
 # %% ../nbs/00_catalog.ipynb #e25cc4bf
 import os, re, stat
@@ -358,13 +358,6 @@ def _one_group(df, path):
         raise InputError(f'{path} row {b.name}: {b.query_path} is in group {b.group}, in row {a.name} in group '
                          f'{a.group}. A query has one group: write the same in all its rows.')
     return df
-
-# %% ../nbs/00_catalog.ipynb #a61da23e
-def warn_overlap(pairs, gt):
-    "Warn when queries are used for training and for evaluation."
-    q = gt.query_path.unique(); n = pairs.query_path[pairs.query_path.isin(q)].nunique()
-    if n: warn(f'{n} of {len(q)} evaluation queries also stand in the training pairs: '
-               'on these, recall measures memory, not search.')
 
 # %% ../nbs/00_catalog.ipynb #2e631409
 def bad_rows(

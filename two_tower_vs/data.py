@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 from uuid import uuid4
 from .catalog import (BadImage, InputError, bad_rows, drop_bad, file_stamp, list_images, read_bytes,
-                                  read_candidates, read_gt, read_pairs, read_stamped, read_table, warn_overlap)
+                                  read_candidates, read_gt, read_pairs, read_stamped, read_table)
 
 # %% ../nbs/00_data.ipynb #d15c0001
 class DiskError(InputError, OSError):
