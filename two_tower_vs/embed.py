@@ -111,7 +111,7 @@ def _converted(core, tower, folder, key, alone):
     "The network as OpenVINO's; `folder` keeps it, since converting takes seconds"
     import openvino as ov
     xml = Path(folder)/f'{key}.xml' if folder else None
-    if xml and xml.exists() and xml.with_suffix('.bin').exists(): return core.read_model(xml)
+    if xml and xml.is_file() and xml.with_suffix('.bin').is_file(): return core.read_model(xml)
     s = tower.prep['size']
     with catch_warnings():
         simplefilter('ignore')   # it traces the network in a way that PyTorch calls old
