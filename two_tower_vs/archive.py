@@ -113,6 +113,7 @@ def stamped_member(
         if at+size > state[0]: raise OSError(f'{basename(tar)} is cut off inside it')
         refuse_large(size); f.seek(at); return f.read(size), (*state[:3], at, size)
 
+# %% ../nbs/00_archive.ipynb #b2aaca48
 def read_member(
     tar, name, # as in_tar gives them
 )->bytes:

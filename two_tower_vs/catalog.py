@@ -47,6 +47,7 @@ def read_stamped(
     except (OSError, ValueError) as e:
         raise BadImage(short.get(type(e)) or getattr(e, 'strerror', None) or str(e)) from e
 
+# %% ../nbs/00_catalog.ipynb #f856c0ed
 def read_bytes(
     path,     # as in read_stamped
 )->bytes:
@@ -100,6 +101,7 @@ def _csv(path, columns, extra):
         warn(f'{path} is read as {_separators[sep]}-separated {"UTF-16" if "16" in code else "UTF-8"}.')
     return pd.concat(blocks) if blocks else pd.DataFrame(columns=want, dtype=str)
 
+# %% ../nbs/00_catalog.ipynb #67416f19
 def _cells(rows, path, top, width, at):
     "The row's number, then its wanted cells, of each row below the header that isn't empty"
     row = top
@@ -135,6 +137,7 @@ def _header(lines, path, columns):
     if notes: warn(f'{path}: {notes} comment lines above the header are left out.')
     return rows, names, sep, row
 
+# %% ../nbs/00_catalog.ipynb #121b2c4a
 def _wanted(where, names, columns, extra):
     "The columns to keep"
     for c in columns:
@@ -228,6 +231,7 @@ def leaves_root(p:str)->bool:
 
 _may_leave = r'\.\.|^[/\\]|:|\r'
 
+# %% ../nbs/00_catalog.ipynb #29c42766
 def check_paths(df, path, images_root, must_exist=True):
     "Refuse paths that leave `images_root` and, if asked, pictures that aren't there."
     _folder(images_root)
@@ -299,6 +303,7 @@ def _mended(df, path, root):
                   f'(first: row {min(rows)}).')
     return df
 
+# %% ../nbs/00_catalog.ipynb #9050e4b4
 def read_pairs(
     path,             # table with query_path,cand_path
     images_root,      # the folder that its paths start from
@@ -371,6 +376,7 @@ def bad_rows(
     return pd.DataFrame(rows, columns=['file','row','path','reason']).sort_values(
         'row', kind='stable', ignore_index=True)
 
+# %% ../nbs/00_catalog.ipynb #77238eed
 def drop_bad(
     df,             # a table that this notebook read
     bad:dict,       # path -> reason

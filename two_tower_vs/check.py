@@ -109,6 +109,7 @@ def near_copies(
     of = prints.content[list(a)]; of = of[of.isin(best.index)]   # exact copies of a picture have its near copies
     return best.drop(columns='path').loc[of].reset_index(drop=True).assign(path=of.index)[['path','other','bits','cosine']]
 
+# %% ../nbs/01b_check.ipynb #cbfc2d69
 def feature_cosines(tower, root, cache=None, **kw):
     "What near_copies decides with: cosines of the features of pictures, in a tower without a head."
     def cosines(a, b):
@@ -142,6 +143,7 @@ def find_leaks(
     return pd.concat([found, pd.DataFrame({'query_path':rest.path.values, 'other':rest.other.values, 'how':how})],
                      ignore_index=True)
 
+# %% ../nbs/01b_check.ipynb #0da9709f
 def _same_answer(pairs, gt, prints):
     "A function that tells which queries have a right answer in common with which training queries; copies share theirs"
     def answers(t):
@@ -198,6 +200,7 @@ def find_contradictions(
             if other: found.append((n, other))
     return pd.DataFrame(found, columns=['path','other'])
 
+# %% ../nbs/01b_check.ipynb #be6ea761
 def find_unmarked(
     gt:pd.DataFrame,         # what read_gt gave
     candidates:pd.DataFrame,
@@ -260,6 +263,7 @@ def _copies(name, s, prints, finding):
     first = pd.Series(s.values, c.values).groupby(level=0).first()
     return _rows(finding, name, s[again], other=dict(zip(s[again], first[c[again]])))
 
+# %% ../nbs/01b_check.ipynb #adff0d7e
 def _answers(name, gt, candidates, prints, strict):
     "What is wrong with the truth of query_gt"
     lost = gt[~gt.gt_cand_path.isin(candidates.cand_path)]

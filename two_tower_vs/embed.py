@@ -125,6 +125,7 @@ def _converted(core, tower, folder, key, alone):
         return net
     return core.read_model(xml)   # the file, since the network in memory may differ from it in a last bit
 
+# %% ../nbs/01a_embed.ipynb #44b39277
 def _openvino_engine(tower, folder, key, precision, alone):
     import openvino as ov
     try: folder and _remove_changed(folder, key)
@@ -209,6 +210,7 @@ def _decided(self:Engine, bf16, sample):
     if run is not self.exact: self._write('float32')
     return 'float32'
 
+# %% ../nbs/01a_embed.ipynb #ab9925a1
 @patch
 def _noted(self:Engine):
     "What was decided before; None where nothing was, or it can't be read"
@@ -228,6 +230,7 @@ def _openvino_version():
     try: return version('openvino')
     except PackageNotFoundError: return None
 
+# %% ../nbs/01a_embed.ipynb #be418daa
 @patch
 def _ready(self:Engine, x):
     "What runs batches, made and checked when the first one comes"
@@ -297,6 +300,7 @@ class _Rows:
             hit = (a[i] == k[:,0]) & (b[i] == k[:,1]); out[hit] = rows[i[hit]]
         return out
 
+# %% ../nbs/01a_embed.ipynb #f195c13a
 def _tensors(f, *names):
     from safetensors import safe_open
     with safe_open(f, 'np') as s: return [s.get_tensor(n) for n in names]
@@ -376,6 +380,7 @@ def flush(self:FeatureCache):
     if new: self.contents.add(self._opened(write(self.folder, keys=new[0], vectors=new[1], sums=_row_sums(new[1]))), np.arange(*self.starts[-2:]))
     if seen and seen[0].any(): write(self.folder/'seen', stamps=seen[0], keys=seen[1]); self._see(*seen)
 
+# %% ../nbs/01a_embed.ipynb #5f17dd9c
 @patch
 def vectors(self:FeatureCache, rows)->np.ndarray:   # float32 (len(rows), f)
     "Features that have been written, and are as they were written."
@@ -448,6 +453,7 @@ class _Batches:
         blocks = [todo[i:i+self.size] for i in range(0, len(todo), self.size)]
         with closing(in_threads(lambda b: self([paths[i] for i in b]), blocks, cores()+2)) as done: yield from zip(blocks, done)
 
+# %% ../nbs/01a_embed.ipynb #a020ea41
 def _first_pixels(paths, tower, max_pixels, n=32):
     "Pixels of the first pictures that can be read"
     out = []
@@ -482,6 +488,7 @@ def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unread
     finally: store.flush()
     return rows, bad
 
+# %% ../nbs/01a_embed.ipynb #883ac199
 def _cached(batches, paths, out, bar):   # as _direct
     "The same by way of the cache"
     store = batches.store; rows,bad = _stored(batches, paths, bar); ok = np.flatnonzero(rows >= 0)

@@ -168,6 +168,7 @@ def _groups(t, a, b, seed):
     return {'groups':{n:{'queries':len(g), **_compare(a.loc[g.index], b.loc[g.index], seed)}
                       for n,g in t.groupby('group')}}
 
+# %% ../nbs/04_eval.ipynb #5820fa78
 def _leak_free(t, a, b, leaked, seed):
     "The metrics without queries that training has seen"
     out = t.query_path.isin(list(leaked))

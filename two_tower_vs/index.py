@@ -229,6 +229,7 @@ def _read(manifest, vectors, cands, model_sha256, writable):
 
 # %% ../nbs/05_index.ipynb #fa155bed
 _types = dict(kind=str, factory=str, search=dict, dim=int, rows=int, model_sha256=str)   # must be there
+
 _may = dict(tried=list, asked=dict, trained_on=int, model_dim=int)   # what came later
 
 def _sound(m):
@@ -241,6 +242,7 @@ def _sound(m):
 
 _one = threading.Lock()
 
+# %% ../nbs/05_index.ipynb #090eaa00
 def _faiss(file, m, writable):
     "A FAISS index; the file must be proof of the memory that it asks for, and may name no other file"
     import faiss
@@ -259,7 +261,6 @@ def _faiss(file, m, writable):
     except Exception as e: raise InputError(   # of memory, too, and C++'s own
         f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); written by {str(m.get("faiss"))[:20]}. '
         'Make it anew with --stage index.') from e
-
 
 # %% ../nbs/05_index.ipynb #1f3f5552
 def edited(index:Index, source)->bool:
