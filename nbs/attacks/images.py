@@ -84,6 +84,8 @@ def pictures():
         ('JPEG without tables', jpeg.replace(b'\xff\xdb', b'\xff\xfe'), ''),
         ('JPEG whose EXIF is 60 KB of nothing', enc(s, 'JPEG', exif=b'Exif\0\0' + bytes(60000), quality=95), 'scene'),
         ('JPEG whose EXIF is broken', enc(s, 'JPEG', exif=b'Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01', quality=95), 'scene'),
+        ('PNG whose EXIF is garbage', enc(s, 'PNG', exif=b'Exif\0\0garbage!'), 'scene'),
+        ('WebP whose EXIF is cut off', enc(s, 'WEBP', exif=b'Exif\0\0II', lossless=True), 'scene'),
         ('JPEG turned by an EXIF that is otherwise broken', enc(lying(6), 'JPEG', exif=exif_odd(6), quality=95), 'scene'),
         ('JPEG with EXIF orientation 99', enc(s, 'JPEG', exif=exif(99), quality=95), 'scene'),
         ('JPEG with a broken colour profile', enc(s, 'JPEG', icc_profile=b'no profile', quality=95), 'scene'),
