@@ -380,7 +380,7 @@ def _refuse_existing(base, config):
         if os.path.lexists(f): raise InputError(
             f'{f} exists, and init overwrites nothing. Remove it, or choose another folder, as in --config new/config.yaml.')
 
-# %% ../nbs/00b_init.ipynb #826b380f
+# %% ../nbs/00b_init.ipynb #5cb4575f
 def init(
     images,                 # a folder of pictures
     config='config.yaml',   # the file to write, the three tables beside it; its folder is made if need be
@@ -417,4 +417,4 @@ def _augmented(paths, images, base, root, seed, most, progress):
     copies = base/_copies_folder; t,bad = make_copies(paths, images, copies, seed, most=most, progress=progress)
     at = [Path(os.path.relpath(os.path.realpath(d), root)).as_posix() + '/' for d in (images, copies)]
     at = ['' if a == './' else a for a in at]
-    return t.assign(path=[at[c] + p for c,p in zip(t['copy'], t.path)]), {p:f'for {why}' for p,why in bad.items()}
+    return t.assign(path=[at[c] + p for c,p in zip(t['copy'], t.path)]), {p:f'that can not be read ({why})' for p,why in bad.items()}
