@@ -100,7 +100,7 @@ def _held_out(q, seed, known, most=2000):
     spare = q.index[~new & q.thing.duplicated()]   # q is in order of chance, too
     return new | q.index.isin(spare[_chance(q.path[spare], seed).argsort()][:min(most, round(known*len(spare)))])
 
-# %% ../nbs/00b_init.ipynb #41d39919
+# %% ../nbs/00b_init.ipynb #8d2bf8b4
 def split_things(
     t:pd.DataFrame, # path, thing, role (q, c or nothing), part (train, test or nothing); a row for each picture
     seed:int=42,
@@ -113,15 +113,18 @@ def split_things(
     if not test.any(): test = _held_out(q, seed, known)
     q = q.assign(group=np.where(q.thing.isin(q.thing[~test]), 'known', 'new'))
     table = lambda d,n: d.sort_values(list(d), ignore_index=True)[n]
-    return (table(_joined(q[~test], c), ['query_path','cand_path']), table(c[['path']].set_axis(['cand_path'], axis=1), ['cand_path']),
+    return (table(_joined(q[~test], c), ['query_path','cand_path']),
+            table(c[['path']].set_axis(['cand_path'], axis=1), ['cand_path']),
             table(_answers(q[test], c), ['query_path','gt_cand_path','group']))
 
 def _joined(q, c, most=5):
     "Each query with candidates of its thing, in turn, so that all are used"
-    c = c.sort_values('thing', kind='stable'); at,names = pd.factorize(c.thing); n = np.bincount(at, minlength=len(names))
+    c = c.sort_values('thing', kind='stable'); at,names = pd.factorize(c.thing)
+    n = np.bincount(at, minlength=len(names))
     i = pd.Index(names).get_indexer(q.thing); turn,start = q.groupby('thing').cumcount().values, (n.cumsum()-n)[i]
-    parts = [pd.DataFrame({'query_path':q.path.values[ok], 'cand_path':c.path.values[start[ok] + (turn[ok]+j) % n[i][ok]]})
-             for j in range(most) for ok in [n[i] > j]]
+    n = n[i]; row = lambda j,ok: start[ok] + (turn[ok]+j) % n[ok]
+    parts = [pd.DataFrame({'query_path':q.path.values[ok], 'cand_path':c.path.values[row(j, ok)]})
+             for j in range(most) for ok in [n > j]]
     return pd.concat(parts)
 
 def _answers(q, c, most=10**6):
@@ -130,12 +133,17 @@ def _answers(q, c, most=10**6):
     d = q.merge(c[['path','thing']], on='thing', suffixes=('','_c'))
     return d.rename(columns={'path':'query_path', 'path_c':'gt_cand_path'})[['query_path','gt_cand_path','group']]
 
-# %% ../nbs/00b_init.ipynb #c58bd458
-asks = set('query queries q probe sketch sketches drawing drawings line lines edge edges user street consumer phone edited copy input before'.split())
-answers = set('candidate candidates cand cands gallery product products shop catalog catalogue target reference references index iconic original output after'.split())
-parts = dict(train='train', training='train', test='test', testing='test', val='val', valid='val', validation='val', dev='val')
-_cameras = re.compile(r'(.*/)?(img|dsc|dscn|dscf|p|pxl|mvi|gopr|sam|scan|screenshot|image|photo|picture|frame|file|page|whatsapp image)$', re.I | re.S)
-_ending = re.compile(r'(.*[^\s_.(-])[\s_.(-]+(' + '|'.join(sorted(asks | answers | {'photo','color','colour'}, key=len)) + r'|[a-z]|\d{1,3})\)?', re.I | re.S)
+# %% ../nbs/00b_init.ipynb #0999b783
+asks = set('query queries q probe sketch sketches drawing drawings line lines edge edges user street consumer phone '
+           'edited copy input before'.split())
+answers = set('candidate candidates cand cands gallery product products shop catalog catalogue target reference '
+              'references index iconic original output after'.split())
+parts = dict(train='train', training='train', test='test', testing='test', val='val', valid='val', validation='val',
+             dev='val')
+_cameras = re.compile(r'(.*/)?(img|dsc|dscn|dscf|p|pxl|mvi|gopr|sam|scan|screenshot|image|photo|picture|frame|file|page|'
+                      r'whatsapp image)$', re.I | re.S)
+_words = '|'.join(sorted(asks | answers | {'photo','color','colour'}))
+_ending = re.compile(rf'(.*[^\s_.(-])[\s_.(-]+({_words}|[a-z]|\d{{1,3}})\)?', re.I | re.S)
 
 def _things(paths, thing, role='', part=''):
     return pd.DataFrame({'path':list(paths), 'thing':thing, 'role':role, 'part':part})
@@ -148,7 +156,7 @@ def _below(paths):
     top = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ''
     return [p[len(top)+1 if top else 0:] for p in paths]
 
-# %% ../nbs/00b_init.ipynb #187d87ff
+# %% ../nbs/00b_init.ipynb #2bb188cc
 def same_names(paths)->tuple:   # (table for split_things, what was recognised), or None
     "Two folders with the same names in them."
     below = _below(paths); tops = sorted({p.split('/')[0] for p in below if '/' in p})
@@ -159,10 +167,10 @@ def same_names(paths)->tuple:   # (table for split_things, what was recognised),
     side = _sides([t.lower() for t in tops]) if len({*map(str.lower, tops)}) == 2 else dict(zip(tops, 'qc'))
     roles = [side.get(p.split('/')[0].lower()) or side[p.split('/')[0]] for p in below]
     name = {r:next(p.split('/')[0] for p,o in zip(below, roles) if o == r) for r in 'qc'}
-    return _things(paths, stems, roles), (f'{len(a & b):,} names stand both in {_shown(name["q"])}/ and in {_shown(name["c"])}/: '
-                                          'the pictures of one name are a pair')
+    return _things(paths, stems, roles), (
+        f'{len(a & b):,} names stand both in {_shown(name["q"])}/ and in {_shown(name["c"])}/: the pictures of one name are a pair')
 
-# %% ../nbs/00b_init.ipynb #a21fe6b2
+# %% ../nbs/00b_init.ipynb #65c19c76
 def class_folders(paths)->tuple:   # as same_names
     "Folders of pictures of one thing."
     split = [p.split('/') for p in _below(paths)]; tops = {s[0].lower() for s in split if len(s) > 2}
@@ -177,12 +185,13 @@ def class_folders(paths)->tuple:   # as same_names
     if 'train' in part: part = ['test' if r == 'q' and not p else p for p,r in zip(part, role)]
     t = _things(paths, thing, role, part)[thing.ne('').values]
     few = list(dict.fromkeys(thing[some]))[:2]
-    said = f'{t.thing.nunique():,} folders of {len(t):,} pictures, such as {" and ".join(map(_shown, few))}: the pictures of one folder show the same thing'
+    said = (f'{t.thing.nunique():,} folders of {len(t):,} pictures, such as {" and ".join(map(_shown, few))}: '
+            'the pictures of one folder show the same thing')
     if strip: said += f'; {", ".join(sorted(tops & special))} are taken for what they say'
     if len(t) < len(thing): said += f'; {len(thing)-len(t):,} pictures lie in no such folder and are left out'
     return t, said
 
-# %% ../nbs/00b_init.ipynb #98f48186
+# %% ../nbs/00b_init.ipynb #ab61d756
 def name_endings(paths)->tuple:   # as same_names
     "File names that differ in their last part alone."
     found = [_ending.fullmatch(os.path.splitext(p)[0]) for p in _below(paths)]
@@ -193,14 +202,16 @@ def name_endings(paths)->tuple:   # as same_names
     tag = [m[2].lower().lstrip('0') or '0' if m else '' for m in found]; tags = {t for t,s in zip(tag, some) if s}
     side = _sides(tags) if len(tags) == 2 else {}
     t = _things(np.array(paths, object)[some], thing[some].values, [side.get(g, '') for g,s in zip(tag, some) if s])
-    ends = ', '.join(sorted(side or tags, key=lambda g: (side.get(g) == 'c', len(g), g))[:4]) + (', …' if len(tags) > 4 else '')
-    said = f'{t.thing.nunique():,} groups of names that differ in their last part alone ({ends}): the pictures of one group show the same thing'
+    ends = sorted(side or tags, key=lambda g: (side.get(g) == 'c', len(g), g))
+    ends = ', '.join(ends[:4]) + (', …' if len(ends) > 4 else '')
+    said = (f'{t.thing.nunique():,} groups of names that differ in their last part alone ({ends}): '
+            'the pictures of one group show the same thing')
     if len(t) < len(paths): said += f'; {len(paths)-len(t):,} pictures without such a partner are left out'
     return t, said
 
 def _sure(t): return t and set(t[0].role) == {'q','c'} and not re.search(r'\((\w|\d+), (\w|\d+)\)', t[1])
 
-# %% ../nbs/00b_init.ipynb #4f8c5a5a
+# %% ../nbs/00b_init.ipynb #c42fb784
 layouts = 'auto','classes','names','augment'
 
 def find_things(
@@ -208,7 +219,8 @@ def find_things(
     layout:str='auto',  # auto, classes, names or augment
 )->tuple:               # (layout, table for split_things, what was recognised); the table is None for augment
     "What a folder's own order says about its pictures. Raises `InputError`."
-    if layout not in layouts: raise InputError(f'--layout {layout} is unknown. Use {", ".join(layouts[:-1])} or {layouts[-1]}.')
+    if layout not in layouts:
+        raise InputError(f'--layout {layout} is unknown. Use {", ".join(layouts[:-1])} or {layouts[-1]}.')
     names = lambda: same_names(paths) or name_endings(paths)
     if layout in ('names','classes'):
         found = names() if layout == 'names' else class_folders(paths)
@@ -218,29 +230,35 @@ def find_things(
         return layout, *found
     if layout == 'auto':
         ends = name_endings(paths)
-        for name,found in (('names', same_names(paths)), ('names', ends if _sure(ends) else None), ('classes', class_folders(paths)), ('names', ends)):
+        for name,found in (('names', same_names(paths)), ('names', ends if _sure(ends) else None),
+                           ('classes', class_folders(paths)), ('names', ends)):
             if found: return name, *found
     return 'augment', None, ('neither folders nor names say what belongs together: ' if layout == 'auto' else '') + \
            'edited copies of the pictures are made, and to find the picture again is what is learned'
 
-# %% ../nbs/00b_init.ipynb #9d6996c4
+# %% ../nbs/00b_init.ipynb #8d0fdc3b
 def _color(rng): return tuple(rng.randrange(256) for _ in 'rgb')
 
 def _say(im, rng, box):
     "Some words in a box of an image"
-    words = ' '.join(rng.choice('SALE new -50% @home wow 2024 best look free today! only here share'.split()) for _ in range(rng.randint(1, 3)))
+    known = 'SALE new -50% @home wow 2024 best look free today! only here share'.split()
+    words = ' '.join(rng.choice(known) for _ in range(rng.randint(1, 3)))
     x,y,w,h = box; size = max(6, min(h, round(1.6*w/len(words)))*.8)
     ImageDraw.Draw(im).text((x+w/2, y+h/2), words, fill=_color(rng), font=ImageFont.load_default(size), anchor='mm')
     return im
 
 def _cut(im, rng):
-    w,h = im.size; cw,ch = (max(1, round(s*rng.uniform(.6, .95))) for s in (w,h)); x,y = rng.randint(0, w-cw), rng.randint(0, h-ch)
+    w,h = im.size; cw,ch = (max(1, round(s*rng.uniform(.6, .95))) for s in (w,h))
+    x,y = rng.randint(0, w-cw), rng.randint(0, h-ch)
     return im.crop((x, y, x+cw, y+ch))
 
-def _turned(im, rng): return im.rotate(rng.choice((-1,1))*rng.uniform(2, 12), Image.Resampling.BICUBIC, expand=True, fillcolor=_color(rng))
+def _turned(im, rng):
+    angle = rng.choice((-1,1))*rng.uniform(2, 12)
+    return im.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=_color(rng))
 
 def _light(im, rng):
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color): im = change(im).enhance(rng.uniform(.5, 1.5))
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        im = change(im).enhance(rng.uniform(.5, 1.5))
     return im
 
 def _blurred(im, rng): return im.filter(ImageFilter.GaussianBlur(min(im.size)*rng.uniform(.003, .012)))
@@ -251,9 +269,10 @@ def _smaller(im, rng):
 def _on(im, color, left, top, right, bottom):
     new = Image.new('RGB', (im.width+left+right, im.height+top+bottom), color); new.paste(im, (left,top)); return new
 
-# %% ../nbs/00b_init.ipynb #c154ec94
+# %% ../nbs/00b_init.ipynb #9cfa395d
 def _written(im, rng):
-    w,h = im.size; return _say(im.copy(), rng, (round(w*rng.uniform(0, .3)), round(h*rng.uniform(0, .8)), round(.7*w), round(.2*h)))
+    w,h = im.size; box = round(w*rng.uniform(0, .3)), round(h*rng.uniform(0, .8)), round(.7*w), round(.2*h)
+    return _say(im.copy(), rng, box)
 
 def _captioned(im, rng):
     bar = max(8, round(im.height*rng.uniform(.12, .25))); new = _on(im, rng.choice(('white','black')), 0, bar, 0, 0)
@@ -262,8 +281,9 @@ def _captioned(im, rng):
 def _bordered(im, rng): return _on(im, _color(rng), *[round(min(im.size)*rng.uniform(.02, .1))]*4)
 
 def _screenshot(im, rng):
-    side,bar = (round(max(im.size)*rng.uniform(*r)) for r in ((0, .08), (.05, .15))); new = _on(im, rng.choice(('white','#111','#eee')), side, bar, side, 2*bar)
-    return _say(_say(new, rng, (0, 0, new.width//2, bar)), rng, (new.width//4, new.height-bar, new.width//2, bar))
+    side,bar = (round(max(im.size)*rng.uniform(*r)) for r in ((0, .08), (.05, .15)))
+    new = _on(im, rng.choice(('white','#111','#eee')), side, bar, side, 2*bar); w,h = new.size
+    return _say(_say(new, rng, (0, 0, w//2, bar)), rng, (w//4, h-bar, w//2, bar))
 
 edits = dict(crop=_cut, turn=_turned, light=_light, blur=_blurred, shrink=_smaller, text=_written, caption=_captioned,
              border=_bordered, screenshot=_screenshot)
@@ -295,7 +315,7 @@ def _copies_of(path, folder, seed, n, side):
         finally: t.unlink(missing_ok=True)
     return key, names
 
-# %% ../nbs/00b_init.ipynb #7667fc6b
+# %% ../nbs/00b_init.ipynb #46124707
 def make_copies(
     paths:list,      # of pictures
     root,            # the folder that they start from
@@ -305,8 +325,8 @@ def make_copies(
     most:int=4000,   # pictures that get copies
     side:int=512,    # pixels of the longer side, before the edits
     progress:bool=None, # a progress bar; default: in a terminal
-)->tuple:            # (path, thing, role, part of pictures and copies; {unreadable path: reason}); copies start from `folder`
-    "Edited copies of pictures, and which picture each is a copy of. Raises `DiskError`."
+)->tuple:            # (path, thing, role, part, copy of pictures and copies; {unreadable path: reason})
+    "Edited copies of pictures, whose paths start from `folder`, and what each is a copy of. Raises `DiskError`."
     from tqdm.auto import tqdm
     folder,chosen = Path(folder), [paths[i] for i in sorted(_chance(paths, seed).argsort()[:most])]; bad,rows = {}, []
     def one(p):
@@ -314,15 +334,16 @@ def make_copies(
         except BadImage as e: return str(e), None
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True); tidy(folder)
-        for p,(key,names) in zip(chosen, tqdm(in_threads(one, chosen), 'copies', len(chosen), leave=False, disable=None if progress is None else not progress)):
+        off = None if progress is None else not progress
+        for p,(key,names) in zip(chosen, tqdm(in_threads(one, chosen), 'copies', len(chosen), leave=False, disable=off)):
             if names is None: bad[p] = key
             else: rows += [(p,key,'c',False)] + [(c,key,'q',True) for c in names]
     rows += [(p,p,'c',False) for p in sorted(set(paths)-set(chosen))]
     t = pd.DataFrame(rows, columns=['path','thing','role','copy']).drop_duplicates('path', ignore_index=True)
     return t.assign(part=''), bad
 
-# %% ../nbs/00b_init.ipynb #e182157e
-_config = """# Made by two_tower_vs --stage init; paths are relative to this file. Every key is a parameter of a documented function.
+# %% ../nbs/00b_init.ipynb #72b1de03
+_config = """# Made by two_tower_vs --stage init; paths are relative to this file. Keys are parameters of documented functions.
 # {said}
 data: {{images_root: {root}, pairs: pairs.csv, candidates: candidates.csv, query_gt: query_gt.csv, on_bad: skip}}
 model: {{backbone: efficientnet_lite0, pretrained: true, embed_dim: 256, share: backbone}}
@@ -346,34 +367,40 @@ class Project:
     lines:list              # what it understood, in words
     def __str__(self): return '\n'.join(self.lines)
 
-# %% ../nbs/00b_init.ipynb #38ba6767
+# %% ../nbs/00b_init.ipynb #3a9b67e3
 def _root(folder, base, copies):
     "(images_root, as it stands in config.yaml); real paths, since .. after a link leads elsewhere"
     folder,base = os.path.realpath(folder), os.path.realpath(base)
     try: both = os.path.commonpath([folder, base])
     except ValueError: both = None
-    if copies and both is None: raise InputError(f'{folder} and {base} are on two drives, so that no images_root holds both. '
-                                                 'Choose a --config on the drive of the pictures.')
+    if copies and both is None: raise InputError(
+        f'{folder} and {base} are on two drives, so that no images_root holds both. Choose a --config on the drive of the pictures.')
     root = both if copies else folder; far = both in (None, os.path.dirname(both or ''))   # nothing but / in common
     written = root if far else Path(os.path.relpath(root, base)).as_posix()
-    if not written.isprintable(): raise InputError(f'{_shown(folder)}: the name of this folder can not be written to a config file. Rename it.')
+    if not written.isprintable():
+        raise InputError(f'{_shown(folder)}: the name of this folder can not be written to a config file. Rename it.')
     return root, written
 
-# %% ../nbs/00b_init.ipynb #6c81b886
+# %% ../nbs/00b_init.ipynb #81c221e0
 def _examples(pairs):
-    return [f'  for example {_shown(q)}  ->  {_shown(c)}' for q,c in pairs.iloc[[0,len(pairs)//2]].drop_duplicates().to_numpy()]
+    two = pairs.iloc[[0,len(pairs)//2]].drop_duplicates().to_numpy()
+    return [f'  for example {_shown(q)}  ->  {_shown(c)}' for q,c in two]
 
 def _described(layout, said, tables):
     "What was recognised, for people"
-    pairs,cands,gt = tables; g = gt.groupby('group').query_path.nunique(); n = gt.groupby('query_path').size(); best = (1/n).mean()
+    pairs,cands,gt = tables; g = gt.groupby('group').query_path.nunique()
+    n = gt.groupby('query_path').size(); best = (1/n).mean()
     what = {'new':'of things that training never sees', 'known':'of things that it knows'}
     if layout == 'augment': what = {'new':'copies of pictures that training never sees'}
     lines = [f'init: {said}.', *_examples(pairs),
              f'  pairs.csv: {len(pairs):,} pairs to train on; candidates.csv: {len(cands):,} pictures to search; '
-             f'query_gt.csv: {len(n):,} queries to judge by, ' + ' and '.join(f'{g[k]:,} {w}' for k,w in what.items() if k in g)]
-    if best < .99: lines.append(f'  a query has {n.mean():.1f} right answers on average, so recall@1 can not exceed {100*best:.0f} %: look at hit@1')
+             f'query_gt.csv: {len(n):,} queries to judge by, '
+             + ' and '.join(f'{g[k]:,} {w}' for k,w in what.items() if k in g)]
+    if best < .99: lines.append(f'  a query has {n.mean():.1f} right answers on average, '
+                                f'so recall@1 can not exceed {100*best:.0f} %: look at hit@1')
     if layout == 'augment': lines.append(
-        '  the copies to judge by are made by the same edits as those to train on: what other edits would give is not measured')
+        '  the copies to judge by are made by the same edits as those to train on: '
+        'what other edits would give is not measured')
     return lines
 
 def _judged(tables, said):
@@ -384,9 +411,10 @@ def _judged(tables, said):
 def _refuse_existing(base, config):
     for f in (base/n for n in (*_files, config.name)):
         if os.path.lexists(f): raise InputError(
-            f'{f} exists, and init overwrites nothing. Remove it, or choose another folder, as in --config new/config.yaml.')
+            f'{f} exists, and init overwrites nothing. '
+            'Remove it, or choose another folder, as in --config new/config.yaml.')
 
-# %% ../nbs/00b_init.ipynb #598bf70a
+# %% ../nbs/00b_init.ipynb #ee278bc0
 def init(
     images,                 # a folder of pictures
     config='config.yaml',   # the file to write, the three tables beside it; its folder is made if need be
@@ -399,13 +427,17 @@ def init(
     config = Path(config); base = config.parent; tidy(base); _refuse_existing(base, config)
     found = list_folder(images, _ours(images, base))
     if len(found.paths) < least: raise InputError(f'{images} holds {len(found.paths) or "no"} pictures'
-        + ''.join(f'; {s}' for s in found.said()) + f'. At least {least} are needed; their names end in {" ".join(_endings)}.')
+        + ''.join(f'; {s}' for s in found.said())
+        + f'. At least {least} are needed; their names end in {" ".join(_endings)}.')
     layout,t,said = find_things(found.paths, layout); root,written = _root(images, base, layout == 'augment')
-    if layout == 'augment': t,bad = _augmented(found.paths, images, base, root, seed, most, progress); found.left_out |= bad
-    tables = split_things(t, seed, 0 if layout == 'augment' else .2); said = f'{len(found.paths):,} pictures in {_shown(str(images))}; {said}'; _judged(tables, said)
+    if layout == 'augment':
+        t,bad = _augmented(found.paths, images, base, root, seed, most, progress); found.left_out |= bad
+    tables = split_things(t, seed, 0 if layout == 'augment' else .2)
+    said = f'{len(found.paths):,} pictures in {_shown(str(images))}; {said}'; _judged(tables, said)
     lines = _described(layout, said, tables) + ['  '+l for l in found.said()]
     other = [l for l in layouts[1:] if l != layout]
-    lines.append(f'If that is not what you meant: remove {config} and the three tables, and add --layout {" or ".join(other)}.')
+    lines.append(f'If that is not what you meant: remove {config} and the three tables, '
+                 f'and add --layout {" or ".join(other)}.')
     _refuse_existing(base, config)   # the copies took a while
     with replacing(*(base/n for n in _files), config) as files:
         for f,table in zip(files, tables): table.to_csv(f, index=False)
@@ -413,15 +445,16 @@ def init(
                                             train='views: 0' if layout == 'augment' else ''), encoding='utf-8')
     return Project(config, layout, *tables, lines)
 
-# %% ../nbs/00b_init.ipynb #de033d9b
+# %% ../nbs/00b_init.ipynb #1673c2da
 def _ours(images, base):
     "What the program itself writes, as paths in the folder of pictures"
-    names = [os.path.relpath(os.path.join(os.path.realpath(base), n), os.path.realpath(images)) for n in ('out', _copies_folder)]
-    return {Path(n).as_posix() for n in names}
+    base,images = os.path.realpath(base), os.path.realpath(images)
+    return {Path(os.path.relpath(os.path.join(base, n), images)).as_posix() for n in ('out', _copies_folder)}
 
 def _augmented(paths, images, base, root, seed, most, progress):
     "As make_copies, all paths from `root` on"
     copies = base/_copies_folder; t,bad = make_copies(paths, images, copies, seed, most=most, progress=progress)
     at = [Path(os.path.relpath(os.path.realpath(d), root)).as_posix() + '/' for d in (images, copies)]
     at = ['' if a == './' else a for a in at]
-    return t.assign(path=[at[c] + p for c,p in zip(t['copy'], t.path)]), {p:f'that can not be read ({why})' for p,why in bad.items()}
+    bad = {p:f'that can not be read ({why})' for p,why in bad.items()}
+    return t.assign(path=[at[c] + p for c,p in zip(t['copy'], t.path)]), bad
