@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'read_config', 'Run', 'check_stage', 'train_stage',
-           'eval_stage', 'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'export_stage', 'init_stage',
-           'parser', 'main']
+           'eval_stage', 'index_stage', 'query_stage', 'report_stage', 'all_stages', 'demo_stage', 'export_stage',
+           'init_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
 import argparse, os, re, shlex, signal, sys, threading, time
@@ -252,6 +252,7 @@ def eval_stage(r:Run):
     if r.file('pairs').exists(): leaked = r.leaked.query_path; _say_leaked(r)
     e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, leaked=leaked, seed=r.seed,
                  embedding=r.embedding, **r.cfg['eval'])
+    e.metrics['model_sha256'] = model.sha256   # so that a report can tell whose they are
     r.record_bad(e.bad, *names); save_evaluation(e, r.out)
     for show,file in ((show_worst,'worst.png'), (show_changes,'changes.png')):
         with replacing(r.out/file) as (t,): show(e, r.gt, r.root, cell=1.6, colors=0).save(t)
@@ -346,10 +347,16 @@ def _indent(df, **kw):
     return '\n'.join('  '+l for l in df.to_string(**kw).splitlines())
 
 # %% ../nbs/09_cli.ipynb #7e38d1a2
+def report_stage(r:Run):
+    from two_tower_vs.report import report
+    page = report(r.out, r.root, r.file('query_gt'), r.file('pairs'), r.data.max_pixels)
+    print(f'report: {page} shows all of it; open it in a browser')
+
 def all_stages(r:Run):
     from two_tower_vs.fit import main_process
     for f in (check_stage, train_stage, eval_stage, index_stage)[not main_process():]: f(r)
     if r.image: query_stage(r)
+    report_stage(r)
 
 def demo_stage(args):
     from two_tower_vs.data import demo_catalog
@@ -357,7 +364,7 @@ def demo_stage(args):
     r = Run(d/'config.yaml', args.k, args.image, args.topk)
     r.image = r.image or [r.root/r.gt.query_path.iloc[0]]
     with _only_run(r.out): all_stages(r)
-    print(f'Look at {r.out}/query.png and {r.out}/worst.png. Another query: '
+    print(f'Look at {r.out}/report.html. Another query: '
           f'two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png')
 
 def export_stage(r:Run):
@@ -378,7 +385,8 @@ def init_stage(args):
     print(init(args.images, args.config, args.layout))
     print(f'Next: two_tower_vs --config {shlex.quote(args.config)} --stage all')
 
-stages = dict(check=check_stage, train=train_stage, eval=eval_stage, index=index_stage, query=query_stage, export=export_stage, all=all_stages)
+stages = dict(check=check_stage, train=train_stage, eval=eval_stage, index=index_stage, query=query_stage, report=report_stage,
+              export=export_stage, all=all_stages)
 
 # %% ../nbs/09_cli.ipynb #c0f37444
 about = ("Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, "
@@ -391,8 +399,9 @@ examples = """stages:
   eval    query_gt.csv -> out/metrics.json: Recall@K beside the untrained backbone
   index   candidates.csv -> out/index: exact or approximate, measured either way; after a change, brought up to date
   query   --image -> out/query.json and out/query.png: hits, and where the time goes
+  report  what out/ holds -> out/report.html: one page with numbers, pictures and charts, for any browser
   export  vectors as Parquet or npy, towers as ONNX, a model card -> out/export, for other programs
-  all     check, train, eval, index, and query if there is an --image
+  all     check, train, eval, index, query if there is an --image, and report
 
 examples:
   two_tower_vs --stage demo
@@ -409,7 +418,7 @@ def parser()->argparse.ArgumentParser:
     p = argparse.ArgumentParser('two_tower_vs', description=about, epilog=examples,
                                 formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument('--stage', required=True, choices=['demo', 'init', *stages], metavar='STAGE',
-                   help='what to do: demo, init, check, train, eval, index, query, export or all')
+                   help='what to do: demo, init, check, train, eval, index, query, report, export or all')
     p.add_argument('--config', default='config.yaml', metavar='FILE',
                    help='settings; paths in it start from its folder (default: config.yaml)')
     p.add_argument('--k', type=int, nargs='+', metavar='K', help='lengths of the hit list for eval (default: 1 5 10)')
