@@ -202,6 +202,8 @@ class Site:
     def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples):
         for k,v in dict(max_upload_mb=max_upload_mb, timeout_s=timeout_s, waiting=waiting, batch=batch).items():
             if v < 1: raise InputError(f'serve.{k} is {v}. Use 1 or more.')
+        if not Path(root).is_dir(): raise InputError(f'images_root {root} is not a folder. Set data.images_root to the one '
+                                                     'that the candidates\' paths start from.')
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
         self.pool,self.batcher,self.measures = ThreadPoolExecutor(cores()+2), Batcher(most=batch), Measures()
@@ -501,6 +503,7 @@ def make_app(
     from starlette.exceptions import HTTPException
     from two_tower_vs import __version__
     logging.getLogger('python_multipart').addHandler(logging.NullHandler())   # else it says on stderr what the answer says
+    if not 1 <= topk <= _most_hits: raise InputError(f'topk is {topk}. Use 1 to {_most_hits:,}.')
     site = Site(out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples)
     app = FastAPI(title='two_tower_vs', version=__version__, docs_url=None, redoc_url=None, lifespan=_watching(site, every))
     app.state.site = site; app.add_middleware(_Guard, site=site, hosts=set(hosts))
