@@ -6,20 +6,23 @@
 __all__ = ['Refusal', 'Batcher', 'Catalog', 'evaluated', 'read_inside', 'shown', 'Measures', 'Served', 'Site', 'make_app',
            'serve']
 
-# %% ../nbs/08_serve.ipynb #fa672b1e
-import asyncio, hashlib, json, logging, os, socket, threading, time
+# %% ../nbs/08_serve.ipynb #044e915f
+import asyncio, hashlib, json, logging, os, re, socket, threading, time
 import numpy as np, pandas as pd
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from warnings import warn
 from PIL import Image
 from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped, read_table
-from .query import Searcher, load_searcher
+from .index import load_index
+from .query import Searcher, _threshold, load_searcher, on_gpu
 
 # %% ../nbs/08_serve.ipynb #58c0be92
 class Refusal(Exception):
@@ -207,17 +210,26 @@ class Site:
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
         self.pool,self.batcher,self.measures = ThreadPoolExecutor(cores()+2), Batcher(most=batch), Measures()
-        self.busy = self.held = 0; self.stamps = self._stamps(); self.now = self._load(); self.before = None
+        self.busy = self.held = 0; self.stamps = self._stamps(); self.now = self.before = None; self.now = self._load()
 
     def _stamps(self):
         files = 'index/manifest.json','model/model.json','model/model.safetensors','per_query.csv'
         return [file_stamp(self.out/f) for f in files]+[self.gt and file_stamp(self.gt)]
 
     def _load(self):
-        s = load_searcher(self.out, max_pixels=self.max_pixels); _warm(s, self.batcher)
+        s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels)
+        if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
         q = evaluated(self.out, self.gt) if self.examples and self.gt else _no_queries
         m = s.index.manifest; parts = [m['model_sha256'], m['index_sha256'], m['candidates_sha256'], q.query_path.tolist()]
         return Served(s, Catalog(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12], s.index.paths, q))
+
+    def _same_model(self):
+        "A searcher with the engine that is at work and the new index, where the model is still the same"
+        if not self.now: return
+        d = json.loads((self.out/'model/model.json').read_text(encoding='utf-8')); was = self.now.searcher
+        if d['sha256'] != was.index.manifest['model_sha256']: return
+        s = copy(was); s.index = on_gpu(load_index(self.out/'index', d['sha256']))
+        s.threshold = _threshold(SimpleNamespace(training_info=d.get('training', {})), s.index); return s
 
     def reload(self)->bool:   # was anything put in place?
         "Take what is in `out` now, if it has changed and can be used."
@@ -368,8 +380,7 @@ class _Guard:
         finally: self.site.measures.answered(getattr(scope.get('route'), 'path', 'other'), status or 499)
 
     def _known(self, host):
-        name = host.rsplit(':', 1)[0] if host.rfind(':') > host.rfind(']') else host
-        if name.lower() not in self.hosts: raise Refusal(421, 'wrong host', f'This server answers to {", ".join(sorted(self.hosts))}.')
+        if re.sub(r':\d+$', '', host).lower() not in self.hosts: raise Refusal(421, 'wrong host', f'This server answers to {", ".join(sorted(self.hosts))}.')
 
 def _refused(e):
     "The answer to an exception"
