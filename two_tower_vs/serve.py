@@ -218,6 +218,7 @@ class Site:
 
     def _load(self):
         s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels)
+        s.index = on_gpu(load_index(self.out/'index', s.index.manifest['model_sha256'], writable=True))   # not mapped: see above
         if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
         q = evaluated(self.out, self.gt) if self.examples and self.gt else _no_queries
         m = s.index.manifest; parts = [m['model_sha256'], m['index_sha256'], m['candidates_sha256'], q.query_path.tolist()]
@@ -228,7 +229,7 @@ class Site:
         if not self.now: return
         d = json.loads((self.out/'model/model.json').read_text(encoding='utf-8')); was = self.now.searcher
         if d['sha256'] != was.index.manifest['model_sha256']: return
-        s = copy(was); s.index = on_gpu(load_index(self.out/'index', d['sha256']))
+        s = copy(was); s.index = load_index(self.out/'index', d['sha256'])
         s.threshold = _threshold(SimpleNamespace(training_info=d.get('training', {})), s.index); return s
 
     def reload(self)->bool:   # was anything put in place?
