@@ -193,7 +193,7 @@ def swaps(s, long):
     new = Index(faiss.IndexFlatIP(old.faiss.d), old.paths[::-1][:n-7], dict(old.manifest, rows=n-7)); new.faiss.add(old.faiss.reconstruct_n(0, n)[::-1][:n-7].copy())
     pics = [p.read_bytes() for p in sorted((s.p/'images/line').iterdir())[:16]]; right = {}
     for index in (new, old):
-        before = s.site.now.shows.version; save_index(index, folder); until(lambda: s.site.now.shows.version != before or index is old)
+        before = s.site.now.shows.version; save_index(index, folder); until(lambda: s.site.now.shows.version != before)
         right[s.site.now.shows.version] = [[(h['id'], h['cand_path']) for h in s.post(d)[1]['hits']] for d in pics]
     stop,found,pictures = threading.Event(), [], []
     def client(i):
@@ -255,7 +255,7 @@ def ends(p, work):
     from attack import cli, one_line
     conf = lambda q: ('--config', q/'config.yaml', '--stage', 'serve'); taken = socket.create_server(('127.0.0.1', 0)); port = taken.getsockname()[1]
     for name,args,says in [('a port in use', ('--port', port), 'Address already in use'), ('a port of 70000', ('--port', 70000), 'serve.port is 70000'), ('a port of -1', ('--port', -1), 'serve.port is -1'),
-                           ('a host that is none', ('--host', 'no such host'), 'no address'), ('a host that is not here', ('--host', '192.0.2.1', '--port', 0), 'can not be used')]:
+                           ('a host that is none', ('--host', 'a..b'), 'no address'), ('a host that is not here', ('--host', '192.0.2.1', '--port', 0), 'can not be used')]:
         status,_,err = cli(*conf(p), *args); yield judged(f'--stage serve: {name}', status, err, 2, says)
     taken.close(); fresh = project(work, run=False); status,_,err = cli(*conf(fresh), '--port', 0); yield judged('--stage serve: no model yet', status, err, 2, '--stage train')
     shutil.copytree(p/'out/model', fresh/'out/model', dirs_exist_ok=True); status,_,err = cli(*conf(fresh), '--port', 0); yield judged('--stage serve: no index yet', status, err, 2, '--stage index')
