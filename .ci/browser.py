@@ -139,7 +139,7 @@ def shapes(browser, url, pic, shots, axe):   # yields (name, problems)
     "Both widths, light and dark: nothing to scroll sideways, nothing that axe-core finds serious"
     for size,view in (('phone', PHONE), ('desktop', DESKTOP)):
         for scheme in ('light','dark'):
-            v = Visit(browser, url, viewport=view, color_scheme=scheme, has_touch=size == 'phone'); found = []
+            v = Visit(browser, url, viewport=view, color_scheme=scheme, has_touch=size == 'phone', is_mobile=size == 'phone'); found = []
             def look(step):
                 if v.page.evaluate('() => document.documentElement.scrollWidth > innerWidth'): found.append(f'{step}: scrolls sideways')
                 if axe: found.extend(f'{step}: {f["id"]} ({f["impact"]}): {f["nodes"][0]["html"][:120]}' for f in serious(v, axe))

@@ -119,7 +119,7 @@ def evaluated(
     try:
         q = pd.read_csv(file, dtype=str, keep_default_na=False)
         right = read_table(gt, ['query_path','gt_cand_path']).groupby('query_path').gt_cand_path.agg(list)
-        q = q.assign(answers=[right.get(p, []) for p in q.query_path])
+        q = q.assign(answers=[right.get(p, []) for p in q['query_path']])
         for c in ('rank','baseline_rank'): q[c] = pd.to_numeric(q[c]).astype('Int64')
         return q[list(_no_queries)]
     except (KeyError, ValueError, TypeError, OSError) as e:
