@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
+from fastcore.basics import patch
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -163,12 +164,14 @@ class Measures:
     steps = 'decode','embed','search','total'
     def __init__(self):
         from prometheus_client import CollectorRegistry, Counter as Count, Gauge, Histogram
-        self.since,self.recent,self.statuses,self.batches,self.reloads = time.time(), deque(maxlen=10_000), Counter(), Counter(), 0
+        self.since,self.recent,self.reloads = time.time(), deque(maxlen=10_000), 0
+        self.statuses,self.batches = Counter(), Counter()
         self.registry = r = CollectorRegistry(); name = 'two_tower_vs_{}'.format
         self._requests = Count(name('requests'), 'Requests by route and status', ['route','status'], registry=r)
         self._seconds = Histogram(name('search_seconds'), 'Time of a search by step', ['step'], registry=r,
                                   buckets=(.001,.002,.005,.01,.02,.05,.1,.2,.5,1,2,5,10,30))
-        self._batch = Histogram(name('batch_pictures'), 'Pictures in the batch of a search', registry=r, buckets=(1,2,4,8,16,32,64,128))
+        self._batch = Histogram(name('batch_pictures'), 'Pictures in the batch of a search', registry=r,
+                                buckets=(1,2,4,8,16,32,64,128))
         self._waiting = Gauge(name('searches_under_way'), 'Searches that were begun and not yet answered', registry=r)
         self._rows = Gauge(name('candidates'), 'Candidates in the index', registry=r)
         self._reloads = Count(name('reloads'), 'Indexes put in place since the start', registry=r)
@@ -181,9 +184,11 @@ class Measures:
         for k in self.steps: self._seconds.labels(k).observe(ms[k]/1000)
 
     def card(self)->dict:
-        t = np.array(self.recent).reshape(-1, 4); p = np.percentile(t, [50,95], axis=0).round(3).T.tolist() if len(t) else [[None]*2]*4
+        t = np.array(self.recent).reshape(-1, 4)
+        p = np.percentile(t, [50,95], axis=0).round(3).T.tolist() if len(t) else [[None]*2]*4
         since = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.since))
-        return dict(since=since, seconds=round(time.time()-self.since, 1), searches=sum(self.batches.values()), recent=len(t),
+        return dict(since=since, seconds=round(time.time()-self.since, 1), searches=sum(self.batches.values()),
+                    recent=len(t),
                     statuses={str(k):v for k,v in sorted(self.statuses.items())}, reloads=self.reloads,
                     latency_ms={k:dict(zip(('p50','p95'), v)) for k,v in zip(self.steps, p)},
                     batches={str(k):v for k,v in sorted(self.batches.items())})
@@ -199,14 +204,15 @@ class Served:
     searcher:Searcher
     shows:Catalog
 
+# %% ../nbs/08_serve.ipynb #2eba5bab
 class Site:
     "The searcher of the moment, threads, limits and counts."
     held_most = 256*2**20   # bytes of uploads at one time
     def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples):
         for k,v in dict(max_upload_mb=max_upload_mb, timeout_s=timeout_s, waiting=waiting, batch=batch).items():
             if v < 1: raise InputError(f'serve.{k} is {v}. Use 1 or more.')
-        if not Path(root).is_dir(): raise InputError(f'images_root {root} is not a folder. Set data.images_root to the one '
-                                                     'that the candidates\' paths start from.')
+        if not Path(root).is_dir(): raise InputError(
+            f"images_root {root} is not a folder. Set data.images_root to the one that the candidates' paths start from.")
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
         self.pool,self.batcher,self.measures = ThreadPoolExecutor(cores()+2), Batcher(most=batch), Measures()
@@ -216,44 +222,54 @@ class Site:
         files = 'index/manifest.json','model/model.json','model/model.safetensors','per_query.csv'
         return [file_stamp(self.out/f) for f in files]+[self.gt and file_stamp(self.gt)]
 
-    def _load(self):
-        s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels)
-        s.index = on_gpu(load_index(self.out/'index', s.index.manifest['model_sha256'], writable=True))   # not mapped: see above
-        if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
-        q = evaluated(self.out, self.gt) if self.examples and self.gt else _no_queries
-        m = s.index.manifest; parts = [m['model_sha256'], m['index_sha256'], m['candidates_sha256'], q.query_path.tolist()]
-        return Served(s, Catalog(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12], s.index.paths, q))
+# %% ../nbs/08_serve.ipynb #b6dd4f91
+@patch
+def _load(self:Site):
+    s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels)
+    s.index = on_gpu(load_index(self.out/'index', s.index.manifest['model_sha256'],
+                                writable=True))   # not mapped: see above
+    if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
+    q = evaluated(self.out, self.gt) if self.examples and self.gt else _no_queries
+    m = s.index.manifest
+    parts = [m['model_sha256'], m['index_sha256'], m['candidates_sha256'], q.query_path.tolist()]
+    return Served(s, Catalog(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12], s.index.paths, q))
 
-    def _same_model(self):
-        "A searcher with the engine that is at work and the new index, where the model is still the same"
-        if not self.now: return
-        d = json.loads((self.out/'model/model.json').read_text(encoding='utf-8')); was = self.now.searcher
-        if d['sha256'] != was.index.manifest['model_sha256']: return
-        s = copy(was); s.index = load_index(self.out/'index', d['sha256'])
-        s.threshold = _threshold(SimpleNamespace(training_info=d.get('training', {})), s.index); return s
+@patch
+def _same_model(self:Site):
+    "A searcher with the engine that is at work and the new index, where the model is still the same"
+    if not self.now: return
+    d = json.loads((self.out/'model/model.json').read_text(encoding='utf-8')); was = self.now.searcher
+    if d['sha256'] != was.index.manifest['model_sha256']: return
+    s = copy(was); s.index = load_index(self.out/'index', d['sha256'])
+    s.threshold = _threshold(SimpleNamespace(training_info=d.get('training', {})), s.index); return s
 
-    def reload(self)->bool:   # was anything put in place?
-        "Take what is in `out` now, if it has changed and can be used."
-        stamps = self._stamps()
-        if stamps == self.stamps: return False
-        self.stamps = stamps
-        try: new = self._load()
-        except Exception as e:
-            warn(f'What is new in {self.out} is not used: {e} What was there before goes on answering.'); return False
-        if new.shows.version != self.now.shows.version: self.before = self.now.shows
-        self.now = new; self.measures.reloads += 1; self.measures._reloads.inc(); return True
+@patch
+def reload(self:Site)->bool:   # was anything put in place?
+    "Take what is in `out` now, if it has changed and can be used."
+    stamps = self._stamps()
+    if stamps == self.stamps: return False
+    self.stamps = stamps
+    try: new = self._load()
+    except Exception as e:
+        warn(f'What is new in {self.out} is not used: {e} What was there before goes on answering.'); return False
+    if new.shows.version != self.now.shows.version: self.before = self.now.shows
+    self.now = new; self.measures.reloads += 1; self.measures._reloads.inc(); return True
 
-    def catalog(self, v=None)->Catalog:   # of this version
-        now = self.now.shows
-        for c in (now, self.before):
-            if c and v in (None, c.version): return c
-        raise Refusal(410, 'gone', 'This address belongs to an index that has been replaced. Search again.')
+# %% ../nbs/08_serve.ipynb #ac9c438d
+@patch
+def catalog(self:Site, v=None)->Catalog:   # of this version
+    now = self.now.shows
+    for c in (now, self.before):
+        if c and v in (None, c.version): return c
+    raise Refusal(410, 'gone', 'This address belongs to an index that has been replaced. Search again.')
 
-    def close(self): self.batcher.close(); self.pool.shutdown(wait=False, cancel_futures=True)
+@patch
+def close(self:Site): self.batcher.close(); self.pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/08_serve.ipynb #9003e066
+# %% ../nbs/08_serve.ipynb #99c3195f
 def _row(items, i, what):
-    if not 0 <= i < len(items): raise Refusal(404, f'no such {what}', f'There are {len(items):,} of them, counted from 0.')
+    if not 0 <= i < len(items): raise Refusal(404, f'no such {what}',
+                                              f'There are {len(items):,} of them, counted from 0.')
     return items[i]
 
 class _Pictures:
@@ -295,16 +311,20 @@ async def _uploaded(request, site)->bytes:
     if kind == 'multipart/form-data': data = await _form(request, site)
     elif kind in ('', 'application/octet-stream') or kind.startswith('image/'):
         data = b''.join([c async for c in _chunks(request, site)])
-    else: raise Refusal(415, 'not a picture', 'Send the picture as the field image of a form (curl -F image=@photo.jpg), '
-                             'or as the body with a content type of image/jpeg or application/octet-stream.', Connection='close')
+    else: raise Refusal(
+        415, 'not a picture', 'Send the picture as the field image of a form (curl -F image=@photo.jpg), or as the body '
+        'with a content type of image/jpeg or application/octet-stream.', Connection='close')
     if not data: raise Refusal(400, 'empty', 'The upload is empty. Send a picture.')
     return data
 
+# %% ../nbs/08_serve.ipynb #4612006b
 async def _form(request, site):
     from starlette.formparsers import MultiPartException, MultiPartParser
     class InMemory(MultiPartParser): spool_max_size = site.max_upload+1   # else larger ones go through the disk
-    wrong = lambda why: Refusal(400, 'bad form', f'{why.rstrip(".")}. Send one file in the field image.', Connection='close')
-    try: form = await InMemory(request.headers, _chunks(request, site), max_files=1, max_fields=10, max_part_size=2**16).parse()
+    wrong = lambda why: Refusal(400, 'bad form', f'{why.rstrip(".")}. Send one file in the field image.',
+                                Connection='close')
+    try: form = await InMemory(request.headers, _chunks(request, site), max_files=1, max_fields=10,
+                               max_part_size=2**16).parse()
     except MultiPartException as e: raise wrong(str(e.message)) from e
     except (ValueError, LookupError): raise wrong('The form can not be read') from None
     file = form.get('image')
@@ -317,6 +337,7 @@ async def _within(seconds, work, refusal):
     try: return await asyncio.wait_for(work, seconds)
     except asyncio.TimeoutError: raise refusal from None
 
+# %% ../nbs/08_serve.ipynb #739907ac
 @contextmanager
 def _admitted(site):
     if site.busy >= site.waiting: raise _busy(f'{site.busy} searches are under way.')
@@ -327,9 +348,11 @@ def _admitted(site):
 def _decoded(s, source):   # (pixels, ms)
     data = source() if callable(source) else source; start = time.perf_counter()
     try: return s.pixels(data), 1000*(time.perf_counter()-start)
-    except BadImage as e: raise Refusal(422, 'not readable', f'This is not a readable image ({e}). Send another picture '
+    except BadImage as e: raise Refusal(422, 'not readable',
+                                        f'This is not a readable image ({e}). Send another picture '
                                              f'({", ".join(formats)}).') from e
 
+# %% ../nbs/08_serve.ipynb #c5ed8f7a
 async def _searched(site, source, topk)->tuple:   # (what was searched in, answer)
     "Hits of one picture: its bytes, or a function that reads them"
     now,loop,start = site.now, asyncio.get_running_loop(), time.perf_counter()
@@ -337,12 +360,14 @@ async def _searched(site, source, topk)->tuple:   # (what was searched in, answe
     try: scores,rows,embed,search,n = await asyncio.wrap_future(site.batcher(now.searcher, px, topk))
     except InputError as e: raise Refusal(503, 'no memory', str(e)) from e   # of a GPU
     ms = dict(decode=decode, embed=embed, search=search, total=1000*(time.perf_counter()-start))
-    site.measures.searched(ms, n); least = now.searcher.threshold; mark = lambda v: {} if least is None else {'match':bool(v >= least)}
+    site.measures.searched(ms, n); least = now.searcher.threshold
+    mark = lambda v: {} if least is None else {'match':bool(v >= least)}
     hits = [{'rank':i, 'id':r, 'cand_path':now.shows.paths[r], 'score':round(v, 6), **mark(v)}
             for i,(r,v) in enumerate(zip(rows.tolist(), scores.tolist()), 1)]
     return now, dict(hits=hits, version=now.shows.version, latency_ms={k:round(v, 3) for k,v in ms.items()},
                      **({} if least is None else {'threshold':least}))
 
+# %% ../nbs/08_serve.ipynb #bba4cc4a
 def _example(now, i, answer):
     "Mark the right answers of an evaluation query"
     q = now.shows.queries.iloc[i]; at = {p:j for j,p in enumerate(now.shows.paths)} if q.answers else {}
@@ -381,8 +406,10 @@ class _Guard:
         finally: self.site.measures.answered(getattr(scope.get('route'), 'path', 'other'), status or 499)
 
     def _known(self, host):
-        if re.sub(r':\d+$', '', host).lower() not in self.hosts: raise Refusal(421, 'wrong host', f'This server answers to {", ".join(sorted(self.hosts))}.')
+        if re.sub(r':\d+$', '', host).lower() not in self.hosts: raise Refusal(421, 'wrong host',
+            f'This server answers to {", ".join(sorted(self.hosts))}.')
 
+# %% ../nbs/08_serve.ipynb #3dbfbae9
 def _refused(e):
     "The answer to an exception"
     if isinstance(e, Refusal): return _reply(e.json(), e.status, e.headers)
@@ -395,9 +422,10 @@ async def _drained(receive, seconds=2):
         while (m := await receive())['type'] == 'http.request' and m.get('more_body'): pass
     with suppress(asyncio.TimeoutError): await asyncio.wait_for(rest(), seconds)
 
-# %% ../nbs/08_serve.ipynb #bd1c9ee0
+# %% ../nbs/08_serve.ipynb #c6be918c
 _upload = {'requestBody':{'required':True, 'content':{
-    'multipart/form-data':{'schema':{'type':'object', 'required':['image'], 'properties':{'image':{'type':'string', 'format':'binary'}}}},
+    'multipart/form-data':{'schema':{'type':'object', 'required':['image'],
+                                     'properties':{'image':{'type':'string', 'format':'binary'}}}},
     'application/octet-stream':{'schema':{'type':'string', 'format':'binary'}}}}}
 _most_hits = 1000
 
@@ -410,7 +438,8 @@ def _add_search(app, site, topk):
     async def search(request:Request, topk:int=k):
         "Hits of a picture: a form with one file in the field `image`, or the picture itself as the body."
         with _admitted(site):
-            slow = Refusal(408, 'slow upload', f'The upload took over {site.timeout} s (serve.timeout_s).', Connection='close')
+            slow = Refusal(408, 'slow upload', f'The upload took over {site.timeout} s (serve.timeout_s).',
+                           Connection='close')
             data = await _within(site.timeout, _uploaded(request, site), slow)
             site.held += len(data)
             try: _,answer = await _within(site.timeout, _searched(site, data, topk), late)
@@ -419,13 +448,14 @@ def _add_search(app, site, topk):
 
     @app.get('/search')
     async def search_again(id:int=Query(None, description='search with this candidate'),
-                           query:int=Query(None, description='search with this evaluation query; right answers are marked'),
+                           query:int=Query(None, description='search with this evaluation query'),
                            v:str=Query(None, description='the version that the number belongs to'), topk:int=k):
         "Hits of a picture that the server has: a candidate, or an evaluation query."
         if (id is None) == (query is None): raise Refusal(422, 'bad request', 'Give id or query, one of them.')
         shows = site.catalog(v); path = pictures.cand(id, v) if query is None else pictures.query(query, v)
         with _admitted(site):
-            now,answer = await _within(site.timeout, _searched(site, lambda: read_inside(site.root, path)[0], topk), late)
+            now,answer = await _within(site.timeout, _searched(site, lambda: read_inside(site.root, path)[0], topk),
+                                       late)
         if query is not None and now.shows.version == shows.version: answer = _example(now, query, answer)
         return _reply(answer)
 
@@ -437,10 +467,13 @@ def _add_pictures(app, site):
     small = Query(None, ge=16, le=1024, description='longest side of a thumbnail; left out: the file itself')
 
     async def send(request, path, side):
-        work = asyncio.get_running_loop().run_in_executor(site.pool, pictures.send, path, side, request.headers.get('if-none-match'))
-        data,kind,tag = await _within(site.timeout, work, Refusal(504, 'too slow', 'The picture could not be read in time.'))
+        work = asyncio.get_running_loop().run_in_executor(site.pool, pictures.send, path, side,
+                                                          request.headers.get('if-none-match'))
+        data,kind,tag = await _within(site.timeout, work,
+                                      Refusal(504, 'too slow', 'The picture could not be read in time.'))
         headers = {'ETag':tag, 'Cache-Control':'private, max-age=60'}
-        return Response(status_code=304, headers=headers) if data is None else Response(data, headers=headers, media_type=kind)
+        return Response(status_code=304, headers=headers) if data is None else Response(data, headers=headers,
+                                                                                        media_type=kind)
 
     @app.get('/image/{id}')
     async def image(request:Request, id:int, v:str=old, side:int=small):
@@ -467,7 +500,8 @@ def _add_reports(app, site, topk):
     async def health():
         "Ready, and with which model and index."
         m = site.now.searcher.index.manifest
-        return _reply(dict(ready=True, version=site.now.shows.version, candidates=m['rows'], model_sha256=m['model_sha256'],
+        return _reply(dict(ready=True, version=site.now.shows.version, candidates=m['rows'],
+                           model_sha256=m['model_sha256'],
                            index_sha256=m['index_sha256'], kind=m['kind'], engine=site.now.searcher.engine.name,
                            threshold=site.now.searcher.threshold, examples=len(site.now.shows.queries),
                            topk=topk, max_upload_mb=site.max_upload//2**20))
@@ -480,18 +514,24 @@ def _add_reports(app, site, topk):
     @app.get('/metrics')
     async def metrics():
         "For Prometheus."
-        return Response(site.measures.text(site.busy, len(site.now.shows.paths)), media_type='text/plain; version=0.0.4; charset=utf-8')
+        return Response(site.measures.text(site.busy, len(site.now.shows.paths)),
+                        media_type='text/plain; version=0.0.4; charset=utf-8')
 
-_icon = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="4" fill="#2563eb"/>'
-         '<path d="M4 12V6h3v6zm5 0V3h3v9z" fill="#fff"/></svg>')
+# %% ../nbs/08_serve.ipynb #4645318b
+_icon = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
+         '<rect width="16" height="16" rx="4" fill="#2563eb"/><path d="M4 12V6h3v6zm5 0V3h3v9z" fill="#fff"/></svg>')
 
 def _add_pages(app):
     from starlette.responses import FileResponse, Response
-    here,swagger = Path(__file__).parent, find_spec('fastapi_offline')
-    files = {'/':here/'page.html', '/page.css':here/'page.css', '/page.js':here/'page.js', '/docs':here/'docs.html', '/docs.js':here/'docs.js'}
-    if swagger: files |= {f'/{n}':Path(swagger.origin).parent/'static'/n for n in ('swagger-ui.css','swagger-ui-bundle.js')}
+    import two_tower_vs
+    here,swagger = Path(two_tower_vs.__file__).parent, find_spec('fastapi_offline')
+    files = {'/':here/'page.html', '/docs':here/'docs.html',
+             **{f'/{n}':here/n for n in ('page.css','page.js','docs.js')}}
+    there = swagger and Path(swagger.origin).parent/'static'
+    if there: files |= {f'/{n}':there/n for n in ('swagger-ui.css','swagger-ui-bundle.js')}
     for url,file in files.items():
-        app.add_api_route(url, lambda file=file: FileResponse(file, headers={'Cache-Control':'no-cache'}), include_in_schema=False)
+        app.add_api_route(url, lambda file=file: FileResponse(file, headers={'Cache-Control':'no-cache'}),
+                          include_in_schema=False)
     app.add_api_route('/favicon.ico', lambda: Response(_icon, media_type='image/svg+xml'), include_in_schema=False)
 
 # %% ../nbs/08_serve.ipynb #0abc6c7d
@@ -514,18 +554,21 @@ def make_app(
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
     from two_tower_vs import __version__
-    logging.getLogger('python_multipart').addHandler(logging.NullHandler())   # else it says on stderr what the answer says
+    logging.getLogger('python_multipart').addHandler(logging.NullHandler())   # the answer says it already
     if not 1 <= topk <= _most_hits: raise InputError(f'topk is {topk}. Use 1 to {_most_hits:,}.')
     site = Site(out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples)
-    app = FastAPI(title='two_tower_vs', version=__version__, docs_url=None, redoc_url=None, lifespan=_watching(site, every))
+    app = FastAPI(title='two_tower_vs', version=__version__, docs_url=None, redoc_url=None,
+                  lifespan=_watching(site, every))
     app.state.site = site; app.add_middleware(_Guard, site=site, hosts=set(hosts))
     _add_search(app, site, topk); _add_pictures(app, site); _add_reports(app, site, topk); _add_pages(app)
     async def refuse(request, e): return _refused(e)
     async def http(request, e): return _reply(Refusal(e.status_code, *_plainly(e)).json(), e.status_code, e.headers)
     async def invalid(request, e): return _refused(_invalid(e))
-    for kind,f in ((Refusal, refuse), (HTTPException, http), (RequestValidationError, invalid)): app.add_exception_handler(kind, f)
+    for kind,f in ((Refusal, refuse), (HTTPException, http),
+                   (RequestValidationError, invalid)): app.add_exception_handler(kind, f)
     return app
 
+# %% ../nbs/08_serve.ipynb #af7869e9
 def _plainly(e):
     return {404:('not found', 'There is nothing at this address. /docs tells what there is.'),
             405:('wrong method', 'This address does not take that method. /docs tells what there is.')
@@ -551,12 +594,14 @@ def _socket(host, port):
     try:
         family,kind,_,_,at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         s = socket.socket(family, kind)
-    except (OSError, UnicodeError) as e: raise InputError(f'serve.host is {host!r}, and that is no address ({e}). Use 127.0.0.1.') from e
+    except (OSError, UnicodeError) as e: raise InputError(
+        f'serve.host is {host!r}, and that is no address ({e}). Use 127.0.0.1.') from e
     try:
         if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(at); s.listen(2048); return s
     except OSError as e:
-        s.close(); raise InputError(f'Port {port} of {host} can not be used ({e.strerror}). Stop what uses it, or give another '
+        s.close()
+        raise InputError(f'Port {port} of {host} can not be used ({e.strerror}). Stop what uses it, or give another '
                                     'with --port.') from e
 
 def _impatient(base, seconds):
@@ -597,9 +642,11 @@ def serve(
     with sock:
         app = make_app(out, root, gt, topk, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples,
                        hosts=(*_loopback[:2], '[::1]') if own else ())
-        if not own: warn(f'Anybody who can reach {host} may search and see the candidates. Without --host, only this machine may.')
+        if not own: warn(f'Anybody who can reach {host} may search and see the candidates. '
+                         'Without --host, only this machine may.')
         at = sock.getsockname(); name = f'[{host}]' if ':' in host else host
-        print(f'serve: {len(app.state.site.now.shows.paths):,} candidates at http://{name}:{at[1]} (Ctrl-C ends it)', flush=True)
+        print(f'serve: {len(app.state.site.now.shows.paths):,} candidates at http://{name}:{at[1]} (Ctrl-C ends it)',
+              flush=True)
         config = uvicorn.Config(app, log_level='warning', access_log=False, server_header=False, limit_concurrency=500,
                                 timeout_graceful_shutdown=timeout_s, ws='none'); config.load()
         config.http_protocol_class = _impatient(config.http_protocol_class, timeout_s)
