@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
-GROUPS = 'doctor','tables','images','crashes','combinations'
+GROUPS = 'doctor','tables','images','crashes','combinations','web'
 
 @dataclass
 class Case:

@@ -1,0 +1,281 @@
+"""The HTTP API under what clients send: broken pictures, lying headers, paths that lead out, slow and vanishing clients, new indexes."""
+import contextlib, http.client, io, json, os, re, shutil, signal, socket, subprocess, sys, threading, time, warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+from attack import Case, judged, project
+from images import enc, pictures, scene
+
+class Server:
+    "A server in this process, on a free port, with its own thread; `said` is what it warned of"
+    def __init__(self, p, **options):
+        import uvicorn
+        from two_tower_vs.serve import _impatient, _socket, make_app
+        self.p,self.sock,self.said = p, _socket('127.0.0.1', 0), []
+        options = dict(timeout_s=60, every=.05, hosts=('127.0.0.1',)) | options
+        self.app = make_app(p/'out', p/'images', p/'query_gt.csv', **options); self.site = self.app.state.site
+        config = uvicorn.Config(self.app, log_level='error', access_log=False, limit_concurrency=500, timeout_graceful_shutdown=5); config.load()
+        config.http_protocol_class = _impatient(config.http_protocol_class, options['timeout_s'])
+        self.port,self.uvicorn = self.sock.getsockname()[1], uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.uvicorn.run, kwargs=dict(sockets=[self.sock])); self.thread.start()
+    def close(self): self.uvicorn.should_exit = True; self.thread.join()
+
+    def ask(self, method, path, body=None, headers=(), host='127.0.0.1'):   # (status, JSON or bytes, headers)
+        c = http.client.HTTPConnection('127.0.0.1', self.port, timeout=30)
+        try: return self.answer(c, method, path, body, headers, host)
+        finally: c.close()
+    def answer(self, c, method, path, body=None, headers=(), host='127.0.0.1'):
+        c.putrequest(method, path, skip_host=True); c.putheader('Host', host)
+        for k,v in dict(headers).items(): c.putheader(k, v)
+        if body is not None and 'Transfer-Encoding' not in dict(headers): c.putheader('Content-Length', str(len(body)))
+        c.endheaders(body, encode_chunked='Transfer-Encoding' in dict(headers))
+        return read(c.getresponse())
+    def post(self, data, topk=5, **headers):
+        return self.ask('POST', f'/search?topk={topk}', data, {'Content-Type':'application/octet-stream', **headers})
+    def raw(self, data, seconds=10):   # what comes back for these bytes, until the server closes
+        with socket.create_connection(('127.0.0.1', self.port), timeout=seconds) as s:
+            s.sendall(data); out = b''
+            with contextlib.suppress(OSError):
+                while b := s.recv(65536): out += b
+            return out
+
+def read(r):
+    b = r.read(); return r.status, json.loads(b) if 'json' in r.headers.get('content-type', '') else b, r.headers
+
+def form(parts, boundary='b0undary'):
+    "A multipart body of [(headers of the part, content)]"
+    return b''.join(f'--{boundary}\r\n{h}\r\n\r\n'.encode() + c + b'\r\n' for h,c in parts) + f'--{boundary}--\r\n'.encode()
+
+FILE = 'Content-Disposition: form-data; name="image"; filename="a.png"'
+FORM = {'Content-Type':'multipart/form-data; boundary=b0undary'}
+
+def told(name, got, want, says='', also=True, tries=1):
+    "A case whose answer should have this status, and be JSON with a reason if it refuses"
+    status,d,_ = got; wants = want if isinstance(want, tuple) else (want,); problems = []
+    e = d.get('error', {}) if isinstance(d, dict) else {}
+    if status not in wants: problems.append(f'status {status}, not {wants}: {str(d)[:200]}')
+    if status >= 400 and not (e.get('reason') and e.get('detail') and e.get('status') == status): problems.append(f'no reason: {str(d)[:200]}')
+    if says and says not in str(d): problems.append(f'does not say {says!r}: {str(d)[:200]}')
+    if not also: problems.append('something else is wrong')
+    said = f'{status} {e["reason"]}: {e["detail"]}' if e else ''
+    return Case(name, not problems, 2 if status >= 400 else 0, said, '; '.join(problems), tries)
+
+# ---- pictures
+
+def posted(s):
+    for name,data,says in pictures():
+        got = s.post(data) if len(data) <= 2**20 else s.ask('POST', '/search', form([(FILE, data)]), FORM)
+        good = says in ('scene','grey','read')
+        yield told(f'POST {name}', got, 200 if good else (400,422), '' if good or not data else says)
+
+# ---- headers and bodies
+
+def bodies(s):
+    p = enc(scene(), 'PNG'); ok = [(FILE, p)]; big = bytes(21*2**20)
+    for name,body,headers,want,says in [
+        ('a form', form(ok), FORM, 200, 'hits'), ('the picture as the body', p, {'Content-Type':'image/png'}, 200, 'hits'),
+        ('no content type', p, {}, 200, 'hits'), ('a lying content type', p, {'Content-Type':'image/jpeg'}, 200, 'hits'),
+        ('a web form\'s content type', p, {'Content-Type':'application/x-www-form-urlencoded'}, 415, 'curl -F'),
+        ('JSON', b'{}', {'Content-Type':'application/json'}, 415, ''), ('an empty body', b'', {'Content-Type':'image/png'}, 400, 'empty'),
+        ('an empty file in the form', form([(FILE, b'')]), FORM, 400, 'empty'), ('a form without parts', form([]), FORM, 400, 'no file'),
+        ('another field', form([(FILE.replace('image', 'other'), p)]), FORM, 400, 'field image'), ('text in the field', form([('Content-Disposition: form-data; name="image"', p)]), FORM, 400, ''),
+        ('two files', form(ok*2), FORM, 400, 'Too many files'), ('a hundred fields', form([('Content-Disposition: form-data; name="x"', b'y')]*100), FORM, 400, 'Too many fields'),
+        ('a field of a megabyte', form([('Content-Disposition: form-data; name="x"', bytes(2**20))]), FORM, 400, ''),
+        ('another boundary', form(ok), {'Content-Type':'multipart/form-data; boundary=other'}, 400, ''), ('no boundary', form(ok), {'Content-Type':'multipart/form-data'}, 400, 'boundary'),
+        ('a boundary of 5,000 letters', form(ok), {'Content-Type':f'multipart/form-data; boundary={"x"*5000}'}, 400, ''), ('an odd charset', form(ok), {'Content-Type':FORM['Content-Type']+'; charset=nonsense'}, 200, ''),
+        ('a form that ends early', form(ok)[:-30], FORM, (200,400,422), ''), ('a part without a name', form([('Content-Disposition: form-data', p)]), FORM, 400, ''),
+        ('a part whose header does not end', b'--b0undary\r\nX: ' + b'y'*99999, FORM, 400, ''), ('a name that is not UTF-8', form([(FILE, p)]).replace(b'a.png', b'\xff\xfe.png'), FORM, 200, ''),
+        ('a path as a name', form([(FILE.replace('a.png', '../../etc/passwd'), p)]), FORM, 200, ''), ('gzip that is none', p, {'Content-Encoding':'gzip'}, 200, ''),
+        ('21 MB', big, {'Content-Type':'image/png'}, 413, 'over the limit of 20 MB'), ('21 MB in a form', form([(FILE, big)]), FORM, 413, 'over the limit of 20 MB'),
+        ('21 MB in chunks', [bytes(2**20)]*21, {'Transfer-Encoding':'chunked', 'Content-Type':'image/png'}, 413, 'over the limit of 20 MB'),
+        ('a form in chunks', [form(ok)[i:i+7] for i in range(0, len(form(ok)), 7)], FORM | {'Transfer-Encoding':'chunked'}, 200, 'hits'),
+    ]: yield told(f'body: {name}', s.ask('POST', '/search?topk=3', body, headers), want, says)
+    huge = s.raw(b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 99999999999999999999999\r\n\r\nx')
+    yield Case('a content length of 10^23', huge.startswith((b'HTTP/1.1 413', b'HTTP/1.1 400')), 2, '', str(huge[:300]))
+    for n in (b'-1', b'abc', b'1, 2'):
+        b = s.raw(b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: '+n+b'\r\n\r\nx')
+        yield Case(f'a content length of {n.decode()}', b.startswith(b'HTTP/1.1 4'), 2, '', str(b[:300]))
+
+def endless(s, long):
+    "An upload in chunks without end: refused at 20 MB, and cut soon after"
+    sent,start = 0, time.time(); before = memory(); most = 0
+    with socket.create_connection(('127.0.0.1', s.port), timeout=15) as c:
+        c.sendall(b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n'); chunk = b'100000\r\n' + bytes(2**20) + b'\r\n'
+        with contextlib.suppress(OSError):
+            while time.time()-start < 15: c.sendall(chunk); sent += 1; most = max(most, memory()-before)
+        with contextlib.suppress(OSError): answer = c.recv(4096)
+    took = time.time()-start
+    yield Case('a chunked upload without end is cut off', took < 10 and most < 150, 2, '413 too large', f'{took:.1f} s, {sent} MB, {most:.0f} MB more memory', 1)
+
+def memory(): return int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024
+
+def parameters(s):
+    p = enc(scene(), 'PNG'); n = len(s.site.now.shows.paths)
+    for k,want in {'1':200, '1000':200, '0':422, '-1':422, '1001':422, '99999999999999999999':422, '9'*5000:422, 'NaN':422, '1e2':422, 'inf':422, '':422, '%00':422, '5;drop':422, '٣':(200,422)}.items():
+        yield told(f'topk={k[:20]}', s.ask('POST', f'/search?topk={k}' if k.isascii() else '/search?topk=%D9%A3', p, {'Content-Type':'image/png'}), want)
+    for q,want in {'':422, '?id=0':200, f'?id={n}':404, '?id=-1':404, '?id=x':422, '?id=0&query=0':422, '?query=0':200, '?query=99999':404, '?query=-1':404, '?id=0&v=old':410, '?id='+'9'*5000:422,
+                   '?id='+'9'*400:(404,422), '?id=1.0':(200,422), '?id=0&id=1':200, '?id=%ff':422}.items():
+        yield told(f'GET /search{q[:24]}', s.ask('GET', f'/search{q}'), want)
+    for q in ('kind=none','limit=0','limit=1000000','offset=-1','offset=99999999999999999999','offset=x','kind=%00'):
+        yield told(f'GET /examples?{q}', s.ask('GET', f'/examples?{q}'), 422)
+    yield told('GET /examples beyond the end', s.ask('GET', '/examples?offset=1000000'), 200)
+    for m in ('PUT','DELETE','PATCH','OPTIONS','TRACE','FOO'): yield told(f'{m} /search', s.ask(m, '/search'), 405)
+    for h in ('evil.example','127.0.0.1.evil.example','', '127.0.0.1:80@evil.example','[::1'): yield told(f'Host: {h}', s.ask('GET', '/health', host=h), 421)
+    yield told('Host: 127.0.0.1 with a port', s.ask('GET', '/health', host=f'127.0.0.1:{s.port}'), 200)
+
+def paths(s):
+    secret = s.p/'secret.txt'; secret.write_text('secret'); n = len(s.site.now.shows.paths)
+    tries = ['..', '../secret.txt', '..%2fsecret.txt', '%2e%2e/%2e%2e/secret.txt', '%2e%2e%2fsecret.txt', '..%5csecret.txt', '....//secret.txt', '/etc/passwd', '%2fetc%2fpasswd', '//etc/passwd', quote(str(secret)),
+             str(n), '-1', '1e0', '0x1', '9'*5000, '9'*30, '0/../1', '0;1', '0%00', '%F0%9F%90%98', 'NaN', '', '0.png', 'color/x.png', '1?side=0', '1?side=-5', '1?side=99999', '1?side=x', '1?v=%00']
+    for t in tries:
+        got = s.ask('GET', f'/image/{t}'); yield told(f'GET /image/{t[:40]}', got, (404,410,422), also=b'secret' not in (got[1] if isinstance(got[1], bytes) else b''))
+    for f in ('/page.py','/../serve.py','/page.css/../serve.py','/%2e%2e/serve.py','/serve.py','//','/docs/../../x','/openapi.json/'): yield told(f'GET {f}', s.ask('GET', f), (404,307) if f.endswith('/') else 404)
+
+def heads(s):
+    "Whole requests that are none"
+    for name,b in {'garbage':b'\x16\x03\x01\x02\x00\x01\x00'+os.urandom(50), 'HTTP/9':b'GET / HTTP/9.9\r\n\r\n', 'no host':b'GET /health HTTP/1.1\r\n\r\n', 'a header of 1 MB':b'GET / HTTP/1.1\r\nX: '+b'y'*2**20+b'\r\n\r\n',
+                   'a header with a zero':b'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\0b\r\n\r\n', 'two lengths':b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde',
+                   'length and chunks':b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n', 'a bad chunk':b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'}.items():
+        with contextlib.suppress(OSError): got = s.raw(b, 1)
+        yield Case(f'request: {name}', not got or got.startswith((b'HTTP/1.1 4', b'HTTP/1.0 4')), 2, got.split(b'\r\n')[0].decode('latin-1'), str(got[:200]))
+
+# ---- slow and vanishing clients
+
+def slow(p):
+    "Connections that send a byte now and then, or stop in the middle"
+    s = Server(p, timeout_s=2)
+    try: yield from slow_clients(s)
+    finally: s.close()
+
+def slow_clients(s):
+    starts = [b'', b'GET /hea', b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\nContent-Type: image/png\r\n\r\nabc', b'GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-']
+    def one(i):
+        start = time.time()
+        with socket.create_connection(('127.0.0.1', s.port), timeout=12) as c, contextlib.suppress(OSError):
+            c.sendall(starts[i%4]); c.settimeout(.3); last = b''
+            while time.time()-start < 12:
+                try:
+                    if not (b := c.recv(4096)): break
+                    last += b
+                except TimeoutError: c.sendall(b'x'*(i%4 != 0))
+            return time.time()-start, last
+        return time.time()-start, b''
+    with ThreadPoolExecutor(40) as ex:
+        found = [ex.submit(one, i) for i in range(40)]; time.sleep(.5); alive = s.post(enc(scene(), 'PNG')); found = [f.result() for f in found]
+    worst = max(t for t,_ in found); said = {b.split(b'\r\n')[0] for _,b in found if b}
+    yield told('40 slow connections: others are answered', alive, 200)
+    yield Case('40 slow connections are closed after the time limit', worst < 9 and said <= {b'HTTP/1.1 408 Request Timeout', b'HTTP/1.1 408 ', b'HTTP/1.1 400 Bad Request', b'HTTP/1.1 400 '}, 2, '408 slow upload', f'{worst:.1f} s, {said}', 40)
+
+def vanish(s):
+    p = enc(scene(), 'PNG'); head = b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n' % len(p)
+    for k in range(60):
+        with socket.create_connection(('127.0.0.1', s.port)) as c:
+            c.sendall((head+p)[:k*(len(head)+len(p))//50]); c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')   # ends with a reset
+    time.sleep(1); got = s.post(p)
+    yield told('60 clients that vanish midway', got, 200, also=(s.site.busy, s.site.held, s.site.measures.statuses[500]) == (0,0,0), tries=60)
+
+def busy(p):
+    "More searches than may wait: some are told to come again, none is lost"
+    s = Server(p, waiting=4); pic = enc(scene().resize((2000,1500)), 'PNG')
+    try:
+        with ThreadPoolExecutor(40) as ex: got = list(ex.map(lambda _: s.post(pic), range(120)))
+    finally: s.close()
+    count = {n:sum(g[0] == n for g in got) for n in {g[0] for g in got}}; no = next((g for g in got if g[0] == 503), (0,{},{}))
+    yield told('40 clients where 4 may wait', no, 503, 'Try again', set(count) == {200,503} and no[2].get('Retry-After') == '1', 120)
+
+# ---- new indexes
+
+def swaps(s, long):
+    "64 clients while the index is replaced again and again: every answer is wholly the old one's or wholly the new one's"
+    from two_tower_vs.index import Index, load_index, save_index
+    import faiss
+    folder = s.p/'out/index'; old = load_index(folder, writable=True); n = len(old.paths)
+    new = Index(faiss.IndexFlatIP(old.faiss.d), old.paths[::-1][:n-7], dict(old.manifest, rows=n-7)); new.faiss.add(old.faiss.reconstruct_n(0, n)[::-1][:n-7].copy())
+    pics = [p.read_bytes() for p in sorted((s.p/'images/line').iterdir())[:16]]; right = {}
+    for index in (new, old):
+        before = s.site.now.shows.version; save_index(index, folder); until(lambda: s.site.now.shows.version != before)
+        right[s.site.now.shows.version] = [[(h['id'], h['cand_path']) for h in s.post(d)[1]['hits']] for d in pics]
+    stop,found,pictures = threading.Event(), [], []
+    def client(i):
+        c = http.client.HTTPConnection('127.0.0.1', s.port, timeout=30)
+        while not stop.is_set():
+            try:
+                st,d,_ = s.answer(c, 'POST', '/search?topk=5', pics[i%16], {'Content-Type':'image/png'})
+                found.append('' if st == 200 and [(h['id'], h['cand_path']) for h in d['hits']] == right.get(d['version'], [])[i%16] else f'{st} {str(d)[:200]}')
+                if i%8 == 0:
+                    h = d['hits'][0]; st,b,_ = s.answer(c, 'GET', f'/image/{h["id"]}?v={d["version"]}'); pictures.append(st == 410 or b == (s.p/'images'/h['cand_path']).read_bytes())
+            except Exception as e: found.append(repr(e)); c.close()
+        c.close()
+    reloads = s.site.measures.reloads
+    with ThreadPoolExecutor(64) as ex:
+        clients = [ex.submit(client, i) for i in range(64)]
+        for k in range(40 if long else 10):
+            r = s.site.measures.reloads; save_index((new, old)[k%2], folder); until(lambda: s.site.measures.reloads > r)
+        stop.set(); [c.result() for c in clients]
+    bad = [f for f in found if f]; k = s.site.measures.reloads-reloads
+    yield Case(f'64 clients while the index is replaced {40 if long else 10} times', not bad and k >= 10, 0, '', f'{len(bad)} of {len(found)}, first: {bad[:1]}; {k} reloads', len(found))
+    yield Case('the pictures of their hits are those of the same list, or gone', bool(pictures) and all(pictures), 0, '', f'{pictures.count(False)} of {len(pictures)}', len(pictures))
+
+def until(done, seconds=15):
+    end = time.time()+seconds
+    while not done() and time.time() < end: time.sleep(.02)
+
+def broken_index(s, said):
+    "What can't be used is refused with a warning, and the one before goes on answering"
+    folder = s.p/'out/index'; keep = {f:f.read_bytes() for f in folder.iterdir()}; pic = enc(scene(), 'PNG'); hits = lambda: [h['cand_path'] for h in s.post(pic)[1].get('hits', [])]; want = hits()
+    def damage(name):
+        if name == 'cut off': (folder/'vectors.faiss').write_bytes(keep[folder/'vectors.faiss'][:500])
+        if name == 'deleted': shutil.rmtree(folder)
+        if name == 'of another list': (folder/'candidates.csv').write_text('cand_path\nx.png\n')
+        if name == 'of another model': (folder/'manifest.json').write_text(json.dumps({k:v for k,v in json.loads(keep[folder/'manifest.json']).items() if k != 'sha256'} | {'model_sha256':'0'*64}))
+        if (folder/'manifest.json').exists(): os.utime(folder/'manifest.json')
+    for name in ('cut off','deleted','of another list','of another model'):
+        del said[:]; damage(name); until(lambda: said); got = s.post(pic)
+        yield told(f'a new index that is {name}', got, 200, also=hits() == want)
+        yield Case(f'a new index that is {name}: the warning', len(said) == 1 and 'goes on answering' in said[0], 0, said[0] if said else '', str(said))
+        folder.mkdir(exist_ok=True); r = s.site.measures.reloads
+        for f,b in keep.items(): f.write_bytes(b)
+        until(lambda: s.site.measures.reloads > r)
+    yield told('and the index as it was', s.post(pic), 200, also=hits() == want)
+
+def files_gone(s):
+    "Candidates that are deleted, broken or turned into links after indexing"
+    root = s.p/'images'; listed = s.site.now.shows.paths; outside = s.p/'outside.png'; outside.write_bytes(enc(scene(), 'PNG'))
+    for i,(name,change) in enumerate({'deleted':lambda f: None, 'a link that leaves images_root':lambda f: f.symlink_to(outside), 'a link to /etc/passwd':lambda f: f.symlink_to('/etc/passwd'),
+                                      'a dangling link':lambda f: f.symlink_to('nowhere'), 'a folder':lambda f: f.mkdir(), 'a pipe':lambda f: os.mkfifo(f), 'text':lambda f: f.write_text('secret'),
+                                      'an HTML page':lambda f: f.write_text('<script>alert(1)</script>'), 'a link to /dev/zero':lambda f: f.symlink_to('/dev/zero')}.items()):
+        f = root/listed[i]; f.unlink(); change(f)
+        for url in (f'/image/{i}', f'/image/{i}?side=64', f'/search?id={i}'): yield told(f'a candidate is {name} now: {url.split("/")[1].split("?")[0]}{" as a thumbnail" if "side" in url else ""}', s.ask('GET', url), (404,422))
+    folder = root/Path(listed[20]).parent; shutil.move(folder, s.p/'moved'); folder.symlink_to(s.p/'moved')
+    yield told('the folder of a candidate is a link that leaves images_root now', s.ask('GET', '/image/20'), 404, 'outside')
+    got = s.ask('GET', '/query/3?side=64'); yield told('a query\'s picture is still there', got, 200, also=got[2]['content-type'] == 'image/jpeg' and got[2]['x-content-type-options'] == 'nosniff')
+
+def ends(p, work):
+    "The stage itself: what it refuses to start with, and how it ends"
+    from attack import cli, one_line
+    conf = lambda q: ('--config', q/'config.yaml', '--stage', 'serve'); taken = socket.create_server(('127.0.0.1', 0)); port = taken.getsockname()[1]
+    for name,args,says in [('a port in use', ('--port', port), 'Address already in use'), ('a port of 70000', ('--port', 70000), 'serve.port is 70000'), ('a port of -1', ('--port', -1), 'serve.port is -1'),
+                           ('a host that is none', ('--host', 'a..b'), 'no address'), ('a host that is not here', ('--host', '192.0.2.1', '--port', 0), 'can not be used')]:
+        status,_,err = cli(*conf(p), *args); yield judged(f'--stage serve: {name}', status, err, 2, says)
+    taken.close(); fresh = project(work, run=False); status,_,err = cli(*conf(fresh), '--port', 0); yield judged('--stage serve: no model yet', status, err, 2, '--stage train')
+    shutil.copytree(p/'out/model', fresh/'out/model', dirs_exist_ok=True); status,_,err = cli(*conf(fresh), '--port', 0); yield judged('--stage serve: no index yet', status, err, 2, '--stage index')
+    for name,sig in (('SIGTERM', signal.SIGTERM), ('Ctrl-C', signal.SIGINT)):
+        r = subprocess.Popen([sys.executable, '-m', 'two_tower_vs', *map(str, conf(p)), '--port', '0', *(('--host', '0.0.0.0') if sig == signal.SIGINT else ())], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = r.stdout.readline(); port = int(re.search(r':(\d+) ', line)[1]); pic = enc(scene().resize((3000,2000)), 'PNG')
+        with ThreadPoolExecutor(8) as ex:   # some are under way when it is told to end
+            def one(_):
+                c = http.client.HTTPConnection('127.0.0.1', port, timeout=20); c.request('POST', '/search', pic, {'Content-Type':'image/png'}); sent.append(1); return c.getresponse().status
+            sent = []; found = [ex.submit(one, i) for i in range(8)]; until(lambda: len(sent) == 8); time.sleep(.1); r.send_signal(sig); found = [f.exception() or f.result() for f in found]
+        out,err = r.communicate(timeout=30)
+        yield judged(f'--stage serve: {name}: what is under way is finished', r.returncode, err, 0, 'Anybody who can reach 0.0.0.0' if sig == signal.SIGINT else '', 8, found == [200]*8 and 'Traceback' not in err, f'{found}')
+
+def cases(work, long):
+    p = project(work); said = []
+    with warnings.catch_warnings():
+        warnings.simplefilter('always'); warnings.showwarning = lambda m, *a, **k: said.append(str(m))
+        s = Server(p)
+        try:
+            for part in (posted(s), bodies(s), endless(s, long), parameters(s), paths(s), heads(s), vanish(s), swaps(s, long), broken_index(s, said), files_gone(s)): yield from part
+            yield Case('no status 500 among them', s.site.measures.statuses[500] == 0, 0, '', str(said[-3:]), sum(s.site.measures.statuses.values()))
+        finally: s.close()
+    p = project(work); yield from busy(p); yield from slow(p); yield from ends(p, work)

@@ -1,0 +1,186 @@
+// The page keeps no data of its own: every view is an address (?id=, ?query=) or an uploaded file, and the API gives the rest.
+// Names of pictures may hold anything, so all text goes in as text, never as HTML.
+const $ = id => document.getElementById(id)
+const el = (tag, props = {}, ...kids) => { const e = Object.assign(document.createElement(tag), props); e.append(...kids); return e }
+const plural = (n, what) => `${n.toLocaleString('en')} ${what}${n === 1 ? '' : 's'}`
+const uploads = new Map()   // number -> file, so that Back works; a reload forgets them
+let limitMB = 20, under = null, kind = 'all', shown = 0
+
+async function get(url, options) {   // the API's answer; an Error in words otherwise
+  let r
+  try { r = await fetch(url, options) }
+  catch (e) { if (e.name === 'AbortError') throw e; throw new Error('The server does not answer. Is it still running?') }
+  const d = await r.json().catch(() => null)
+  if (!r.ok || !d) throw Object.assign(new Error(d?.error?.detail ?? `The server answered with status ${r.status}.`), {status: r.status})
+  return d
+}
+
+function say(text, bad = false) { $('status').textContent = text; $('status').classList.toggle('bad', bad) }
+
+const image = (id, v, side) => `image/${id}?v=${v}&side=${side}`
+const query = (i, v, side) => `query/${i}?v=${v}&side=${side}`
+const tile = (src, alt = '') => el('img', {className: 'tile', src, alt, loading: 'lazy', decoding: 'async'})
+
+// ---- one view: nothing, a candidate, an evaluation query, or a file
+
+function view() {
+  const p = new URLSearchParams(location.search)
+  return {id: p.get('id'), query: p.get('query'), v: p.get('v'), upload: history.state?.upload}
+}
+
+function go(to, state = {}) {   // {id, query, v}, or {upload} as state
+  const p = new URLSearchParams(Object.entries(to).filter(([, v]) => v != null))
+  history.pushState(state, '', p.size ? `?${p}` : './')
+  show(true)
+}
+
+async function show(moved = false) {
+  const now = view(), file = uploads.get(now.upload)
+  under?.abort(); const mine = under = new AbortController()
+  if (now.id == null && now.query == null && !file) return empty(now.upload != null)
+  document.body.classList.add('busy'); say('Searching …')
+  asked(now, file)
+  try {
+    const a = await search(now, file, mine.signal)
+    if (mine !== under) return
+    hits(a, now); if (moved) $('results').focus({preventScroll: true})
+  } catch (e) {
+    if (mine !== under || e.name === 'AbortError') return
+    $('results').hidden = true; say(e.message, true)
+  } finally { if (mine === under) document.body.classList.remove('busy') }
+}
+
+function search(now, file, signal) {
+  const topk = $('topk').value
+  if (!file) return get(`search?${new URLSearchParams({...(now.id != null ? {id: now.id} : {query: now.query}), ...(now.v ? {v: now.v} : {}), topk})}`, {signal})
+  if (file.size > limitMB * 2 ** 20) throw new Error(`${file.name || 'This picture'} is larger than ${limitMB} MB. Choose a smaller one.`)
+  const body = new FormData(); body.append('image', file, 'picture')
+  return get(`search?topk=${topk}`, {method: 'POST', body, signal})
+}
+
+function empty(lost) {
+  $('query').hidden = $('results').hidden = true; document.body.classList.remove('busy')
+  say(lost ? 'That picture is no longer here. Choose it again.' : '')
+}
+
+let objectUrl = null
+function asked(now, file) {   // the picture that is searched with
+  if (objectUrl) URL.revokeObjectURL(objectUrl)
+  objectUrl = file ? URL.createObjectURL(file) : null
+  const v = now.v ?? '', src = file ? objectUrl : now.id != null ? `image/${now.id}?side=256${v && '&v=' + v}` : `query/${now.query}?side=256${v && '&v=' + v}`
+  $('preview').hidden = false; $('preview').src = src
+  $('preview').alt = file ? 'Your picture' : now.id != null ? 'The candidate that was searched with' : 'The evaluation query'
+  $('told').replaceChildren(el('strong', {textContent: file ? 'Your picture' : now.id != null ? 'A hit of the search before' : 'An evaluation query'}),
+                            el('p', {className: 'soft', textContent: file?.name ?? ''}))
+  $('query').hidden = false
+}
+$('preview').addEventListener('error', () => { $('preview').hidden = true })   // a format that this browser can't show
+
+// ---- the hits
+
+function hits(a, now) {
+  const none = a.hits.findIndex(h => h.match === false), list = a.hits.map(h => hit(h, a))
+  if (none >= 0) list.splice(none, 0, el('li', {className: 'limit'}, `${none ? 'No match from here on' : 'No match'}: scores under ${a.threshold.toFixed(2)}`))
+  $('hits').replaceChildren(...list); $('results').hidden = false
+  const matches = a.hits.filter(h => h.match).length
+  say(`${plural(a.hits.length, 'hit')} in ${a.latency_ms.total.toFixed(a.latency_ms.total < 10 ? 1 : 0)} ms` +
+      (a.threshold == null ? '' : matches ? `, ${matches} of them a match` : ', none of them a match'))
+  if (a.query) example(a)
+}
+
+function hit(h, a) {
+  const b = el('button', {type: 'button', title: h.cand_path},
+    tile(image(h.id, a.version, 256)),
+    el('span', {className: 'score'}, el('span', {}, el('span', {className: 'sr'}, 'Hit '), `${h.rank}`),
+       h.right ? el('span', {className: 'right'}, '✓ right') : '', el('span', {}, el('span', {className: 'sr'}, 'score '), h.score.toFixed(3))),
+    el('span', {className: 'name'}, h.cand_path),
+    el('span', {className: 'sr'}, `${h.match == null ? '' : h.match ? ', match' : ', no match'}. Search with this picture`))
+  b.addEventListener('click', () => go({id: h.id, v: a.version}))
+  return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b)
+}
+
+const place = r => r == null ? 'not found' : `rank ${r}`
+function example(a) {   // what is known of an evaluation query
+  const q = a.query, missing = q.answers.filter(c => c.id != null && !a.hits.some(h => h.id === c.id))
+  const lines = [el('strong', {}, 'Evaluation query'), el('p', {className: 'soft'}, q.query_path),
+                 el('p', {}, `In the evaluation: ${place(q.rank)}; before training: ${place(q.baseline_rank)}`)]
+  const n = a.hits.filter(h => h.right).length
+  lines.push(el('p', {className: n ? 'right' : 'soft'}, n ? `✓ ${plural(n, 'right answer')} among the hits` : 'No right answer among the hits'))
+  if (missing.length) lines.push(el('p', {}, 'Right, and not among the hits:'), el('div', {className: 'answers'}, ...missing.slice(0, 5).map(c => {
+    const b = el('button', {type: 'button', title: c.cand_path}, tile(image(c.id, a.version, 128), `Right answer ${c.cand_path}. Search with it`))
+    b.addEventListener('click', () => go({id: c.id, v: a.version})); return b
+  })))
+  $('told').replaceChildren(...lines)
+}
+
+// ---- files: chosen, photographed, dropped, pasted
+
+function use(file) {
+  if (!file) return
+  uploads.set(uploads.size, file); go({}, {upload: uploads.size - 1})
+}
+for (const [button, input] of [['choose', 'file'], ['photo', 'camera']]) {
+  $(button).addEventListener('click', () => $(input).click())
+  $(input).addEventListener('change', () => { use($(input).files[0]); $(input).value = '' })
+}
+let deep = 0   // a drag enters every element on its way
+const over = n => { deep = n; document.body.classList.toggle('over', deep > 0) }
+addEventListener('dragenter', e => { e.preventDefault(); over(deep + 1) })
+addEventListener('dragleave', () => over(Math.max(0, deep - 1)))
+addEventListener('dragover', e => e.preventDefault())
+addEventListener('drop', e => {
+  e.preventDefault(); over(0)
+  if (e.dataTransfer.files.length) use(e.dataTransfer.files[0]); else say('That was no file. Drop a picture file.', true)
+})
+addEventListener('paste', e => {
+  if (e.clipboardData.files.length) use(e.clipboardData.files[0]); else say('There is no picture in the clipboard.', true)
+})
+
+// ---- examples
+
+async function more(anew) {
+  if (anew) { shown = 0; $('strip').replaceChildren() }
+  const d = await get(`examples?kind=${kind}&offset=${shown}&limit=24`)
+  if (!d.counts.all) return
+  $('examples').hidden = false
+  const names = {all: 'All', found: 'Found first', missed: 'Not found first', gained: 'Gained by training', lost: 'Lost by training'}
+  $('kinds').replaceChildren(...Object.entries(names).filter(([k]) => d.counts[k]).map(([k, name]) => {
+    const b = el('button', {type: 'button', ariaPressed: String(k === kind), textContent: `${name} ${d.counts[k].toLocaleString('en')}`})
+    b.addEventListener('click', async () => { kind = k; await more(true); $('kinds').querySelector('[aria-pressed=true]')?.focus() }); return b
+  }))
+  $('strip').append(...d.examples.map(q => {
+    const b = el('button', {type: 'button', title: q.query_path}, tile(query(q.i, d.version, 128), `Query ${q.query_path}`),
+                 el('span', {className: q.rank === 1 ? 'right' : 'soft'}, q.rank === 1 ? '✓ found' : place(q.rank)))
+    b.addEventListener('click', () => { go({query: q.i, v: d.version}); scrollTo({top: 0}) }); return el('li', {}, b)
+  }))
+  shown += d.examples.length; $('more').hidden = shown >= d.counts[kind]
+}
+$('more').addEventListener('click', () => more(false))
+
+// ---- keys: / to choose, arrows among hits and examples
+
+addEventListener('keydown', e => {
+  if (e.ctrlKey || e.metaKey || e.altKey) return
+  if (e.key === '/' && !e.target.closest('select')) { e.preventDefault(); $('choose').focus(); $('choose').scrollIntoView({block: 'center'}) }
+  const grid = e.target.closest('.grid'), step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: 'down', ArrowUp: 'up'}[e.key]
+  if (!grid || !step) return
+  const all = [...grid.querySelectorAll('button')], i = all.indexOf(e.target), x = b => b.getBoundingClientRect()
+  const near = c => Math.abs(x(c).left - x(e.target).left) < 8
+  const to = step === 'down' ? all.slice(i + 1).find(near) : step === 'up' ? all.slice(0, i).reverse().find(near) : all[i + step]
+  if (to) { e.preventDefault(); to.focus() }
+})
+
+// ---- start
+
+$('home').addEventListener('click', e => { e.preventDefault(); go({}) })
+$('topk').addEventListener('change', () => { sessionStorage.topk = $('topk').value; show() })
+addEventListener('popstate', () => show())
+$('where').textContent = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname) ? 'this machine' : location.host
+const health = await get('health').catch(e => { say(e.message, true) })
+if (health) {
+  limitMB = health.max_upload_mb; $('about').textContent = `among ${plural(health.candidates, 'picture')}`
+  const k = sessionStorage.topk ?? String(health.topk)
+  if (![...$('topk').options].some(o => o.value === k)) $('topk').append(el('option', {textContent: k}))
+  $('topk').value = k
+  show(); more(true).catch(e => say(e.message, true))
+}
