@@ -37,9 +37,10 @@ def layout(
     n,d = vectors.shape
     if n < 2: return np.full((n, 2), .5)
     with threadpool_limits(1):
-        xy = np.asarray(PCA(min(50, n, d), random_state=0).fit_transform(vectors), np.float32)
-        if n < 8: xy = np.c_[xy, np.zeros(n)][:, :2]   # too few to speak of neighbours
-        else: xy = TSNE(perplexity=min(30, (n-1)/3), init='pca' if np.ptp(xy) else 'random', random_state=0).fit_transform(xy)
+        xy = PCA(min(50, n, d), random_state=0).fit_transform(vectors).astype(np.float32)
+        first = np.c_[xy, np.zeros(n, np.float32)][:, :2]   # there may be one component alone
+        if n < 8: xy = first                                # too few to speak of neighbours
+        else: xy = TSNE(perplexity=min(30, (n-1)/3), init=first/(first.std() or 1)*1e-4, random_state=0).fit_transform(xy)
     xy = xy.astype(float) - xy.min(0); size = xy.max(0)
     return (xy + (size.max()-size)/2)/(size.max() or 1)
 
@@ -61,7 +62,8 @@ def to_grid(
 # %% ../nbs/06b_explore.ipynb #b136f6b7
 def _drawn(n, most, seed):
     "Numbers of `most` of n things, drawn at random, ascending"
-    return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).permutation(n)[:most])
+    if n <= most: return np.arange(n)
+    return np.sort(np.random.default_rng([seed, 6]).permutation(n)[:most])   # a stream of its own: with the seed alone, the demo's training part is drawn
 
 def _said(shown, n, what):
     return f'{n:,} {what}' if shown == n else f'{shown:,} of {n:,} {what}, drawn at random'
@@ -86,8 +88,8 @@ def _sheet(tiles, columns):
 def catalogue_map(
     cands:Embeddings, # of the candidate tower
     images_root,      # the folder that their paths start from
-    most:int=220,     # pictures to show, of a larger catalogue drawn at random
-    columns:int=22,
+    most:int=180,     # pictures to show, of a larger catalogue drawn at random
+    columns:int=20,
     side:int=24,      # pixels a thumbnail
     colors:int=24,    # of the palette; 0 keeps full colour
     seed:int=42,      # of the draw
@@ -139,7 +141,7 @@ def show_training(
         ax.set_title(f'{name}: {(rank == 1).sum()} of {n} find\ntheir answer first, median rank {np.median(rank):g}', fontsize=8)
     fig.supxlabel('pictures: right answers; blue: their queries; grey: other candidates. '
                   'Lines: green, found first; dotted, not', fontsize=7)
-    return picture(fig, colors=96, dpi=100)
+    return picture(fig, colors=64, dpi=100)
 
 # %% ../nbs/06b_explore.ipynb #15907c6c
 def _draw_pairs(ax, xy, n, first, shots, half=.026):
@@ -161,12 +163,13 @@ def _live():
     ipython = sys.modules.get('IPython')
     return ipython is not None and getattr(ipython.get_ipython(), 'kernel', None) is not None
 
-def _within(im, most):
-    "A picture as WebP of at most so many bytes, as good as that allows"
-    for quality in (80, 60, 40, 20, 5):
+def _within(sheet, columns, most):
+    "(a sheet as WebP of at most so many bytes, pixels a tile): as good as that allows"
+    for side,quality in ((64,80), (64,60), (64,40), (48,40), (32,40), (24,20)):
+        im = sheet.resize((columns*side, sheet.height*columns*side//sheet.width), Image.Resampling.LANCZOS)
         b = BytesIO(); im.save(b, 'webp', quality=quality, alpha_quality=50)
         if b.tell() <= most: break
-    return b.getvalue()
+    return b.getvalue(), side
 
 def _neighbours(q, c, k, own=False):
     "(numbers (n, <= k) of the nearest candidates, scores): of each candidate itself without it"
@@ -190,11 +193,11 @@ class Explorer:
         if (queries is None) != (gt is None): raise InputError('Explorer: give queries and gt together, or neither.')
         c = Embeddings(np.ascontiguousarray(cands.vectors[rows]), [cands.paths[i] for i in rows])
         q,right,rank,said = _asked(cands, c, queries, gt, most_queries, seed) if gt is not None else (None, [], [], [])
-        names = c.paths + (q.paths if q else []); xy = layout(np.concatenate([c.vectors] + [q.vectors]*bool(q)))
+        names = [p for e in (c, q) if e for p in e.paths]; xy = layout(np.concatenate([e.vectors for e in (c, q) if e]))
         near = [_neighbours(c, c, 8, own=True)] + ([_neighbours(q, c, 8)] if q else [])
         tiles = _tiles(names, images_root, 64); columns = math.ceil(len(names)**.5)
         cells = math.ceil((1.8*len(names))**.5); xy = (to_grid(xy, cells, cells)+.5)/cells
-        self.file,self.sprite = None, _within(_sheet([t for t,_ in tiles], columns), 1_200_000)
+        self.file = None; self.sprite,side = _within(_sheet([t for t,_ in tiles], columns), columns, 1_200_000)
         self.still = lambda: catalogue_map(cands, images_root, seed=seed)
         flat = lambda at, cast: [[cast(v) for v in row] for part in near for row in part[at]]
         self.data = dict(
@@ -202,7 +205,7 @@ class Explorer:
             nearest=('Nearest candidates' if len(c) == len(cands) else 'Nearest of the candidates shown') + ', cosine',
             x=xy[:,0].round(5).tolist(), y=xy[:,1].round(5).tolist(), cell=.94/cells,
             near=flat(0, int), score=flat(1, lambda s: round(1000*float(s))), right=right, rank=rank,
-            missing=[i for i,(_,ok) in enumerate(tiles) if not ok], side=64, columns=columns)
+            missing=[i for i,(_,ok) in enumerate(tiles) if not ok], side=side, columns=columns)
 
     def html(self)->str:
         "The page."
@@ -272,10 +275,12 @@ class _SearchBox:
     def _uploaded(self, change):
         for f in change['new'][-1:]: self.search(bytes(f['content']), f['name'])
 
-# %% ../nbs/06b_explore.ipynb #300f4594
-def _line(text, w, colour=None, **layout):
-    style = f' style="color:{colour}; font-weight:600"' if colour else ''
-    return w.HTML(f'<span{style}>{html.escape(text)}</span>', layout=w.Layout(**layout))
+# %% ../nbs/06b_explore.ipynb #a130ed29
+def _lines(w, *lines, **layout):
+    "Texts beneath each other, each with a colour or None"
+    style = lambda c: f'color:{c}; font-weight:600' if c else ''
+    rows = ''.join(f'<div style="line-height:1.4; overflow-wrap:anywhere; {style(c)}">{html.escape(t)}</div>' for t,c in lines)
+    return w.HTML(rows, layout=w.Layout(**layout))
 
 @patch
 def search(self:_SearchBox, src, name, right=()):
@@ -288,16 +293,16 @@ def search(self:_SearchBox, src, name, right=()):
                                      if least is not None and best < least else f'{len(hits)} hits'))
     first_under = None if least is None or best is None or best < least else next((i for i,s in enumerate(hits.score) if s < least), None)
     tiles = [self._hit(h, h.cand_path in right) for h in hits.itertuples()]
-    if first_under is not None: tiles.insert(first_under, _line(f'no match: below {least:.2f}', self.w, width='100%'))
+    if first_under is not None: tiles.insert(first_under, _lines(self.w, (f'no match: below {least:.2f}', None), width='100%'))
     self.hits.children = ([self._query(src)] if len(hits) else []) + tiles
 
 @patch
-def _query(self:_SearchBox, src): return self.w.VBox([self._picture(src, 112), _line('your picture', self.w)], layout=self.w.Layout(margin='0 1.5rem 0 0'))
+def _query(self:_SearchBox, src): return self.w.VBox([self._picture(src, 112), _lines(self.w, ('your picture', None))], layout=self.w.Layout(margin='0 1.5rem 0 0'))
 
 @patch
 def _hit(self:_SearchBox, h, right):
-    said = [_line(f'{h.rank}: {h.score:.2f}', self.w)] + ([_line('✓ right', self.w, '#15803d')] if right else [])
-    return self.w.VBox([self._picture(self.root/h.cand_path, 112), *said, _line(h.cand_path, self.w, width='112px')])
+    said = (f'{h.rank}: {h.score:.2f}', None), *([('✓ right', '#15803d')] if right else []), (h.cand_path, None)
+    return self.w.VBox([self._picture(self.root/h.cand_path, 112), _lines(self.w, *said, width='112px')])
 
 @patch
 def _repr_mimebundle_(self:_SearchBox, **kw):
