@@ -198,7 +198,7 @@ class Explorer:
         tiles = _tiles(names, images_root, 64); columns = math.ceil(len(names)**.5)
         cells = math.ceil((1.8*len(names))**.5); xy = (to_grid(xy, cells, cells)+.5)/cells
         self.file = None; self.sprite,side = _within(_sheet([t for t,_ in tiles], columns), columns, 1_200_000)
-        self.still = lambda: catalogue_map(cands, images_root, seed=seed)
+        self.still = lambda: catalogue_map(cands, images_root, 80, 16, seed=seed)
         flat = lambda at, cast: [[cast(v) for v in row] for part in near for row in part[at]]
         self.data = dict(
             words='; '.join([_said(len(c), len(cands), 'candidates'), *said]), names=names, candidates=len(c),
