@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['stages', 'about', 'examples', 'Data', 'serve_defaults', 'schema', 'read_config', 'Run', 'check_stage', 'train_stage',
-           'eval_stage', 'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'parser', 'main']
+           'eval_stage', 'index_stage', 'query_stage', 'all_stages', 'demo_stage', 'init_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
-import argparse, os, re, signal, sys, threading, time
+import argparse, os, re, shlex, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import cached_property, wraps
 from reprlib import repr as shorter   # a value may be as long as a config file
@@ -358,6 +358,12 @@ def demo_stage(args):
     print(f'Look at {r.out}/query.png and {r.out}/worst.png. Another query: '
           f'two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png')
 
+def init_stage(args):
+    from two_tower_vs.init import init
+    if not args.images: _bad('--stage init', 'it needs --images: the folder that holds your pictures')
+    print(init(args.images, args.config, args.layout))
+    print(f'Next: two_tower_vs --config {shlex.quote(args.config)} --stage all')
+
 stages = dict(check=check_stage, train=train_stage, eval=eval_stage, index=index_stage, query=query_stage, all=all_stages)
 
 # %% ../nbs/09_cli.ipynb #c0f37444
@@ -365,6 +371,7 @@ about = ("Bring pairs of pictures, get a search engine tuned to them: two traine
          "a FAISS index, answers in milliseconds.")
 examples = """stages:
   demo    make ./demo from real pictures and run everything on it: start here
+  init    a folder of pictures -> config.yaml and the CSVs: pairs from folders, from names, or of edited copies
   check   all tables and pictures -> out/check.csv and out/check.png: what is broken, repeated, leaked, contradictory
   train   pairs.csv -> out/model: heads on cached features, fine-tuning if asked for
   eval    query_gt.csv -> out/metrics.json: Recall@K beside the untrained backbone
@@ -374,6 +381,7 @@ examples = """stages:
 
 examples:
   two_tower_vs --stage demo
+  two_tower_vs --stage init --images photos
   two_tower_vs --config config.yaml --stage all --k 1 5 10
   two_tower_vs --config config.yaml --stage query --image photo.jpg --topk 10
 
@@ -385,12 +393,15 @@ def parser()->argparse.ArgumentParser:
     "The flags; all other settings live in the config file."
     p = argparse.ArgumentParser('two_tower_vs', description=about, epilog=examples,
                                 formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument('--stage', required=True, choices=['demo', *stages], metavar='STAGE',
-                   help='what to do: demo, check, train, eval, index, query or all')
+    p.add_argument('--stage', required=True, choices=['demo', 'init', *stages], metavar='STAGE',
+                   help='what to do: demo, init, check, train, eval, index, query or all')
     p.add_argument('--config', default='config.yaml', metavar='FILE',
                    help='settings; paths in it start from its folder (default: config.yaml)')
     p.add_argument('--k', type=int, nargs='+', metavar='K', help='lengths of the hit list for eval (default: 1 5 10)')
     p.add_argument('--image', nargs='+', metavar='PATH', help='pictures or folders to search with')
+    p.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
+    p.add_argument('--layout', default='auto', choices=['auto','classes','names','augment'], metavar='LAYOUT',
+                   help='for init: what makes pairs, classes (folders), names, augment (edited copies) or auto (default)')
     p.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
     p.add_argument('--version', action='version', version=two_tower_vs.__version__)
     return p
@@ -470,7 +481,7 @@ def main(argv=None)->int:   # exit status
     warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
     r = None
     try:
-        if args.stage == 'demo': demo_stage(args)
+        if args.stage in ('demo','init'): (demo_stage if args.stage == 'demo' else init_stage)(args)
         else:
             r = Run(args.config, args.k, args.image, args.topk)
             if args.stage == 'query': _complete(r.out)
