@@ -45,7 +45,7 @@ def _unwritable(p):
     if '://' in p or leaves_root(p): return 'with a name that would be read as a drive, a URL or a way out of the folder'
     if len(p) > _longest_path: return 'with a path that is too long'
 
-# %% ../nbs/00b_init.ipynb #aeda8a39
+# %% ../nbs/00b_init.ipynb #b5756f00
 def list_folder(
     folder,
     skip=(),   # paths in it that are passed over: what this program wrote
@@ -67,6 +67,7 @@ def list_folder(
             else: found.paths.append(p)
     found.paths.sort(); return found
 
+# %% ../nbs/00b_init.ipynb #c5548def
 def _no_file(entry, real, seen):
     "Why a name leads to no picture of its own; None where it does"
     try:
@@ -77,7 +78,7 @@ def _no_file(entry, real, seen):
     if to.startswith(real) or to in seen: return 'by a link to one that is listed anyway'
     seen.add(to)
 
-# %% ../nbs/00b_init.ipynb #0f4bc36b
+# %% ../nbs/00b_init.ipynb #13011735
 def _chance(names, seed):
     "A number for each name that looks random and does not depend on the others"
     h = lambda s: int.from_bytes(hashlib.blake2b(f'{seed} {s}'.encode(), digest_size=8).digest(), 'big')
@@ -92,24 +93,25 @@ def _with_roles(t):
     role = t.role.where(t.role != '', 'q'); role[first.index[first]] = 'c'
     return t.assign(role=role)
 
-def _held_out(q, seed, most=2000):
+def _held_out(q, seed, known, most=2000):
     "Which queries are kept for evaluation: rows of `q`, of things that have candidates"
     things = q.thing.unique(); things = things[_chance(things, seed).argsort()]
     new = q.thing.isin(things[:min(most, round(len(things)/4))]) if len(things) > 3 else q.thing.isin([])
     spare = q.index[~new & q.thing.duplicated()]   # q is in order of chance, too
-    return new | q.index.isin(spare[_chance(q.path[spare], seed).argsort()][:min(most, round(len(spare)/5))])
+    return new | q.index.isin(spare[_chance(q.path[spare], seed).argsort()][:min(most, round(known*len(spare)))])
 
-# %% ../nbs/00b_init.ipynb #efb1b69c
+# %% ../nbs/00b_init.ipynb #41d39919
 def split_things(
     t:pd.DataFrame, # path, thing, role (q, c or nothing), part (train, test or nothing); a row for each picture
     seed:int=42,
+    known:float=.2, # share of the queries to hold out of things that are trained on
 )->tuple:           # pairs, candidates, query_gt: as their CSVs, query_gt with the column group
     "Make the three tables of pictures and what they show."
     t = _with_roles(t.iloc[_chance(t.path, seed).argsort()].reset_index(drop=True))
     c,q = (t[t.role == r] for r in 'cq'); q = q[q.thing.isin(c.thing)]
     test = q.part == 'test'
-    if not test.any(): test = _held_out(q, seed)
-    known = q.thing.isin(q.thing[~test]); q = q.assign(group=np.where(known, 'known', 'new'))
+    if not test.any(): test = _held_out(q, seed, known)
+    q = q.assign(group=np.where(q.thing.isin(q.thing[~test]), 'known', 'new'))
     table = lambda d,n: d.sort_values(list(d), ignore_index=True)[n]
     return (table(_joined(q[~test], c), ['query_path','cand_path']), table(c[['path']].set_axis(['cand_path'], axis=1), ['cand_path']),
             table(_answers(q[test], c), ['query_path','gt_cand_path','group']))
@@ -146,7 +148,7 @@ def _below(paths):
     top = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ''
     return [p[len(top)+1 if top else 0:] for p in paths]
 
-# %% ../nbs/00b_init.ipynb #1e3d1e05
+# %% ../nbs/00b_init.ipynb #187d87ff
 def same_names(paths)->tuple:   # (table for split_things, what was recognised), or None
     "Two folders with the same names in them."
     below = _below(paths); tops = sorted({p.split('/')[0] for p in below if '/' in p})
@@ -160,6 +162,7 @@ def same_names(paths)->tuple:   # (table for split_things, what was recognised),
     return _things(paths, stems, roles), (f'{len(a & b):,} names stand both in {_shown(name["q"])}/ and in {_shown(name["c"])}/: '
                                           'the pictures of one name are a pair')
 
+# %% ../nbs/00b_init.ipynb #a21fe6b2
 def class_folders(paths)->tuple:   # as same_names
     "Folders of pictures of one thing."
     split = [p.split('/') for p in _below(paths)]; tops = {s[0].lower() for s in split if len(s) > 2}
@@ -220,7 +223,7 @@ def find_things(
     return 'augment', None, ('neither folders nor names say what belongs together: ' if layout == 'auto' else '') + \
            'edited copies of the pictures are made, and to find the picture again is what is learned'
 
-# %% ../nbs/00b_init.ipynb #69be9f9c
+# %% ../nbs/00b_init.ipynb #9d6996c4
 def _color(rng): return tuple(rng.randrange(256) for _ in 'rgb')
 
 def _say(im, rng, box):
@@ -243,11 +246,12 @@ def _light(im, rng):
 def _blurred(im, rng): return im.filter(ImageFilter.GaussianBlur(min(im.size)*rng.uniform(.003, .012)))
 
 def _smaller(im, rng):
-    f = rng.uniform(.3, .7); return im.resize([max(32, round(s*f)) for s in im.size], Image.Resampling.BICUBIC)
+    f = rng.uniform(.3, .7); return im.resize([max(min(s, 64), round(s*f)) for s in im.size], Image.Resampling.BICUBIC)
 
 def _on(im, color, left, top, right, bottom):
     new = Image.new('RGB', (im.width+left+right, im.height+top+bottom), color); new.paste(im, (left,top)); return new
 
+# %% ../nbs/00b_init.ipynb #c154ec94
 def _written(im, rng):
     w,h = im.size; return _say(im.copy(), rng, (round(w*rng.uniform(0, .3)), round(h*rng.uniform(0, .8)), round(.7*w), round(.2*h)))
 
@@ -273,7 +277,7 @@ def edited(
     for name in rng.sample(list(edits), rng.randint(2, 4)): im = edits[name](im, rng)
     b = BytesIO(); im.save(b, 'JPEG', quality=rng.randint(30, 90)); return b.getvalue()
 
-# %% ../nbs/00b_init.ipynb #41957b5d
+# %% ../nbs/00b_init.ipynb #e5909a66
 def _whole(f):
     try:
         with open(f, 'rb') as o: o.seek(-2, 2); return o.read() == b'\xff\xd9'
@@ -291,6 +295,7 @@ def _copies_of(path, folder, seed, n, side):
         finally: t.unlink(missing_ok=True)
     return key, names
 
+# %% ../nbs/00b_init.ipynb #7667fc6b
 def make_copies(
     paths:list,      # of pictures
     root,            # the folder that they start from
@@ -316,7 +321,7 @@ def make_copies(
     t = pd.DataFrame(rows, columns=['path','thing','role','copy']).drop_duplicates('path', ignore_index=True)
     return t.assign(part=''), bad
 
-# %% ../nbs/00b_init.ipynb #2d5b2465
+# %% ../nbs/00b_init.ipynb #e182157e
 _config = """# Made by two_tower_vs --stage init; paths are relative to this file. Every key is a parameter of a documented function.
 # {said}
 data: {{images_root: {root}, pairs: pairs.csv, candidates: candidates.csv, query_gt: query_gt.csv, on_bad: skip}}
@@ -341,6 +346,7 @@ class Project:
     lines:list              # what it understood, in words
     def __str__(self): return '\n'.join(self.lines)
 
+# %% ../nbs/00b_init.ipynb #38ba6767
 def _root(folder, base, copies):
     "(images_root, as it stands in config.yaml); real paths, since .. after a link leads elsewhere"
     folder,base = os.path.realpath(folder), os.path.realpath(base)
@@ -353,7 +359,7 @@ def _root(folder, base, copies):
     if not written.isprintable(): raise InputError(f'{_shown(folder)}: the name of this folder can not be written to a config file. Rename it.')
     return root, written
 
-# %% ../nbs/00b_init.ipynb #4ef26069
+# %% ../nbs/00b_init.ipynb #6c81b886
 def _examples(pairs):
     return [f'  for example {_shown(q)}  ->  {_shown(c)}' for q,c in pairs.iloc[[0,len(pairs)//2]].drop_duplicates().to_numpy()]
 
@@ -361,7 +367,7 @@ def _described(layout, said, tables):
     "What was recognised, for people"
     pairs,cands,gt = tables; g = gt.groupby('group').query_path.nunique(); n = gt.groupby('query_path').size(); best = (1/n).mean()
     what = {'new':'of things that training never sees', 'known':'of things that it knows'}
-    if layout == 'augment': what = {'new':'of pictures that training never sees', 'known':'of pictures of which it sees another copy'}
+    if layout == 'augment': what = {'new':'copies of pictures that training never sees'}
     lines = [f'init: {said}.', *_examples(pairs),
              f'  pairs.csv: {len(pairs):,} pairs to train on; candidates.csv: {len(cands):,} pictures to search; '
              f'query_gt.csv: {len(n):,} queries to judge by, ' + ' and '.join(f'{g[k]:,} {w}' for k,w in what.items() if k in g)]
@@ -380,7 +386,7 @@ def _refuse_existing(base, config):
         if os.path.lexists(f): raise InputError(
             f'{f} exists, and init overwrites nothing. Remove it, or choose another folder, as in --config new/config.yaml.')
 
-# %% ../nbs/00b_init.ipynb #5cb4575f
+# %% ../nbs/00b_init.ipynb #598bf70a
 def init(
     images,                 # a folder of pictures
     config='config.yaml',   # the file to write, the three tables beside it; its folder is made if need be
@@ -396,7 +402,7 @@ def init(
         + ''.join(f'; {s}' for s in found.said()) + f'. At least {least} are needed; their names end in {" ".join(_endings)}.')
     layout,t,said = find_things(found.paths, layout); root,written = _root(images, base, layout == 'augment')
     if layout == 'augment': t,bad = _augmented(found.paths, images, base, root, seed, most, progress); found.left_out |= bad
-    tables = split_things(t, seed); said = f'{len(found.paths):,} pictures in {_shown(str(images))}; {said}'; _judged(tables, said)
+    tables = split_things(t, seed, 0 if layout == 'augment' else .2); said = f'{len(found.paths):,} pictures in {_shown(str(images))}; {said}'; _judged(tables, said)
     lines = _described(layout, said, tables) + ['  '+l for l in found.said()]
     other = [l for l in layouts[1:] if l != layout]
     lines.append(f'If that is not what you meant: remove {config} and the three tables, and add --layout {" or ".join(other)}.')
@@ -407,6 +413,7 @@ def init(
                                             train='views: 0' if layout == 'augment' else ''), encoding='utf-8')
     return Project(config, layout, *tables, lines)
 
+# %% ../nbs/00b_init.ipynb #de033d9b
 def _ours(images, base):
     "What the program itself writes, as paths in the folder of pictures"
     names = [os.path.relpath(os.path.join(os.path.realpath(base), n), os.path.realpath(images)) for n in ('out', _copies_folder)]
