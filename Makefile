@@ -35,7 +35,7 @@ attacks: .venv/.dev ## bad data, crashes, misuse: minutes (ARGS=--long: half an 
 	$(BIN)/python nbs/attacks/attack.py $(ARGS)
 
 clean: ## delete what the commands above wrote, except .venv
-	rm -rf _docs _proc build dist *.egg-info demo nbs/demo nbs/out nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf _docs _proc build dist *.egg-info demo nbs/demo nbs/out nbs/nbdev.yml
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # .venv: each stamp says what is installed and is redone when settings.ini or setup.py changes

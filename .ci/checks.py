@@ -108,6 +108,31 @@ def attacks():
     print(*(l for l in r.stdout.splitlines() if l.startswith('ok ')), sep='\n', flush=True)
     if r.returncode: yield r.stdout[-6000:]
 
+def chromium():
+    "Debian's Chromium, installed where that can be; the browser's checks say so where it can't"
+    if any(map(shutil.which, ('chromium','chromium-browser','google-chrome'))) or not shutil.which('apt-get') or os.geteuid(): return
+    for cmd in (['apt-get','-qq','update'], ['apt-get','-qq','install','-y','--no-install-recommends','chromium']):
+        subprocess.run(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, 'DEBIAN_FRONTEND':'noninteractive'})
+
+def browsed(script, *args):
+    "The lines of a script that drives a browser; its failures"
+    chromium()
+    r = subprocess.run([sys.executable, f'.ci/{script}', *map(str, args)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    print(*(l for l in r.stdout.splitlines() if l.startswith(('ok','skipped'))), sep='\n', flush=True)
+    if r.returncode: yield r.stdout[-6000:]
+
+@check
+def browser():
+    "the search page does in a browser what it should"
+    yield from browsed('browser.py')
+
+@check
+def report():
+    "the report is one page that asks for nothing, for everybody"
+    with tempfile.TemporaryDirectory(prefix='report ') as tmp:
+        make = f"import sys; sys.path.insert(0, 'nbs/attacks'); from attack import project; print(project({tmp!r}))"
+        yield from browsed('report_page.py', Path(run(sys.executable, '-c', make).splitlines()[-1])/'out')
+
 def notebooks():
     "every notebook runs under nbdev_test; returns how many passed, failed and were skipped"
     run(sys.executable, '-c', f"from {PKG}.data import demo_catalog; demo_catalog('nbs/demo')")

@@ -186,7 +186,7 @@ _longest_path = 4096   # Linux takes no longer ones, other systems less
 
 def _filled(df, path, columns):
     "`df` without blank lines; a row with only some cells filled is a mistake"
-    empty = (df == '') | df.apply(lambda s: s.str.isspace())
+    empty = (df == '') | df.apply(lambda s: s.str.isspace()).astype(bool)
     if empty.any(axis=None):
         blank = empty.all(axis=1); df,empty = df[~blank], empty[~blank]
     for c in columns:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['stages', 'about', 'examples', 'Data', 'schema', 'read_config', 'Run', 'check_stage', 'train_stage', 'eval_stage',
-           'index_stage', 'query_stage', 'serve_stage', 'report_stage', 'all_stages', 'demo_stage', 'export_stage',
+           'index_stage', 'query_stage', 'serve_stage', 'report_stage', 'export_stage', 'all_stages', 'demo_stage',
            'init_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
@@ -263,7 +263,8 @@ def eval_stage(r:Run):
 def _same_settings(r, model):
     "Warn where the config's model is another than the trained one"
     from warnings import warn
-    odd = [f'{k} {model.config[k]} (now {v})' for k,v in r.cfg['model'].items() if k in model.config and model.config[k] != v]
+    kept = ('embed_dim','share') if model.config['embed_dim'] is None else ()   # the untrained backbone: it has no heads
+    odd = [f'{k} {model.config[k]} (now {v})' for k,v in r.cfg['model'].items() if k in model.config and model.config[k] != v and k not in kept]
     if odd: warn(f'The model in {r.out}/model was trained with other settings of model: {", ".join(odd)}. '
                  'It is used as it is; train anew to use those of the config.')
 
@@ -356,6 +357,19 @@ def report_stage(r:Run):
     page = report(r.out, r.root, r.file('query_gt'), r.file('pairs'), r.data.max_pixels)
     print(f'report: {page} shows all of it; open it in a browser')
 
+def export_stage(r:Run):
+    from two_tower_vs.data import read_table
+    from two_tower_vs.export import export, read_metrics
+    from two_tower_vs.model import load_model
+    model = load_model(r.out/'model'); _same_settings(r, model); has = lambda n: r.file(n).exists()
+    d = export(model, r.candidates, r.gt.query_path.unique() if has('query_gt') else None,
+               read_table(r.file('pairs'), ['query_path','cand_path']) if has('pairs') else None,
+               read_metrics(r.out/'metrics.json', r.out/'model/model.safetensors'), r.root, r.out/'export', r.cache,
+               embedding=r.embedding, names=(r.file('candidates'), r.file('query_gt')), on_bad=r.on_bad('skip'), **r.cfg['export'])
+    same = f'; ONNX agrees with PyTorch (cosine {min(a["cosine"] for a in d["onnx"].values()):.4f})' if d['onnx'] else ''
+    print(f'export: {", ".join([*d["files"], "export.json"])} in {r.out}/export; {d["rows"]["candidates"]:,} vectors of {d["dim"]}{same}')
+
+# %% ../nbs/09_cli.ipynb #f7ebceef
 def all_stages(r:Run):
     from two_tower_vs.fit import main_process
     for f in (check_stage, train_stage, eval_stage, index_stage)[not main_process():]: f(r)
@@ -370,18 +384,6 @@ def demo_stage(args):
     with _only_run(r.out): all_stages(r)
     print(f'Look at {r.out}/report.html. Another query: '
           f'two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png')
-
-def export_stage(r:Run):
-    from two_tower_vs.data import read_table
-    from two_tower_vs.export import export, read_metrics
-    from two_tower_vs.model import load_model
-    model = load_model(r.out/'model'); _same_settings(r, model); has = lambda n: r.file(n).exists()
-    d = export(model, r.candidates, r.gt.query_path.unique() if has('query_gt') else None,
-               read_table(r.file('pairs'), ['query_path','cand_path']) if has('pairs') else None,
-               read_metrics(r.out/'metrics.json', r.out/'model/model.safetensors'), r.root, r.out/'export', r.cache,
-               embedding=r.embedding, names=(r.file('candidates'), r.file('query_gt')), on_bad=r.on_bad('skip'), **r.cfg['export'])
-    same = f'; ONNX agrees with PyTorch (cosine {min(a["cosine"] for a in d["onnx"].values()):.4f})' if d['onnx'] else ''
-    print(f'export: {", ".join([*d["files"], "export.json"])} in {r.out}/export; {d["rows"]["candidates"]:,} vectors of {d["dim"]}{same}')
 
 def init_stage(args):
     from two_tower_vs.init import init
