@@ -18,12 +18,11 @@ from fastcore.basics import patch
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from warnings import warn
 from PIL import Image
 from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped, read_table
 from .index import load_index
-from .query import Searcher, _threshold, load_searcher, on_gpu
+from .query import Searcher, load_searcher, match_threshold, on_gpu
 
 # %% ../nbs/08_serve.ipynb #58c0be92
 class Refusal(Exception):
@@ -241,7 +240,7 @@ def _same_model(self:Site):
     d = json.loads((self.out/'model/model.json').read_text(encoding='utf-8')); was = self.now.searcher
     if d['sha256'] != was.index.manifest['model_sha256']: return
     s = copy(was); s.index = load_index(self.out/'index', d['sha256'])
-    s.threshold = _threshold(SimpleNamespace(training_info=d.get('training', {})), s.index); return s
+    s.threshold = match_threshold(d.get('training', {}), s.index); return s
 
 @patch
 def reload(self:Site)->bool:   # was anything put in place?

@@ -9,6 +9,7 @@ A group is a module beside this one with `cases(work, long)`, which yields a `Ca
 import argparse, contextlib, importlib, io, json, os, shutil, subprocess, sys, tempfile, time, traceback, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 sys.path.insert(0, str(Path(__file__).parent))
 
 GROUPS = 'doctor','tables','images','crashes','combinations','web'
@@ -93,7 +94,9 @@ def main():
         t = time.time(); found = []
         with tempfile.TemporaryDirectory(prefix='attack ') as work:
             for c in run_group(g, Path(work).resolve(), a.long):
-                c.message,c.why = (s.replace(str(Path(work).resolve()), '…') for s in (c.message, c.why)); found.append(c)
+                for there in (str(Path(work).resolve()), quote(str(Path(work).resolve()))):
+                    c.name,c.message,c.why = (s.replace(there, '…') for s in (c.name, c.message, c.why))
+                found.append(c)
                 if not c.passed: print(f'FAILED  {g}: {c.name}: {c.why}', flush=True)
         bad = sum(not c.passed for c in found); failed += bad
         result[g] = dict(seconds=round(time.time()-t), cases=[asdict(c) for c in found])
