@@ -101,6 +101,7 @@ def read_config(
     if not out['out'].isprintable(): _bad(path, f'out is {out["out"]!a}. Give the name of a folder')
     return out
 
+# %% ../nbs/09_cli.ipynb #4152e517
 def _once():
     "PyYAML's safe loader; of two equal keys it would take the last one, and this refuses them"
     import yaml
@@ -230,6 +231,7 @@ def train_stage(r:Run):
     t.state.clear()
     print(_training_line(t))
 
+# %% ../nbs/09_cli.ipynb #9208aad1
 def _training_line(t):
     pct = lambda d,k: f'{100*d[k]:.1f}'
     names = {'new':'new candidates', 'known':'known candidates', 'recall@1':'balanced'}

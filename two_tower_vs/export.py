@@ -118,6 +118,7 @@ def _weights_from(config):
     c = timm.get_pretrained_cfg(name.removeprefix('timm/')); hub = getattr(c, 'hf_hub_id', None)
     return f'{name}, with the weights of timm; licence: {getattr(c, "license", None) or "see their own model card"}', hub
 
+# %% ../nbs/06a_export.ipynb #ec34f173
 def _header(model, metrics, hub):
     import yaml
     d = dict(license='other', license_name='not-stated', pipeline_tag='image-feature-extraction', metrics=['recall'],
@@ -175,6 +176,7 @@ as uint8 (b, 3, {size}, {size}); normalisation happens inside.
 Backbone: {weights}. The licence of this model is for whoever trained it to state: replace `license` above.
 """
 
+# %% ../nbs/06a_export.ipynb #cff47fc9
 _usage = """```python
 import numpy as np, onnxruntime as ort, pyarrow.parquet as pq
 from PIL import Image, ImageOps

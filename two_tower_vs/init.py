@@ -117,6 +117,7 @@ def split_things(
             table(c[['path']].set_axis(['cand_path'], axis=1), ['cand_path']),
             table(_answers(q[test], c), ['query_path','gt_cand_path','group']))
 
+# %% ../nbs/00b_init.ipynb #460b3024
 def _joined(q, c, most=5):
     "Each query with candidates of its thing, in turn, so that all are used"
     c = c.sort_values('thing', kind='stable'); at,names = pd.factorize(c.thing)
@@ -252,6 +253,7 @@ def _cut(im, rng):
     x,y = rng.randint(0, w-cw), rng.randint(0, h-ch)
     return im.crop((x, y, x+cw, y+ch))
 
+# %% ../nbs/00b_init.ipynb #b1dcccbb
 def _turned(im, rng):
     angle = rng.choice((-1,1))*rng.uniform(2, 12)
     return im.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=_color(rng))
@@ -403,6 +405,7 @@ def _described(layout, said, tables):
         'what other edits would give is not measured')
     return lines
 
+# %% ../nbs/00b_init.ipynb #29904edb
 def _judged(tables, said):
     for t,what in zip(tables, ('pairs to train on', 'candidates', 'queries to judge by')):
         if t.empty: raise InputError(f'There are no {what} in this folder: {said}. '

@@ -78,9 +78,11 @@ def _json(file):
 
 _texts = ('query_path','group','change','top1','baseline_top1','severity','finding','table','path','other','why','file',
           'reason','phase')
+
 _needs = {'per_query.csv':'query_path rank baseline_rank change top1 top1_score wrong_score baseline_top1',
           'train/history.csv':'phase epoch', 'check.csv':'finding path other', 'bad_images.csv':'file row path reason'}
 
+# %% ../nbs/07_report.ipynb #6b1d3db9
 def _csv(file, name, **kw):
     "Cells of text stay text, were they called nan; an empty one of the others is missing"
     head = list(pd.read_csv(file, nrows=0, encoding='utf-8')); rest = [c for c in head if c not in _texts]
@@ -243,6 +245,7 @@ def _metrics(m):
                 rows=[r for r in rows if not (one and r['name'].startswith('Hit'))],
                 leaks=_leaks(m), groups=_groups(m), sizes=_sizes(m))
 
+# %% ../nbs/07_report.ipynb #b3c5c003
 def _leaks(m):
     if not (l := m.get('leak_free')): return None
     n = f'recall@{m["k"][0]}'; rows = (f'all {m["queries"]:,} queries', m), (f'{l["queries"]:,} not leaked', l)
@@ -282,6 +285,7 @@ def _listed(parts, right):
                  score=f'{r["top1_score"]:.2f}', group=shown(r.get('group', ''), 40), kinds=kinds[q])
             for r in d.drop_duplicates('query_path').to_dict('records') for q in [r['query_path']]]
 
+# %% ../nbs/07_report.ipynb #aa7b530e
 def _cards(d, right, wrong, most=9):
     return [dict(query=r['query_path'], right=right.get(r['query_path']), wrong=r[wrong], before=_rank(r['baseline_rank']),
                  after=_rank(r['rank'])) for r in d.head(most).to_dict('records')]
@@ -319,6 +323,7 @@ def _curves_of(t):
     return {'a':precision_coverage(score, right),
             'b dash':precision_coverage(np.r_[score, gone], np.r_[right, np.zeros(len(t), bool)])}
 
+# %% ../nbs/07_report.ipynb #04b6044a
 def _curve(t, s, least=20):
     curves,said = _curves_of(t), []; least = min(least, len(t))
     cut = {c:_thin(d[d.coverage*len(t)*(1+i) >= least]) for i,(c,d) in enumerate(curves.items())}
@@ -522,6 +527,7 @@ def clashes(
     if history is not None and 'recall@1' in history and off(_start(history), first): yield (
         'train/history.csv is of another training than the model in model/. Run --stage train.')
 
+# %% ../nbs/07_report.ipynb #aff30949
 def _apart(m, t):
     k = f'recall@{m["k"][0]}'
     return len(t) != m['queries'] or k in t and abs(t[k].mean() - m['trained'][k]['value']) > 1e-5
@@ -552,6 +558,7 @@ def _view(f, root, gt, pairs, max_pixels):
     _together(f, N, M, T, X, 'query.json', 'train/history.csv')
     return v | dict(missing=_missing(f, v)), pics
 
+# %% ../nbs/07_report.ipynb #7c3817ca
 def _when(f):
     return f'{datetime.fromtimestamp((f.out/"metrics.json").stat().st_mtime):%Y-%m-%d %H:%M}' if f.there('metrics.json') else ''
 

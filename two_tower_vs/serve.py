@@ -109,6 +109,7 @@ class Catalog:
 
 _no_queries = pd.DataFrame(columns=['query_path','rank','baseline_rank','change','answers'])
 
+# %% ../nbs/08_serve.ipynb #e4674612
 def evaluated(
     out,        # the folder that a run left behind
     gt,         # query_gt.csv
@@ -242,6 +243,7 @@ def _same_model(self:Site):
     s = copy(was); s.index = load_index(self.out/'index', d['sha256'])
     s.threshold = match_threshold(d.get('training', {}), s.index); return s
 
+# %% ../nbs/08_serve.ipynb #e7e74641
 @patch
 def reload(self:Site)->bool:   # was anything put in place?
     "Take what is in `out` now, if it has changed and can be used."
@@ -379,9 +381,11 @@ def _told(q): return dict(query_path=q.query_path, rank=None if pd.isna(q['rank'
 # %% ../nbs/08_serve.ipynb #19c34305
 _policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
 _headers = [(b'content-security-policy', _policy.encode()), (b'x-content-type-options', b'nosniff'),
             (b'referrer-policy', b'no-referrer'), (b'cross-origin-resource-policy', b'same-origin')]
 
+# %% ../nbs/08_serve.ipynb #3490dafc
 class _Guard:
     "Around all routes: who may ask, headers, counts, and one form for what went wrong"
     def __init__(self, app, site, hosts): self.app,self.site,self.hosts = app, site, hosts
@@ -426,8 +430,10 @@ _upload = {'requestBody':{'required':True, 'content':{
     'multipart/form-data':{'schema':{'type':'object', 'required':['image'],
                                      'properties':{'image':{'type':'string', 'format':'binary'}}}},
     'application/octet-stream':{'schema':{'type':'string', 'format':'binary'}}}}}
+
 _most_hits = 1000
 
+# %% ../nbs/08_serve.ipynb #c6dbe83b
 def _add_search(app, site, topk):
     from fastapi import Query, Request
     k,pictures = Query(topk, ge=1, le=_most_hits, description='hits wanted'), _Pictures(site)
@@ -603,6 +609,7 @@ def _socket(host, port):
         raise InputError(f'Port {port} of {host} can not be used ({e.strerror}). Stop what uses it, or give another '
                                     'with --port.') from e
 
+# %% ../nbs/08_serve.ipynb #685e5ef0
 def _impatient(base, seconds):
     "uvicorn's protocol, which closes a connection whose next request does not arrive"
     class Impatient(base):
@@ -621,6 +628,7 @@ def _impatient(base, seconds):
 # %% ../nbs/08_serve.ipynb #9e058b3b
 _loopback = '127.0.0.1','localhost','::1'
 
+# %% ../nbs/08_serve.ipynb #3164a65d
 def serve(
     out,                   # the folder that a run left behind
     root,                  # images_root
