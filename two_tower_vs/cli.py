@@ -286,7 +286,8 @@ def _more(e):
     if 'match' in m:
         pct = lambda x: f'{100*x["value"]:.1f} %' if x['value'] is not None else 'none'; o = m['match']
         lines.append(f'  match: of first hits scoring {o["threshold"]:.2f} or more {pct(o["precision"])} are right '
-                     f'({100*o["wanted_precision"]:.0f} % wanted); {pct(o["coverage"])} of queries have one')
+                     f'({100*o["wanted_precision"]:.0f} % wanted); {pct(o["coverage"])} of queries have one, '
+                     f'{pct(dict(value=1-o["refused"]["value"]))} when their answers are taken out')
     return '\n'.join(lines)
 
 # %% ../nbs/09_cli.ipynb #c6ad6c78

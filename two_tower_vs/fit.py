@@ -48,11 +48,19 @@ def batches(rows:np.ndarray, size:int, seed:int, epoch:int)->list:
 
 # %% ../nbs/02b_fit.ipynb #a608ded3
 @torch.no_grad()
-def first_hits(q, c, qi, ci, table)->tuple:   # scores (n,), are they right? bool (n,)
-    "The nearest candidate of each query; q (n, d), c (m, d), and the numbers of their rows in the table."
-    best = [(b@c.T).max(1) for b in q.split(1024)]
-    score,at = (torch.cat([b[j] for b in best]).cpu().numpy() for j in (0,1))
-    return score.astype(np.float32), table.right(qi, ci[at])
+def first_hits(q, c, qi, ci, table)->tuple:   # scores (n,), are they right? bool (n,), scores without right answers (n,)
+    "The nearest candidate of each query; q (n, d), c (m, d), and the numbers of their rows in the table, `ci` ascending."
+    parts = [_hits_of(b@c.T, i, ci, table) for b,i in zip(q.split(1024), np.split(qi, range(1024, len(qi), 1024)))]
+    return tuple(np.concatenate(p) for p in zip(*parts))
+
+def _hits_of(s, qi, ci, table):
+    (best,at),m = s.max(1), len(table.cands)
+    a,b = (np.searchsorted(table.keys, x*m) for x in (qi, qi+1)); row = np.repeat(np.arange(len(qi)), b-a)
+    known = np.concatenate([table.keys[i:j] for i,j in zip(a, b)]) % m
+    col = np.searchsorted(ci, known).clip(max=len(ci)-1); there = ci[col] == known
+    s[row[there], col[there]] = -1.
+    return (best.cpu().numpy().astype(np.float32), table.right(qi, ci[at.cpu().numpy()]),
+            s.max(1).values.cpu().numpy().astype(np.float32))
 
 def balanced(
     rates:dict,  # of new and known, or one of them
@@ -105,14 +113,14 @@ class Validation:
         self.ci = np.union1d(need, pick(np.arange(len(table.cands)), cands))
         new = max(min(.5, 2*(1-known_share)), 1/(2+len(table.cands)))
         self.table,self.weight,self.count = table, {'new':new, 'known':1-new}, {k:len(qi) for k,qi in self.qi.items()}
-    def answers(self, query_vectors, cand_vectors)->dict:   # {'new': (scores, right), 'known': …}
+    def answers(self, query_vectors, cand_vectors)->dict:   # {'new': what first_hits gives, 'known': …}
         "First hits, by two functions from numbers of pictures to unit vectors."
         c = cand_vectors(self.ci)
         return {k:first_hits(query_vectors(qi), c, qi, self.ci, self.table) for k,qi in self.qi.items()}
     def score(self, answers)->dict:   # {'new':, 'known':, 'recall@1': their balance}
-        rates = {k:float(right.mean()) for k,(_,right) in answers.items()}
+        rates,count = ({k:f(right) for k,(_,right,*_) in answers.items()} for f in (lambda r: float(r.mean()), len))
         if not rates: return {'recall@1':float('nan')}
-        return {**rates, 'recall@1':balanced(rates, self.weight), 'error':standard_error(rates, self.weight, self.count)}
+        return {**rates, 'recall@1':balanced(rates, self.weight), 'error':standard_error(rates, self.weight, count)}
     def __call__(self, query_vectors, cand_vectors)->dict: return self.score(self.answers(query_vectors, cand_vectors))
 
 # %% ../nbs/02b_fit.ipynb #833a9d58
@@ -134,19 +142,22 @@ def gain(
 
 # %% ../nbs/02b_fit.ipynb #3f7a44d1
 def calibrate(
-    answers:dict,        # of a validation: {kind: (scores of the first hits, are they right?)}
+    answers:dict,        # of a validation: {kind: what first_hits gives}
     weight:dict,         # of each kind
-    precision:float=.9,  # wanted share of right ones among hits that pass
+    precision:float=.9,  # wanted share of right ones among first hits that pass, of queries that have an answer
+    absent:float=.5,     # expected share of queries that have none
     least:int=20,        # hits that a share must rest on, since fewer show nothing
-)->dict:                 # threshold, precision, coverage, queries; None where no threshold is good enough
-    "The lowest threshold with the wanted precision, for queries of both kinds as often as they are expected."
-    score,right = (np.concatenate([a[i] for a in answers.values()]) for i in (0,1))
-    w = np.concatenate([np.full(len(a[0]), weight[k]/len(a[0])) for k,a in answers.items()])
-    order = np.argsort(-score, kind='stable'); s,w = score[order], w[order]
-    share,passed = np.cumsum(right[order]*w)/np.cumsum(w), np.cumsum(w)**2/np.cumsum(w*w)   # Kish's effective number
-    ok = np.flatnonzero((share >= precision) & np.r_[s[1:] != s[:-1], True] & (passed >= least-1e-6))   # of equal scores all pass, or none
+)->dict:                 # threshold, precision, coverage, refused, queries; None where no threshold is good enough
+    "The threshold that decides most queries rightly, of those with the wanted precision."
+    score,right,wrong = (np.concatenate([a[i] for a in answers.values()]) for i in range(3))
+    w = np.concatenate([np.full(len(a[0]), weight[k]/len(a[0])) for k,a in answers.items()]); w /= w.sum()
+    order = np.argsort(-score, kind='stable'); s,share = score[order], np.cumsum(w[order])
+    found,passed = np.cumsum(right[order]*w[order]), share**2/np.cumsum(w[order]**2)   # Kish's effective number
+    up = np.argsort(wrong); below = np.r_[0, np.cumsum(w[up])][np.searchsorted(wrong[up], s)]   # strangers refused
+    ok = np.flatnonzero((found/share >= precision) & np.r_[s[1:] != s[:-1], True] & (passed >= least-1e-6))   # of equal scores all pass, or none
     if not len(ok): return None
-    return dict(threshold=float(s[ok[-1]]), precision=precision, coverage=float(np.cumsum(w)[ok[-1]]/w.sum()), queries=len(s))
+    i = ok[::-1][np.argmax(((1-absent)*found+absent*below)[ok[::-1]].round(9))]   # the lowest of equals
+    return dict(threshold=float(s[i]), precision=precision, coverage=float(share[i]), refused=float(below[i]), queries=len(s))
 
 # %% ../nbs/02b_fit.ipynb #5f104cb4
 def main_process()->bool:

@@ -127,6 +127,7 @@ def train(
     augmentation:str='photo',     # of the views: photo, drawing, document or none
     val_frac:float=0.15,          # share of candidates, and of other queries, held out to choose
     precision:float=.9,           # wanted of first hits above the threshold for a match
+    absent:float=.5,              # share of future queries without an answer, as expected; moves that threshold
     promote:str='better',         # better: keep the untrained backbone unless the model beats it; or always
     finetune_epochs:int=0,        # over the pictures, at most, with gradients to the backbone
     tuning:dict=None,             # options of finetune
@@ -144,8 +145,8 @@ def train(
                                     {**(embedding or {}), 'preset':augmentation, 'progress':progress})
     pairs = pairs[~pairs.index.isin(skipped.row)]; share = _known_share(candidates, table)
     series = photo_series(feats.q[0][:, :feats.own].cpu().numpy(), table, seed=seed)
-    splits = [Validation(pairs, table, val_frac, seed+i, share, series) for i in range(3)]
-    run = _Run(model, table, feats, splits, images_root, State(folder, _run_key(a, pairs, feats, share)), a)
+    divide = lambda i: Validation(pairs, table, val_frac, seed+i, share, series)
+    run = _Run(model, table, feats, divide, images_root, State(folder, _run_key(a, pairs, feats, share)), a)
     t = run.all(skipped); t.state = run.state
     model.to('cpu').eval()
     return t
@@ -156,6 +157,7 @@ def _check(a):
         if a[k] < least: raise InputError(f'train: {k} is {a[k]}; it must be {least} or more.')
     if a['promote'] not in ('better','always'): raise InputError(f'promote is {a["promote"]!r}. Use better or always.')
     if not 0 < a['precision'] <= 1: raise InputError(f'precision is {a["precision"]}. Give a share such as 0.9.')
+    if not 0 <= a['absent'] < 1: raise InputError(f'absent is {a["absent"]}. Give a share from 0 to below 1, such as 0.5.')
     if isinstance(a['model'].query.head, Own):
         raise InputError('The model has no heads to train. Set model.embed_dim, to 256 for example.')
     preset_by_name(a['augmentation']); loss_by_name(a['loss'])
@@ -197,8 +199,9 @@ def _accelerator(device, epochs):
 class _Run:
     "The phases of one training run"
     gaps,pulls = (.01,.1), (0,.25,.5,.75,1)
-    def __init__(self, model, table, feats, splits, root, state, args):
-        self.model,self.table,self.feats,self.splits,self.v = model, table, feats, splits, splits[0]
+    def __init__(self, model, table, feats, divide, root, state, args):
+        self.model,self.table,self.feats,self.divide = model, table, feats, divide
+        self.splits = [divide(i) for i in range(3)]; self.v = self.splits[0]
         self.root,self.state,self.a = root, state, args
         self.raw,self.device = _copy(_weights(model)), feats.q.device
         self.embedding = args['embedding'] or {}
@@ -216,10 +219,11 @@ class _Run:
         if not self.v.qi: return self.unjudged(skipped)
         before = self.feats.answers(None, self.v)
         chosen,after = from_main(self.choose(), self.acc)
+        if not chosen['finetune_epochs']: after,before = self.judged(chosen, after, before)
         g = gain(self.v, after, before, seed=self.a['seed'])
         promoted = g['ci95'][0] > 0 or self.a['promote'] == 'always'
         _say(g, self.v.score(before), promoted)
-        match = calibrate(after, self.v.weight, self.a['precision'])
+        match = calibrate(after, self.v.weight, self.a['precision'], self.a['absent'])
         self.refit(chosen); trained,baseline = self.v.score(after), self.v.score(before)
         self.model.training_info = dict(match=match, matryoshka=list(self.a['matryoshka'] or ()), chosen=chosen,
                                         validation=dict(trained=trained, untrained=baseline, gain=g), promoted=promoted)
@@ -235,6 +239,19 @@ def unjudged(self:_Run, skipped):
     self.model.training_info = dict(match=None, matryoshka=[], chosen=chosen, validation=None, promoted=True)
     nothing = {'recall@1':float('nan')}
     return Training(pd.DataFrame(self.state.d['history']), nothing, nothing, None, chosen, True, skipped)
+
+# %% ../nbs/03_train.ipynb #c7822bba
+@patch
+def judged(self:_Run, chosen, after, before, least=100, most=7):
+    "Where held-out queries are few, those of further divisions are asked too, each query once: answers after and before"
+    asked,out = np.concatenate(list(self.v.qi.values())), ([after], [before])
+    for i in range(1, most):
+        if min(sum(len(a[k][1]) for a in out[0] if k in a) for k in after) >= least: break
+        v = self.divide(i); v.qi = {k:q for k,qi in v.qi.items() if k in after and len(q := np.setdiff1d(qi, asked))}
+        if not v.qi: continue
+        asked = np.concatenate([asked, *v.qi.values()]); self.as_chosen(f'heads, division {i+1}', v.rows, chosen)
+        for o,m in zip(out, (self.model, None)): o.append(self.feats.answers(m, v))
+    return [{k:tuple(map(np.concatenate, zip(*(a[k] for a in o if k in a)))) for k in after} for o in out]
 
 # %% ../nbs/03_train.ipynb #b4373a31
 @patch
@@ -343,11 +360,15 @@ def renew(self:_Run, rows, gap, pull):
     s = closed.stats(t.qi[rows], t.ci[rows]); closed.put(s, closed.maps(s, gap), pull)
 
 @patch
+def as_chosen(self:_Run, name, rows, chosen):
+    _,start = self.train_heads(name, rows, chosen['gap'], chosen['pull'], chosen['epochs'])
+    blend(_heads(self.model), start, _copy(_heads(self.model)), chosen['blend'])
+
+@patch
 def refit(self:_Run, chosen):
     "Train on all pairs as was chosen"
     _put(_weights(self.model), self.raw)
-    _,start = self.train_heads('heads', self.all_rows, chosen['gap'], chosen['pull'], chosen['epochs'])
-    blend(_heads(self.model), start, _copy(_heads(self.model)), chosen['blend'])
+    self.as_chosen('heads', self.all_rows, chosen)
     if chosen['finetune_epochs']: self.tune('fine-tuning', self.all_rows, chosen['finetune_epochs'])
     if chosen.get('renewed'): self.renew(self.all_rows, chosen['gap'], chosen['pull'])
 
