@@ -12,14 +12,27 @@ def to_markdown(path):
     "The front matter, the Markdown body and the figures (name: bytes) of a notebook that nbdev has processed"
     nb = nbformat.read(path, 4)
     nb.metadata.setdefault('language_info', {'name': 'python'})
+    alts = quarto_options(nb)
     names = {'output_files_dir': f'{path.stem}_files', 'unique_key': path.stem}
     text,res = MarkdownExporter(exclude_input_prompt=True).from_notebook_node(nb, names)
+    text = re.sub(r'!\[\w*\](?=\(\S+_(\d+)_\d+\.\w+\))', lambda m: f'![{alts.get(int(m[1]), "")}]', text)
     head,body = re.match(r'\s*(?:---\n(.*?)\n---\n)?(.*)', text, re.S).groups()
     return yaml.safe_load(head or '') or {}, body, res['outputs']
 
+def quarto_options(nb):
+    "Takes Quarto's options out of the code and obeys `echo`; what `fig-alt` says, by the cell's number"
+    alts = {}
+    for i,cell in enumerate(nb.cells):
+        if cell.cell_type != 'code': continue
+        options = yaml.safe_load('\n'.join(re.findall(r'^#\|\s*([\w-]+:.*)$', cell.source, re.M))) or {}
+        cell.source = re.sub(r'^#\|\s*[\w-]+:.*\n?', '', cell.source, flags=re.M)
+        if options.get('echo') is False: cell.metadata['transient'] = {'remove_source': True}
+        alts[i] = options.get('fig-alt', '')
+    return alts
+
 def pandoc(text, to, *args):
     "Convert `text`; a warning is an error"
-    cmd = [pypandoc.get_pandoc_path(), '-f', 'markdown+emoji', '-t', to, '--fail-if-warnings', *args]
+    cmd = [pypandoc.get_pandoc_path(), '-f', 'markdown+emoji-implicit_figures', '-t', to, '--fail-if-warnings', *args]
     r = subprocess.run(cmd, input=text, text=True, capture_output=True)
     if r.returncode: raise ValueError(f'pandoc: {r.stderr.strip()}')
     return r.stdout
@@ -30,7 +43,7 @@ def render():
         processed = Path(tmp)/'index.ipynb'
         serve_drv.main((ROOT/'nbs/index.ipynb', processed, FilterDefaults))
         meta,body,figures = to_markdown(processed)
-    text = f"# {meta['title']}\n\n" + pandoc(body, 'gfm', '--wrap=none')
+    text = f"# {meta['title']}\n\n> {meta['description']}\n\n" + pandoc(body, 'gfm', '--wrap=none')
     return text, {name: data for name,data in figures.items() if name in text}
 
 def committed(): return {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in (ROOT/'index_files').glob('*')}
