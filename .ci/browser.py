@@ -134,6 +134,7 @@ def choose(v, pic):
         with v.page.expect_file_chooser() as c: v.page.locator('#choose').click()
         c.value.set_files({'name':'photo.png', 'mimeType':'image/png', 'buffer':pic})
     a,b = v.answer(pick), v.answer(pick); assert a['hits'] == b['hits']
+    assert v.page.locator('#file').input_value() == '', 'a browser would not tell of the same file once more'
     v.page.locator('#hits button').nth(0).click(); v.page.wait_for_url('**id=*'); v.wait(' ms'); was = v.names()
     v.page.reload(); v.wait(' ms'); assert v.names() == was
 
@@ -171,7 +172,7 @@ def no_match(v, pic):
     "a line with the threshold stands where the matches end; what comes after is paler, and said to be no match"
     now = None; v.change(lambda a: matched(now)(a))
     for now,line,said in ((3,'No match from here on','3 of them a match'), (0,'No match','none of them a match'), (10,None,'10 of them a match'), (None,None,None)):
-        v.page.goto(f'{v.url}/?query=0'); a = v.answer(v.page.reload); least = a.get('threshold')
+        a = v.answer(lambda: v.page.goto(f'{v.url}/?query=0')); least = a.get('threshold')
         want = [f'{h["cand_path"]}' for h in a['hits']] if line is None else [*v.names()[:now], f'{line}: scores under {least:.2f}', *v.names()[now:]]
         have = [li.text_content() if 'limit' in (li.get_attribute('class') or '') else li.locator('.name').text_content() for li in v.page.locator('#hits li').all()]
         assert have == want, have
@@ -205,7 +206,7 @@ def right(v, pic):
     "right answers are marked with a tick and the word, and no others; those beyond the hits are shown beside the query"
     place = lambda r: f'rank {r}' if r else 'not found'
     for i,q in enumerate(v.truth.queries[:6]):
-        v.page.goto(f'{v.url}/?query={i}'); v.answer(v.page.reload)
+        v.answer(lambda: v.page.goto(f'{v.url}/?query={i}'))
         answers = v.truth.right[q['query_path']]; told = v.page.locator('#told').text_content()
         assert q['query_path'] in told and f'In the evaluation: {place(q["rank"])}; before training: {place(q["baseline_rank"])}' in told, told
         found = [n for n in v.names() if n in answers]; n = len(found)
@@ -332,14 +333,16 @@ class Look:
         if self.axe: self.found += [f'{step}: {f}' for f in serious(p, self.axe)]
         if self.shots: p.wait_for_timeout(400); p.screenshot(path=Path(self.shots)/f'{self.name}-{step}.png', full_page=step != 'start')
 
-def views():   # yields (name, options of a browser context)
+def views(shots):   # yields (name, options of a browser context)
+    "Each width and each scheme once; all four where somebody wants to look at them"
     for size,view in (('phone', PHONE), ('desktop', DESKTOP)):
         for scheme in ('light','dark'):
-            yield f'{size}-{scheme}', dict(viewport=view, color_scheme=scheme, has_touch=size == 'phone', is_mobile=size == 'phone')
+            if shots or (size, scheme) in (('phone','dark'), ('desktop','light')):
+                yield f'{size}-{scheme}', dict(viewport=view, color_scheme=scheme, has_touch=size == 'phone', is_mobile=size == 'phone')
 
 def shapes(browser, url, truth, pic, shots, axe):   # yields (name, problems)
     "Both widths, light and dark, in every state of the page"
-    for name,context in views():
+    for name,context in views(shots):
         v = Visit(browser, url, truth, **context); look = Look(v, name, shots, axe)
         try:
             if v.page.locator('#photo').is_visible() != ('phone' in name): look.found.append('start: "Take a photo" is for phones, and for them alone')
@@ -398,6 +401,8 @@ def pinch(v):
     was,k = v.place(x, y), v.view()['k']; v.fingers([(x, y)], [(x+60, y-40)]); now = v.place(x+60, y-40)
     assert math.dist(was[:2], now[:2])*now[2] < 8 and v.view()['k'] == k, 'one finger should drag'
     assert v.page.evaluate('() => visualViewport.scale') == 1 and v.view()['chosen'] == -1
+    v.page.locator('#whole').tap(); a,b = v.spot(5), min((v.spot(i) for i in range(6, 40)), key=lambda s: math.dist(s, (x, y)))   # both on pictures
+    v.fingers([a, b], [a, (b[0]+2, b[1]+1)], 1); assert v.view()['chosen'] == -1, 'two fingers are no tap, however still'
     v.page.locator('#whole').tap(); v.page.touchscreen.tap(*v.spot(5)); assert v.view()['chosen'] == 5
     v.page.locator('#panel h2', has_text=v.page.evaluate('() => D.names[5]')).wait_for()
 
@@ -409,6 +414,7 @@ def mouse(v):
     v.page.mouse.down(); v.page.mouse.move(x+70, y+30, steps=5); v.page.mouse.up(); there = v.place(x+70, y+30); assert math.dist(there[:2], was[:2])*now[2] < 8
     v.page.locator('#whole').click(); i = 7; v.page.mouse.click(*v.spot(i)); assert v.view()['chosen'] == i
     near = v.page.evaluate('i => D.near[i].map(j => D.names[j])', i); shown = [b.get_attribute('title') for b in v.page.locator('#panel ol').first.get_by_role('button').all()]
+    score = v.page.evaluate('i => (D.score[i][0] / 1000).toFixed(2)', i); assert v.page.get_by_role('button', name=f'{near[0]} {score}').count() == 1, 'a screen reader hears no name or no score'
     assert shown == near and v.page.locator('#told').text_content() == v.page.evaluate('i => D.names[i] + ": candidate"', i)
 
 @map_test
@@ -428,9 +434,12 @@ def maps(browser, file, shots, axe):   # yields (name, problems)
         try: f(v); found = []
         except Exception as e: found = [f'{type(e).__name__}: {str(e)[:600]}']
         yield f.__doc__, found + v.close()
-    for name,context in views():
+    for name,context in views(shots):
         v = MapVisit(browser, file.as_uri(), **context); look = Look(v, f'map-{name}', shots, axe)
-        try: look('start'); v.page.evaluate('() => choose(M, true)'); look('query'); v.page.evaluate('() => choose(D.right[0][0], true)'); look('candidate')
+        try:
+            look('start'); v.page.evaluate('() => choose(M, true)'); look('query'); v.page.evaluate('() => choose(D.right[0][0], true)'); look('candidate')
+            high = v.page.evaluate('() => document.documentElement.scrollHeight')   # the panel scrolls by itself
+            if high > context['viewport']['height']: look.found.append(f'{high} pixels high, and scrolls into nothing')
         except Exception as e: look.found.append(f'{type(e).__name__}: {str(e)[:300]}')
         yield f'the map, {name}: fits, and axe-core finds nothing serious' if axe else f'the map, {name}: fits', look.found + v.close()
 
