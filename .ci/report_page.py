@@ -44,9 +44,9 @@ def stopped(page):
         const kinds = new Set(), host = 'http://127.0.0.9:9', make = (tag, o) => document.body.append(Object.assign(document.createElement(tag), o))
         document.addEventListener('securitypolicyviolation', e => kinds.add(e.effectiveDirective))
         await fetch(host).catch(() => 0); make('img', {src: host + '/x.png'}); make('script', {src: host + '/x.js'})
-        make('link', {rel: 'stylesheet', href: host + '/x.css'}); make('iframe', {src: host}); make('form', {action: host}); document.forms[document.forms.length-1].submit()
-        document.head.append(Object.assign(document.createElement('base'), {href: host}))
-        for (let n = 0; n < 40 && kinds.size < 7; n++) await new Promise(r => setTimeout(r, 50))
+        make('link', {rel: 'stylesheet', href: host + '/x.css'}); make('iframe', {src: host}); document.head.append(Object.assign(document.createElement('base'), {href: host}))
+        make('form', {action: host}); document.forms[document.forms.length-1].submit()
+        for (let n = 0; n < 100 && kinds.size < 7; n++) await new Promise(r => setTimeout(r, 50))
         return [...kinds] }""")
     return sorted({'base-uri','connect-src','form-action','frame-src','img-src','script-src-elem','style-src-elem'} - set(some))
 
