@@ -92,8 +92,8 @@ function small(i) { const c = make('canvas'); c.width = c.height = D.side; cut(c
 function list(title, items, said) {
   const ol = make('ol'); $('panel').append(make('h3', title), ol);
   items.forEach((i, n) => {
-    const li = make('li'), b = make('button'); b.type = 'button'; b.title = D.names[i]; b.setAttribute('aria-label', D.names[i]);
-    b.append(small(i), ...said(i, n)); b.onclick = () => { choose(i, true); $('panel').focus(); }; li.append(b); ol.append(li);
+    const li = make('li'), b = make('button'); b.type = 'button'; b.title = D.names[i];
+    b.append(small(i), make('span', D.names[i] + ' ', 'sr'), ...said(i, n)); b.onclick = () => { choose(i, true); $('panel').focus(); }; li.append(b); ol.append(li);
   });
 }
 
@@ -146,24 +146,22 @@ canvas.onkeydown = e => {
 function keep(f) { const i = at; if (i >= 0) { view.x = D.x[i]; view.y = D.y[i]; } f(); tip(i); }   // zoom about the picture in focus
 function whole() { view = {x: .5, y: .5, k: 1}; tip(-1); draw(); }
 
-const fingers = new Map(); let moved = 0, gap = 0;
-canvas.onpointerdown = e => { canvas.setPointerCapture(e.pointerId); fingers.set(e.pointerId, [e.offsetX, e.offsetY]); if (fingers.size === 1) moved = 0; gap = 0; };
+const fingers = new Map(), apart = (p, q) => Math.max(1, Math.hypot(p[0] - q[0], p[1] - q[1])); let moved = 0;
+canvas.onpointerdown = e => { canvas.setPointerCapture(e.pointerId); fingers.set(e.pointerId, [e.offsetX, e.offsetY]); if (fingers.size === 1) moved = 0; };
 canvas.onpointermove = e => {
   const was = fingers.get(e.pointerId), now = [e.offsetX, e.offsetY];
   if (!was) { if (e.pointerType === 'mouse') { const i = under(...now); if (i !== at) tip(i); canvas.style.cursor = i < 0 ? 'grab' : 'pointer'; } return; }
   fingers.set(e.pointerId, now); const [dx, dy] = [now[0] - was[0], now[1] - was[1]]; moved += Math.abs(dx) + Math.abs(dy);
-  if (moved < 6) return;
+  const other = [...fingers].find(([id]) => id !== e.pointerId)?.[1];
+  if (other) moved = 99; else if (moved < 6) return;   // two fingers are no tap, however still
   view.x -= dx / scale() / fingers.size; view.y -= dy / scale() / fingers.size;
-  if (fingers.size === 2) {
-    const [[a, b], [c, d]] = [...fingers.values()], g = Math.hypot(a - c, b - d);
-    if (gap) zoom(g / gap, (a + c) / 2, (b + d) / 2); gap = g; moved = 99;
-  }
+  if (other) zoom(apart(now, other) / apart(was, other), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
   tip(-1); draw();
 };
 canvas.onpointerup = e => {
-  if (fingers.delete(e.pointerId) && !fingers.size && moved < 6) choose(under(e.offsetX, e.offsetY)); gap = 0;
+  if (fingers.delete(e.pointerId) && !fingers.size && moved < 6) choose(under(e.offsetX, e.offsetY));
 };
-canvas.onpointercancel = e => { fingers.delete(e.pointerId); gap = 0; };
+canvas.onpointercancel = e => fingers.delete(e.pointerId);
 canvas.onpointerleave = () => { if (!fingers.size) tip(-1); };
 canvas.addEventListener('wheel', e => { e.preventDefault(); zoom(Math.exp(-e.deltaY * (e.deltaMode ? .05 : .0015)), e.offsetX, e.offsetY); }, {passive: false});
 $('in').onclick = () => zoom(1.5); $('out').onclick = () => zoom(1 / 1.5); $('whole').onclick = whole; $('queries').onchange = () => { tip(-1); draw(); };

@@ -170,6 +170,9 @@ addEventListener('keydown', e => {
   if (to) { e.preventDefault(); to.focus() }
 })
 
+// The link to the hits keeps the address: another one would be another view, without them
+document.querySelector('.skip').addEventListener('click', e => { e.preventDefault(); $($('results').hidden ? 'choose' : 'results').focus() })
+
 // ---- start
 
 $('home').addEventListener('click', e => { e.preventDefault(); go({}) })

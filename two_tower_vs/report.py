@@ -403,9 +403,10 @@ def _index(m, folder, metrics):
 
 def _tried(t, m):
     num = lambda k,f,scale=1: '' if t.get(k) is None else format(scale*float(t[k]), f)
+    speed = num('queries_per_s', ',.0f') if t.get('agreement') is not None else ''   # one that was too large was not built
     search = ', '.join(f'{shown(k, 20)} {v:g}' for k,v in t['search'].items())
     return dict(kind=shown(t['kind'], 40), factory=shown(t['factory'], 60), search=search, why=shown(t['why'], 40),
-                agreement=num('agreement', '.1f', 100), speed=num('queries_per_s', ',.0f'), ms=num('ms', '.2f'),
+                agreement=num('agreement', '.1f', 100), speed=speed, ms=num('ms', '.2f'),
                 build=num('build_s', '.1f'), mb=num('mb', ',.0f'), chosen=(t['kind'], t['factory']) == (m['kind'], m['factory']))
 
 # %% ../nbs/07_report.ipynb #c79d2985
