@@ -621,6 +621,7 @@ def _socket(host, port):
         f'serve.host is {host!r}, and that is no address ({e}). Use 127.0.0.1.') from e
     try:
         if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if unsent := getattr(socket, 'TCP_NOTSENT_LOWAT', 0): s.setsockopt(socket.IPPROTO_TCP, unsent, 2**16)
         s.bind(at); s.listen(2048); return s
     except OSError as e:
         s.close()
