@@ -715,7 +715,8 @@ def serve(
                        hosts=(*_loopback[:2], '[::1]') if own else ())
         if not own: warn(f'Anybody who can reach {host} may search and see the candidates. '
                          'Without --host, only this machine may.')
+        server = _uvicorn(app, timeout_s)   # before it is announced: imports take a while
         at = sock.getsockname(); name = f'[{host}]' if ':' in host else host
         print(f'serve: {len(app.state.site.now.shows.paths):,} candidates at http://{name}:{at[1]} (Ctrl-C ends it)',
               flush=True)
-        with suppress(KeyboardInterrupt): _uvicorn(app, timeout_s).run(sockets=[sock])   # it says again what it was told
+        with suppress(KeyboardInterrupt): server.run(sockets=[sock])   # it says again what it was told
