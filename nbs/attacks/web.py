@@ -293,29 +293,32 @@ def models(s, long):
     from two_tower_vs.embed import embed
     from two_tower_vs.index import build_index, load_index, save_index
     from two_tower_vs.model import load_model, save_model
+    from two_tower_vs.query import load_searcher
     out = s.p/'out'; paths = load_index(out/'index', writable=True).paths; files = sorted((s.p/'images/line').iterdir())[:16]; pics = [f.read_bytes() for f in files]; right = {}
     def made(i):   # another head, list and threshold
         m = load_model(out/'model'); g = torch.Generator().manual_seed(i)
         with torch.no_grad():
             for t in (m.query, m.cand): t.head.weight.add_(torch.randn(t.head.weight.shape, generator=g)*t.head.weight.std()*2)
-        m.training_info = {'match':{'threshold':(.2,.4)[i], 'precision':.9, 'coverage':1, 'queries':9}}; sha = save_model(m, s.p/f'model {i}'); mine = (paths[:-9], paths[::-1])[i]
+        m.training_info = {'match':{'threshold':(.2,.4)[i], 'precision':.9, 'coverage':1, 'queries':9}}; pair = s.p/f'pair {i}'; sha = save_model(m, pair/'model'); mine = (paths[:-9], paths[::-1])[i]
         vectors = lambda t, names: embed(t, names, s.p/'images', s.p/'cache').vectors
-        index = build_index(embed(m.cand, mine, s.p/'images', s.p/'cache'), sha, vectors(m.query, [f'line/{f.name}' for f in files])); return m, index
+        index = build_index(embed(m.cand, mine, s.p/'images', s.p/'cache'), sha, vectors(m.query, [f'line/{f.name}' for f in files])); save_index(index, pair/'index')
+        alone = load_searcher(pair); return m, index, [alone.search(f, 5) for f in files]   # what is right, without a server
     both = [made(i) for i in (0,1)]
     def put(k):
         save_model(both[k][0], out/'model'); time.sleep(.15); save_index(both[k][1], out/'index')   # a request may come between
         until(lambda: s.site.now.searcher.index.manifest['model_sha256'] == both[k][1].manifest['model_sha256'])
-    of = lambda d: ([h['id'] for h in d['hits']], [h['cand_path'] for h in d['hits']], d.get('threshold'), [h.get('match') for h in d['hits']])
-    for k in (0,1):
-        put(k); got = [s.post(d)[1] for d in pics]; v = got[0]['version']; right[v] = [(of(d), [h['score'] for h in d['hits']]) for d in got]
+    of = lambda d: ([h['id'] for h in d['hits']], [h['cand_path'] for h in d['hits']], d.get('threshold'))
+    for k,(_,index,alone) in enumerate(both):
+        put(k); v = s.post(pics[0])[1]['version']; where = {p:i for i,p in enumerate(index.paths)}
+        right[v] = [(([where[p] for p in h.cand_path], h.cand_path.tolist(), (.2,.4)[k]), h.score.tolist()) for h in alone]
     stop,found,seen = threading.Event(), [], set()
     def client(i):
         c = http.client.HTTPConnection('127.0.0.1', s.port, timeout=30)
         while not stop.is_set():
             try:
                 st,d,_ = s.answer(c, 'POST', '/search?topk=5', pics[i], {'Content-Type':'image/png'}); want,scores = right.get(d.get('version'), [((),[])]*16)[i]; seen.add(d.get('version'))
-                good = st == 200 and of(d)[:3] == want[:3] and max(abs(h['score']-w) for h,w in zip(d['hits'], scores)) < .01 and all(h['match'] == (h['score'] >= d['threshold']) for h in d['hits'])
-                found.append('' if good else f'{st} {str(d)[:300]}, not {want}')
+                good = st == 200 and of(d) == want and max(abs(h['score']-w) for h,w in zip(d['hits'], scores)) < .03 and all(h['match'] == (h['score'] >= d['threshold']) for h in d['hits'])
+                found.append('' if good else f'{st} {of(d) == want} {[(h["score"], round(w, 4)) for h,w in zip(d["hits"], scores)]} {str(d)[:300]}, not {want}')
             except Exception as e: found.append(repr(e)); c.close()
         c.close()
     before = s.site.measures.reloads
