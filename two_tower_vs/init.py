@@ -10,13 +10,14 @@ __all__ = ['asks', 'answers', 'parts', 'layouts', 'edits', 'least', 'Listing', '
 import hashlib, json, os, random, re
 import numpy as np, pandas as pd
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 from uuid import uuid4
 from .catalog import InputError, leaves_root, read_bytes, _endings, _longest_path
-from .data import BadImage, cores, disk_errors, in_threads, load_image, replacing, tidy
+from .data import BadImage, DiskError, cores, disk_errors, in_threads, load_image, replacing, tidy
 
 # %% ../nbs/00b_init.ipynb #72ea7a07
 @dataclass
@@ -417,6 +418,14 @@ def _refuse_existing(base, config):
             f'{f} exists, and init overwrites nothing. '
             'Remove it, or choose another folder, as in --config new/config.yaml.')
 
+# %% ../nbs/00b_init.ipynb #45d0488c
+@contextmanager
+def _disk():
+    "There is no `out` yet that could be set to another disk, but --config"
+    try: yield
+    except DiskError as e: raise DiskError(str(e).replace('et out to', 'et --config to')) from e
+
+
 # %% ../nbs/00b_init.ipynb #ee278bc0
 def init(
     images,                 # a folder of pictures
@@ -427,14 +436,16 @@ def init(
     progress:bool=None,     # a progress bar for the copies
 )->Project:
     "Write a config file and three tables for a folder of pictures. Raises `InputError`."
-    config = Path(config); base = config.parent; tidy(base); _refuse_existing(base, config)
+    config = Path(config); base = config.parent
+    with _disk(): tidy(base)
+    _refuse_existing(base, config)
     found = list_folder(images, _ours(images, base))
     if len(found.paths) < least: raise InputError(f'{images} holds {len(found.paths) or "no"} pictures'
         + ''.join(f'; {s}' for s in found.said())
         + f'. At least {least} are needed; their names end in {" ".join(_endings)}.')
     layout,t,said = find_things(found.paths, layout); root,written = _root(images, base, layout == 'augment')
     if layout == 'augment':
-        t,bad = _augmented(found.paths, images, base, root, seed, most, progress); found.left_out |= bad
+        with _disk(): t,bad = _augmented(found.paths, images, base, root, seed, most, progress); found.left_out |= bad
     tables = split_things(t, seed, 0 if layout == 'augment' else .2)
     said = f'{len(found.paths):,} pictures in {_shown(str(images))}; {said}'; _judged(tables, said)
     lines = _described(layout, said, tables) + ['  '+l for l in found.said()]
@@ -442,7 +453,7 @@ def init(
     lines.append(f'If that is not what you meant: remove {config} and the three tables, '
                  f'and add --layout {" or ".join(other)}.')
     _refuse_existing(base, config)   # the copies took a while
-    with replacing(*(base/n for n in _files), config) as files:
+    with _disk(), replacing(*(base/n for n in _files), config) as files:
         for f,table in zip(files, tables): table.to_csv(f, index=False)
         files[-1].write_text(_config.format(said=said, root=json.dumps(written, ensure_ascii=False), seed=seed,
                                             train='views: 0' if layout == 'augment' else ''), encoding='utf-8')

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from fastcore.basics import patch
+from http import HTTPStatus
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -207,7 +208,8 @@ class Served:
 # %% ../nbs/08_serve.ipynb #2eba5bab
 class Site:
     "The searcher of the moment, threads, limits and counts."
-    held_most = 256*2**20   # bytes of uploads at one time
+    held_most = 256*2**20   # bytes of uploads at one time, and of answers that nobody has read yet
+    most_open = 500         # connections
     def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples):
         for k,v in dict(max_upload_mb=max_upload_mb, timeout_s=timeout_s, waiting=waiting, batch=batch).items():
             if v < 1: raise InputError(f'serve.{k} is {v}. Use 1 or more.')
@@ -216,7 +218,8 @@ class Site:
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
         self.pool,self.batcher,self.measures = ThreadPoolExecutor(cores()+2), Batcher(most=batch), Measures()
-        self.busy = self.held = 0; self.stamps = self._stamps(); self.now = self.before = None; self.now = self._load()
+        self.busy = self.held = self.unread = 0; self.crowd = (),()   # connections, requests under way
+        self.stamps = self._stamps(); self.now = self.before = None; self.now = self._load()
 
     def _stamps(self):
         files = 'index/manifest.json','model/model.json','model/model.safetensors','per_query.csv'
@@ -263,6 +266,9 @@ def catalog(self:Site, v=None)->Catalog:   # of this version
     for c in (now, self.before):
         if c and v in (None, c.version): return c
     raise Refusal(410, 'gone', 'This address belongs to an index that has been replaced. Search again.')
+
+@patch
+def crowded(self:Site)->bool: return any(len(c) > self.most_open for c in self.crowd)
 
 @patch
 def close(self:Site): self.batcher.close(); self.pool.shutdown(wait=False, cancel_futures=True)
@@ -397,10 +403,11 @@ class _Guard:
             nonlocal status
             if m['type'] == 'http.response.start': status = m['status']; m = m | {'headers':[*m['headers'], *_headers]}
             last = m['type'] == 'http.response.body' and not m.get('more_body')
-            if not (last and status == 413): return await send(m)
+            if not (last and status == 413): return await _given(self.site, m, send)
             await send(m | {'more_body':True}); await _drained(receive); await send({'type':'http.response.body'})
         try:
-            if self.hosts: self._known(dict(scope['headers']).get(b'host', b'').decode('latin-1'))
+            if self.hosts: self._known(b','.join(v for k,v in scope['headers'] if k == b'host').decode('latin-1'))
+            if self.site.crowded(): raise _busy(f'More than {self.site.most_open} connections are open.')
             await self.app(scope, receive, sent)
         except Exception as e:
             if type(e).__name__ == 'ClientDisconnect': status = 499   # nginx's number for it
@@ -418,6 +425,16 @@ def _refused(e):
     if isinstance(e, Refusal): return _reply(e.json(), e.status, e.headers)
     warn(f'A request was answered with status 500 ({type(e).__name__}: {str(e)[:200]}). Please report this.')
     return _reply(Refusal(500, 'our fault', 'Something went wrong here. The server\'s log says more.').json(), 500)
+
+async def _given(site, m, send):
+    "Send a large body as fast as it is read, and count what waits for that"
+    body = m.get('body', b'')
+    if len(body) <= 2**16: return await send(m)
+    site.unread += len(body)
+    try:
+        for i in range(0, len(body), 2**16): await send(m | {'body':body[i:i+2**16], 'more_body':True})
+        await send(m | {'body':b''})
+    finally: site.unread -= len(body)
 
 async def _drained(receive, seconds=2):
     "Read on and throw away: a client that is still sending would not see the answer when the connection is cut"
@@ -472,6 +489,7 @@ def _add_pictures(app, site):
     small = Query(None, ge=16, le=1024, description='longest side of a thumbnail; left out: the file itself')
 
     async def send(request, path, side):
+        if site.unread > site.held_most: raise _busy('Too many pictures wait to be read.')
         work = asyncio.get_running_loop().run_in_executor(site.pool, pictures.send, path, side,
                                                           request.headers.get('if-none-match'))
         data,kind,tag = await _within(site.timeout, work,
@@ -603,6 +621,7 @@ def _socket(host, port):
         f'serve.host is {host!r}, and that is no address ({e}). Use 127.0.0.1.') from e
     try:
         if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if unsent := getattr(socket, 'TCP_NOTSENT_LOWAT', 0): s.setsockopt(socket.IPPROTO_TCP, unsent, 2**16)
         s.bind(at); s.listen(2048); return s
     except OSError as e:
         s.close()
@@ -610,20 +629,66 @@ def _socket(host, port):
                                     'with --port.') from e
 
 # %% ../nbs/08_serve.ipynb #685e5ef0
+_most_head = 2**16   # bytes of a request that are not its body
+_strange = Refusal(400, 'bad request', 'This is no HTTP/1.1 request that can be understood. Most libraries write them well.')
+_long = Refusal(431, 'headers too large', f'The headers are over the limit of {_most_head//1024} KB. Send fewer.')
+
+class _Plain:
+    "Limits and answers that uvicorn's protocol of httptools has not, or not in our form"
+    fed = 0   # bytes since something began or went on
+    def on_message_begin(self): self.fed = 0; super().on_message_begin()
+    def on_body(self, body): self.fed = 0; super().on_body(body)
+    def data_received(self, data):
+        self.fed += len(data); super().data_received(data)
+        if self.fed > _most_head and not self.transport.is_closing(): self._refuse(_long)
+    def send_400_response(self, msg): self._refuse(_strange)
+    def _refuse(self, r):
+        body = json.dumps(r.json()).encode()
+        headers = [*self.server_state.default_headers, *_headers, (b'content-type', b'application/json'),
+                   (b'content-length', str(len(body)).encode()), (b'connection', b'close')]
+        head = f'HTTP/1.1 {r.status} {HTTPStatus(r.status).phrase}\r\n'.encode()
+        if not (self.cycle and self.cycle.response_started and not self.cycle.response_complete):
+            self.transport.write(head + b''.join(b'%s: %s\r\n' % h for h in headers) + b'\r\n' + body)
+        self.transport.close()
+
+
+# %% ../nbs/08_serve.ipynb #5c93b9c8
 def _impatient(base, seconds):
-    "uvicorn's protocol, which closes a connection whose next request does not arrive"
-    class Impatient(base):
-        timer = None
+    "uvicorn's protocol, which ends a connection whose next request does not arrive, or whose answer is not read"
+    class Impatient(_Plain, base):
+        timer = reader = None
         def _watch(self):
             idle = self.cycle is None or self.cycle.response_complete
-            if idle and not self.timer: self.timer = self.loop.call_later(seconds, self.transport.close)
+            if idle and not self.timer: self.timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
             elif not idle and self.timer: self.timer.cancel(); self.timer = None
+        def _unread(self, was=0):   # no more is written while it looks again: what is left gets less, or nobody reads
+            if self.reader and not was: return
+            left,self.reader = self.transport.get_write_buffer_size(), None
+            if was and left >= was: self.transport.abort()
+            elif left: self.reader = self.loop.call_later(seconds, self._unread, left)
+        def _stop(self, *timers):
+            for t in timers: t and t.cancel()
         def connection_made(self, transport): super().connection_made(transport); self._watch()
         def data_received(self, data): super().data_received(data); self._watch()
-        def connection_lost(self, exc):
-            if self.timer: self.timer.cancel()
-            super().connection_lost(exc)
+        def pause_writing(self): super().pause_writing(); self._unread()
+        def resume_writing(self):
+            super().resume_writing()
+            if not self.transport.is_closing(): self._stop(self.reader); self.reader = None
+        def on_response_complete(self): super().on_response_complete(); self.transport.is_closing() and self._unread()
+        def timeout_keep_alive_handler(self): super().timeout_keep_alive_handler(); self._unread()
+        def connection_lost(self, exc): self._stop(self.timer, self.reader); super().connection_lost(exc)
     return Impatient
+
+
+# %% ../nbs/08_serve.ipynb #beb12743
+def _uvicorn(app, timeout_s):
+    "A server for the app, not running yet"
+    import uvicorn
+    config = uvicorn.Config(app, http='httptools', ws='none', log_level='warning', access_log=False,
+                            server_header=False, timeout_graceful_shutdown=timeout_s); config.load()
+    config.http_protocol_class = _impatient(config.http_protocol_class, timeout_s); server = uvicorn.Server(config)
+    app.state.site.crowd = server.server_state.connections, server.server_state.tasks; return server
+
 
 # %% ../nbs/08_serve.ipynb #9e058b3b
 _loopback = '127.0.0.1','localhost','::1'
@@ -644,17 +709,14 @@ def serve(
     examples:bool=True,    # are the evaluation queries shown?
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
-    import uvicorn
     sock = _socket(host, port); own = host in _loopback
     with sock:
         app = make_app(out, root, gt, topk, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples,
                        hosts=(*_loopback[:2], '[::1]') if own else ())
         if not own: warn(f'Anybody who can reach {host} may search and see the candidates. '
                          'Without --host, only this machine may.')
+        server = _uvicorn(app, timeout_s)   # before it is announced: imports take a while
         at = sock.getsockname(); name = f'[{host}]' if ':' in host else host
         print(f'serve: {len(app.state.site.now.shows.paths):,} candidates at http://{name}:{at[1]} (Ctrl-C ends it)',
               flush=True)
-        config = uvicorn.Config(app, log_level='warning', access_log=False, server_header=False, limit_concurrency=500,
-                                timeout_graceful_shutdown=timeout_s, ws='none'); config.load()
-        config.http_protocol_class = _impatient(config.http_protocol_class, timeout_s)
-        with suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[sock])   # it says again what it was told
+        with suppress(KeyboardInterrupt): server.run(sockets=[sock])   # it says again what it was told

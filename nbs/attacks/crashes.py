@@ -450,6 +450,49 @@ def demo(shop, long):
     yield judged('demo: killed three times while it makes its pictures', status, (d/'stderr').read_text(), want=0,
                  also=(d/'demo/ATTRIBUTION.txt').exists() and not left, why=f'left {left}', tries=3)
 
+def inits(shop, long):
+    "`--stage init` while it makes edited copies: killed, failing, without room; then the same command"
+    import errno
+    from attack import Case, judged
+    server,pictures = shop.server, str(shop.base/'images/color')
+    def run(d, **job):
+        args = ['--stage','init','--images',pictures,'--layout','augment','--config',str(d/'new/config.yaml')]
+        job |= dict(args=args, out=str(d/'new'), **{n:str(d/n) for n in ('stdout','stderr','log')})
+        return server.wait(server.ask(**job)), (d/'stderr').read_text()
+    def made(d, at=None):   # all that is there, but for the name of this folder
+        files = [f for f in (at or d/'new').rglob('*') if f.is_file()]
+        return {f.name:f.read_bytes().replace(f'{d.name}/new/'.encode(), b'') for f in files}
+    def folder(): d = shop.copy(None); (d/'new').mkdir(); (d/'new/notes.txt').write_text('mine'); return d
+    d = folder(); status,err = run(d); want = made(d); assert not status and len(want) > 100, err
+    events = (d/'log').read_text().splitlines()
+    late = [n for n,e in enumerate(events, 1) if 'edited_copies' not in e]
+    some = random.Random(0).sample(range(1, len(events)+1), 12 if long else 2) + (late if long else late[-3:])
+    def attack(n, what):
+        d = folder(); status,err = run(d, at=n, what=what); here = made(d)
+        one = what == 'kill' or err.count('two_tower_vs: ') == 1
+        said = status == (-9 if what == 'kill' else 2) and 'Traceback' not in err and one
+        left = {f:b for f,b in here.items() if not f.startswith('.tmp-')}
+        if status == 0: said = here == want   # not reached: two threads write, and not all that they do is counted
+        wrong = lambda when: f'{what} at {n} ({events[n-1]}){when}: {status} {err[-300:]}'
+        if not said or any(want.get(f) != b for f,b in left.items()): return wrong('')
+        status,err = run(d)   # what was all written, and only not renamed, is finished and then refused as existing
+        if status not in (0,2) or status and 'init overwrites nothing' not in err or made(d) != want:
+            return wrong(', then')
+    for name,what in (('killed','kill'), ('the disk is full',errno.ENOSPC), ('may not write',errno.EACCES))[:None if long else 2]:
+        bad = [w for n in some if (w := attack(n, what))]
+        yield Case(f'init, {name} while it writes, then the same command', not bad, 0, '', '\n'.join(bad), len(some))
+    if not server.mounts: return
+    d = folder(); new = f'"{d}/new"'; seen = Path(f'/proc/{server.p.pid}/root{d}/new')
+    server.sh(f'mount -t tmpfs -o size=100k none {new} && printf mine > {new}/notes.txt')
+    status,err = run(d); left = [f for f,b in made(d, seen).items() if want.get(f) != b or f.endswith('.csv')]
+    yield judged('init: the disk is full', status, err, says='set --config to another disk', also=not left,
+                 why=f'{left} is left')
+    server.sh(f'mount -o remount,size=9m {new}'); status,err = run(d); got = made(d, seen)
+    yield judged('and when there is room, the same command', status, err, 0, also=got == want,
+                 why='not as uninterrupted')
+    d = folder(); new = f'"{d}/new"'; server.sh(f'mount --bind {new} {new} && mount -o remount,ro,bind {new}')
+    yield judged('init: may not write', *run(d), says='Set --config to a folder')
+
 def cases(work, long):
     from attack import project
     server = Server()
@@ -458,7 +501,7 @@ def cases(work, long):
         if long:
             at = base.parent/'tuned'; at.mkdir(); tuned = Shop(server, base, at, tune=1).prepare(('check','train'))
         with ThreadPoolExecutor(2) as ex:   # two groups at a time
-            groups = ex.map(lambda g: [*g(shop, long)], (disks, damages, locks, threads, demo))
+            groups = ex.map(lambda g: [*g(shop, long)], (disks, damages, locks, threads, demo, inits))
             for found in groups: yield from found
         yield from failures(shop, long); yield from kills(shop, tuned, long)
     finally: server.close()

@@ -1,5 +1,5 @@
 """The HTTP API under what clients send: broken pictures, lying headers, paths that lead out, slow and vanishing clients, new indexes."""
-import contextlib, http.client, io, json, os, re, shutil, signal, socket, subprocess, sys, threading, time, warnings
+import contextlib, http.client, io, json, logging, os, re, shutil, signal, socket, subprocess, sys, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -9,14 +9,12 @@ from images import enc, pictures, scene
 class Server:
     "A server in this process, on a free port, with its own thread; `said` is what it warned of"
     def __init__(self, p, **options):
-        import uvicorn
-        from two_tower_vs.serve import _impatient, _socket, make_app
+        from two_tower_vs.serve import _socket, _uvicorn, make_app
         self.p,self.sock,self.said = p, _socket('127.0.0.1', 0), []
         options = dict(timeout_s=60, every=.05, hosts=('127.0.0.1',)) | options
         self.app = make_app(p/'out', p/'images', p/'query_gt.csv', **options); self.site = self.app.state.site
-        config = uvicorn.Config(self.app, log_level='error', access_log=False, limit_concurrency=500, timeout_graceful_shutdown=5); config.load()
-        config.http_protocol_class = _impatient(config.http_protocol_class, options['timeout_s'])
-        self.port,self.uvicorn = self.sock.getsockname()[1], uvicorn.Server(config)
+        self.port,self.uvicorn = self.sock.getsockname()[1], _uvicorn(self.app, options['timeout_s'])
+        self.uvicorn.config.timeout_graceful_shutdown = min(5, options['timeout_s']); logging.getLogger('uvicorn.error').setLevel('CRITICAL')
         self.thread = threading.Thread(target=self.uvicorn.run, kwargs=dict(sockets=[self.sock])); self.thread.start()
     def close(self): self.uvicorn.should_exit = True; self.thread.join()
 
@@ -119,7 +117,7 @@ def parameters(s):
     for q in ('kind=none','limit=0','limit=1000000','offset=-1','offset=99999999999999999999','offset=x','kind=%00'):
         yield told(f'GET /examples?{q}', s.ask('GET', f'/examples?{q}'), 422)
     yield told('GET /examples beyond the end', s.ask('GET', '/examples?offset=1000000'), 200)
-    for m in ('PUT','DELETE','PATCH','OPTIONS','TRACE','FOO'): yield told(f'{m} /search', s.ask(m, '/search'), 405)
+    for m in ('PUT','DELETE','PATCH','OPTIONS','TRACE','FOO'): yield told(f'{m} /search', s.ask(m, '/search'), 400 if m == 'FOO' else 405)
     for h in ('evil.example','127.0.0.1.evil.example','', '127.0.0.1:80@evil.example','[::1'): yield told(f'Host: {h}', s.ask('GET', '/health', host=h), 421)
     yield told('Host: 127.0.0.1 with a port', s.ask('GET', '/health', host=f'127.0.0.1:{s.port}'), 200)
 
@@ -131,13 +129,47 @@ def paths(s):
         got = s.ask('GET', f'/image/{t}'); yield told(f'GET /image/{t[:40]}', got, (404,410,422), also=b'secret' not in (got[1] if isinstance(got[1], bytes) else b''))
     for f in ('/page.py','/../serve.py','/page.css/../serve.py','/%2e%2e/serve.py','/serve.py','//','/docs/../../x','/openapi.json/'): yield told(f'GET {f}', s.ask('GET', f), (404,307) if f.endswith('/') else 404)
 
+def answers(b):   # [(status, JSON or bytes, headers)] in what a server sent
+    class Sent(io.BytesIO):
+        makefile = lambda self, *a: self
+        close = lambda self: None
+    b,found = Sent(b), []
+    while b.tell() < len(b.getbuffer()): r = http.client.HTTPResponse(b); r.begin(); found.append(read(r))
+    return found
+
+GET,POST = (f'{m} HTTP/1.1\r\nHost: 127.0.0.1\r\n'.encode() for m in ('GET /health','POST /search'))
+CHUNKED,EMPTY = b'Transfer-Encoding: chunked\r\n', b'0\r\n\r\n'
+
 def heads(s):
-    "Whole requests that are none"
-    for name,b in {'garbage':b'\x16\x03\x01\x02\x00\x01\x00'+os.urandom(50), 'HTTP/9':b'GET / HTTP/9.9\r\n\r\n', 'no host':b'GET /health HTTP/1.1\r\n\r\n', 'a header of 1 MB':b'GET / HTTP/1.1\r\nX: '+b'y'*2**20+b'\r\n\r\n',
-                   'a header with a zero':b'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\0b\r\n\r\n', 'two lengths':b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde',
-                   'length and chunks':b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n', 'a bad chunk':b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'}.items():
-        with contextlib.suppress(OSError): got = s.raw(b, 1)
-        yield Case(f'request: {name}', not got or got.startswith((b'HTTP/1.1 4', b'HTTP/1.0 4')), 2, got.split(b'\r\n')[0].decode('latin-1'), str(got[:200]))
+    "Requests that are none, or that a proxy in front could understand in another way: one answer, and nothing after it is taken for a request"
+    for name,b,want in [('garbage', b'\x16\x03\x01\x02\x00\x01\x00'+os.urandom(50), 400), ('HTTP/9', b'GET / HTTP/9.9\r\n\r\n', 400), ('no host', b'GET /health HTTP/1.1\r\n\r\n', 421),
+            ('two hosts', b'GET /health HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1\r\n\r\n', 421), ('a header with a zero', GET+b'X: a\0b\r\n\r\n', 400), ('HTTP/2', b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', 400),
+            ('two lengths', POST+b'Content-Length: 3\r\nContent-Length: 5\r\n\r\nabcde', 400), ('a length of +3', POST+b'Content-Length: +3\r\n\r\nabc', 400),
+            ('length and chunks', POST+b'Content-Length: 4\r\n'+CHUNKED+b'\r\n'+EMPTY, 400), ('chunks and length', POST+CHUNKED+b'Content-Length: 4\r\n\r\n'+EMPTY, 400),
+            ('xchunked', POST+b'Transfer-Encoding: xchunked\r\n\r\n'+EMPTY, 400), ('chunked, identity', POST+b'Transfer-Encoding: chunked, identity\r\n\r\n'+EMPTY, 400),
+            ('two codings', POST+CHUNKED+b'Transfer-Encoding: identity\r\n\r\n'+EMPTY, 400), ('a space before the colon', POST+b'Transfer-Encoding : chunked\r\n\r\n'+EMPTY, 400), ('a tab before the value', POST+b'Transfer-Encoding:\x0bchunked\r\n\r\n'+EMPTY, 400),
+            ('chunks in HTTP/1.0', POST.replace(b'1.1', b'1.0')+CHUNKED+b'\r\n'+EMPTY, 400), ('a folded line', POST+b'X: a\r\n Content-Length: 4\r\n\r\n', 400), ('a bare CR', POST+b'X: a\rContent-Length: 5\r\n\r\n', 400),
+            ('bare LFs', POST.replace(b'\r\n', b'\n')+b'Content-Length: 0\n\n', 400), ('a bad chunk', POST+CHUNKED+b'\r\nzz\r\n', (400,415)), ('a chunk of 0x1', POST+CHUNKED+b'\r\n0x1\r\nx\r\n'+EMPTY, 400),
+            ('a chunk of 2^64', POST+CHUNKED+b'\r\n1'+b'0'*16+b'\r\nx\r\n'+EMPTY, 400), ('chunks that end in LF', POST+CHUNKED+b'\r\n1\nx\n0\n\n', 400)]:
+        got = answers(s.raw(b + GET + b'Connection: close\r\n\r\n')); yield told(f'request: {name}', got[0] if got else (0,'',{}), want, also=len(got) == 1 or want == 421)
+    got = answers(s.raw((GET+b'\r\n')*20 + GET+b'Connection: close\r\n\r\n' + GET+b'\r\n'))
+    yield Case('21 requests at once, the last one with close, and one after it', [g[0] for g in got] == [200]*21, 0, '', str([g[0] for g in got]), 22)
+
+def bombs(s):
+    "What has no end before a body begins, or after it: cut off, and never kept"
+    for name,first,more in [('headers', GET, b'X-a: b\r\n'*2000), ('a header', GET+b'X: ', b'y'*2**16), ('an address', b'GET /', b'y'*2**16), ('empty lines', b'', b'\r\n'*2**15),
+                            ('trailers', POST+CHUNKED+b'Content-Type: image/png\r\n\r\n1\r\nx\r\n0\r\n', b'X-a: b\r\n'*2000), ('a chunk\'s name', POST+CHUNKED+b'Content-Type: image/png\r\n\r\n1;', b'y'*2**16)]:
+        sent,most,before,end = 0, 0, memory(), time.time()+10; out = b''
+        with socket.create_connection(('127.0.0.1', s.port), timeout=5) as c, contextlib.suppress(OSError):
+            c.sendall(first)
+            while time.time() < end and sent < 2**29: c.sendall(more); sent += len(more); most = max(most, memory()-before)
+        took = time.time()-end+10; yield Case(f'{name} without end', sent < 50*2**20 and took < 8 and most < 50, 2, '431 headers too large', f'{sent/2**20:.0f} MB sent, {took:.1f} s, {most:.0f} MB more memory')
+    got = answers(s.raw(GET+b'X: '+b'y'*2**15+b'\r\n\r\n'+GET+b'Connection: close\r\n\r\n')); yield Case('a header of 32 KB is taken', [g[0] for g in got] == [200,200], 0, '', str(got)[:200])
+    with socket.create_connection(('127.0.0.1', s.port), timeout=5) as c:   # slowly enough to read the answer
+        c.sendall(GET)
+        with contextlib.suppress(OSError):
+            for _ in range(12): c.sendall(b'X: '+b'y'*8000+b'\r\n'); time.sleep(.05)
+        yield told('headers of 96 KB', answers(c.recv(9999))[0], 431)
 
 # ---- slow and vanishing clients
 
@@ -165,6 +197,41 @@ def slow_clients(s):
     worst = max(t for t,_ in found); said = {b.split(b'\r\n')[0] for _,b in found if b}
     yield told('40 slow connections: others are answered', alive, 200)
     yield Case('40 slow connections are closed after the time limit', worst < 9 and said <= {b'HTTP/1.1 408 Request Timeout', b'HTTP/1.1 408 ', b'HTTP/1.1 400 Bad Request', b'HTTP/1.1 400 '}, 2, '408 slow upload', f'{worst:.1f} s, {said}', 40)
+
+def readers(p):
+    "Clients that ask for pictures of 6 MB and read them slowly, or never"
+    import numpy as np
+    from PIL import Image
+    s = Server(p, timeout_s=2); data = enc(Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000,2000,3), np.uint8)), 'PNG')
+    (p/'images'/s.site.now.shows.paths[0]).write_bytes(data); state = s.uvicorn.server_state; count = lambda: (len(state.connections), len(state.tasks), s.site.unread)
+    def asked(lines, close=b''):
+        c = socket.socket(); c.settimeout(10); c.connect(('127.0.0.1', s.port)); c.sendall(b''.join(b'GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n' % (l,close) for l in lines)); return c
+    try:
+        before = memory(); never = [asked(l, b'Connection: close\r\n'*(i%2)) for i in range(10) for l in ([b'/image/0'], [b'/page.js']*400, [b'/openapi.json']*400, [b'/image/0']*30)]
+        time.sleep(1); held = count(); more = memory()-before; alive = s.post(enc(scene(), 'PNG')); until(lambda: count()[:2] == (0,0), 12)
+        yield told('40 clients that never read: others are answered', alive, 200)
+        yield Case('40 clients that never read are cut off, and what was kept for them is free', held[0] > 4 and count() == (0,0,0), 0, '', f'{held} connections, requests, bytes; then {count()}; {more:.0f} MB more memory', 40)
+        [c.close() for c in never]
+        s.site.held_most = 20*2**20; never = [asked([b'/image/0']) for _ in range(12)]; until(lambda: s.site.unread > s.site.held_most); until(lambda: len(state.tasks) < 12, 1.5)
+        yield told('too many pictures that nobody reads', s.ask('GET', '/image/1'), 503, 'Try again', s.post(enc(scene(), 'PNG'))[0] == 200); [c.close() for c in never]
+        until(lambda: count() == (0,0,0)); c = asked([b'/image/0'], b'Connection: close\r\n'); got,start = b'', time.time()
+        with contextlib.suppress(OSError):
+            while b := c.recv(2**15): got += b; time.sleep(.08)
+        took = time.time()-start; yield Case('a picture that is read slowly, but read, arrives', got.endswith(data) and took > 5*2, 0, '', f'{len(got)} of {len(data)} bytes in {took:.1f} s')
+        never = asked([b'/image/0']); time.sleep(.5); start = time.time()
+    finally: s.close()
+    yield Case('the server ends though a client does not read', time.time()-start < 6, 0, '', f'{time.time()-start:.1f} s'); never.close()
+
+def crowd(p):
+    s = Server(p); s.site.most_open = 9
+    try:
+        idle = [socket.create_connection(('127.0.0.1', s.port)) for _ in range(9)]; until(lambda: len(s.uvicorn.server_state.connections) == 9); got = s.ask('GET', '/health')
+        yield told('more connections than may be open', got, 503, 'connections', got[2].get('Retry-After') == '1'); [c.close() for c in idle]; until(lambda: len(s.uvicorn.server_state.connections) < 5)
+        yield told('and when they are closed', s.ask('GET', '/health'), 200)
+        for n in (0, 200, len(POST)+30):   # no more to come: whatever it answers, nothing stays behind
+            with socket.create_connection(('127.0.0.1', s.port)) as c: c.sendall((POST+b'Content-Length: 99\r\nContent-Type: image/png\r\n\r\nabc')[:n]); c.shutdown(socket.SHUT_WR); c.settimeout(5); c.recv(999)
+        until(lambda: not s.uvicorn.server_state.connections); yield Case('half-closed connections leave nothing', (len(s.uvicorn.server_state.connections), s.site.busy, s.site.held) == (0,0,0), 0, '', '', 3)
+    finally: s.close()
 
 def vanish(s):
     p = enc(scene(), 'PNG'); head = b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n' % len(p)
@@ -219,6 +286,48 @@ def swaps(s, long):
 def until(done, seconds=15):
     end = time.time()+seconds
     while not done() and time.time() < end: time.sleep(.02)
+
+def models(s, long):
+    "16 clients while model and index are replaced, in the order in which train and index do: no request is lost, and vectors, list and threshold of an answer belong together"
+    import torch
+    from two_tower_vs.embed import embed
+    from two_tower_vs.index import build_index, load_index, save_index
+    from two_tower_vs.model import load_model, save_model
+    from two_tower_vs.query import load_searcher
+    out = s.p/'out'; paths = load_index(out/'index', writable=True).paths; files = sorted((s.p/'images/line').iterdir())[:16]; pics = [f.read_bytes() for f in files]; right = {}
+    def made(i):   # another head, list and threshold
+        m = load_model(out/'model'); g = torch.Generator().manual_seed(i)
+        with torch.no_grad():
+            for t in (m.query, m.cand): t.head.weight.add_(torch.randn(t.head.weight.shape, generator=g)*t.head.weight.std()*2)
+        m.training_info = {'match':{'threshold':(.2,.4)[i], 'precision':.9, 'coverage':1, 'queries':9}}; pair = s.p/f'pair {i}'; sha = save_model(m, pair/'model'); mine = (paths[:-9], paths[::-1])[i]
+        vectors = lambda t, names: embed(t, names, s.p/'images', s.p/'cache').vectors
+        index = build_index(embed(m.cand, mine, s.p/'images', s.p/'cache'), sha, vectors(m.query, [f'line/{f.name}' for f in files])); save_index(index, pair/'index')
+        alone = load_searcher(pair); return m, index, [alone.search(f, 5) for f in files]   # what is right, without a server
+    both = [made(i) for i in (0,1)]
+    def put(k):
+        save_model(both[k][0], out/'model'); time.sleep(.15); save_index(both[k][1], out/'index')   # a request may come between
+        until(lambda: s.site.now.searcher.index.manifest['model_sha256'] == both[k][1].manifest['model_sha256'])
+    of = lambda d: ([h['id'] for h in d['hits']], [h['cand_path'] for h in d['hits']], d.get('threshold'))
+    for k,(_,index,alone) in enumerate(both):
+        put(k); v = s.post(pics[0])[1]['version']; where = {p:i for i,p in enumerate(index.paths)}
+        right[v] = [(([where[p] for p in h.cand_path], h.cand_path.tolist(), (.2,.4)[k]), h.score.tolist()) for h in alone]
+    stop,found,seen = threading.Event(), [], set()
+    def client(i):
+        c = http.client.HTTPConnection('127.0.0.1', s.port, timeout=30)
+        while not stop.is_set():
+            try:
+                st,d,_ = s.answer(c, 'POST', '/search?topk=5', pics[i], {'Content-Type':'image/png'}); want,scores = right.get(d.get('version'), [((),[])]*16)[i]; seen.add(d.get('version'))
+                good = st == 200 and of(d) == want and max(abs(h['score']-w) for h,w in zip(d['hits'], scores)) < .03 and all(h['match'] == (h['score'] >= d['threshold']) for h in d['hits'])
+                found.append('' if good else f'{st} {of(d) == want} {[(h["score"], round(w, 4)) for h,w in zip(d["hits"], scores)]} {str(d)[:300]}, not {want}')
+            except Exception as e: found.append(repr(e)); c.close()
+        c.close()
+    before = s.site.measures.reloads
+    with ThreadPoolExecutor(16) as ex:
+        clients = [ex.submit(client, i) for i in range(16)]
+        for k in range(20 if long else 4): put(k%2); time.sleep(.2)
+        until(lambda: len(found) >= 200); stop.set(); [c.result() for c in clients]
+    bad = [f for f in found if f]; n = s.site.measures.reloads-before
+    yield Case(f'16 clients while the model is replaced {20 if long else 4} times', not bad and len(found) >= 200 and seen == set(right) and len(right) == 2 and n >= 4, 0, '', f'{len(bad)} of {len(found)}, first: {bad[:1]}; {n} reloads', len(found))
 
 def broken_index(s, said):
     "What can't be used is refused with a warning, and the one before goes on answering"
@@ -275,7 +384,10 @@ def cases(work, long):
         warnings.simplefilter('always'); warnings.showwarning = lambda m, *a, **k: said.append(str(m))
         s = Server(p)
         try:
-            for part in (posted(s), bodies(s), endless(s, long), parameters(s), paths(s), heads(s), vanish(s), swaps(s, long), broken_index(s, said), files_gone(s)): yield from part
+            for part in (posted(s), bodies(s), endless(s, long), parameters(s), paths(s), heads(s), bombs(s), vanish(s), swaps(s, long), broken_index(s, said), files_gone(s)): yield from part
             yield Case('no status 500 among them', s.site.measures.statuses[500] == 0, 0, '', str(said[-3:]), sum(s.site.measures.statuses.values()))
         finally: s.close()
-    p = project(work); yield from busy(p); yield from slow(p); yield from ends(p, work)
+        p = project(work); s = Server(p)
+    try: yield from models(s, long)
+    finally: s.close()
+    p = project(work); yield from busy(p); yield from crowd(p); yield from slow(p); yield from readers(project(work)); yield from ends(p, work)
