@@ -61,11 +61,14 @@ def clean():
 
 @check
 def outputs():
-    "stored outputs hold no errors and stay small"
+    "stored outputs hold no errors, stay small, and say in words what a picture shows"
     for p in notebooks_in(NBS):
         kb = (NBS/p).stat().st_size / 1024
         if kb > MAX_KB: yield f'nbs/{p}: {kb:.0f} KB, more than {MAX_KB}'
         for i,cell in enumerate(json.loads((NBS/p).read_text(encoding='utf-8'))['cells']):
+            top = ''.join(cell['source']); shown = not re.search(r'(?m)^#\| (hide|hide_output|output: false)$', top)
+            if shown and '#| fig-alt: "' not in top and any('image/png' in o.get('data', {}) for o in cell.get('outputs', [])):
+                yield f'nbs/{p}, cell {i}: a picture without a line `#| fig-alt: "…"`'
             for o in cell.get('outputs', []):
                 if o['output_type'] == 'error': yield f"nbs/{p}, cell {i}: stored error {o['ename']}: {o['evalue']}"
 
