@@ -220,13 +220,14 @@ def verdict(
     return 'good', f'✓ Training helped: {d}.'
 
 def _summary(m):
-    k = m['k'][0]; n = f'recall@{k}'; a,b = _cell(m['trained'][n]), _cell(m['baseline'][n])
+    k = m['k'][0]; one = m['trained'][f'recall@{k}'] == m['trained'][f'hit@{k}']   # one right answer a query
+    n = f'recall@{k}' if one else f'hit@{k}'   # where there are five, recall@1 can't exceed 20 %
+    a,b = _cell(m['trained'][n]), _cell(m['baseline'][n])
     tone,words = verdict(m['delta'][n])
-    alt = f'Recall@{k}: untrained {b["value"]} percent ({b["ci"]}), trained {a["value"]} percent ({a["ci"]})'
+    alt = f'{_nice(n)}: untrained {b["value"]} percent ({b["ci"]}), trained {a["value"]} percent ({a["ci"]})'
     chart = intervals([('untrained', {'b':_points(m['baseline'][n])}), ('trained', {'a':_points(m['trained'][n])})], alt, 44)
-    return dict(metric=f'Recall@{k}', queries=f'{m["queries"]:,}', candidates=f'{m["candidates"]:,}', trained=a, baseline=b,
-                tone=tone, verdict=words, where='first' if k == 1 else f'among the first {k}', chart=chart,
-                one=m['trained'][n] == m['trained'][f'hit@{k}'])   # one right answer a query
+    return dict(metric=_nice(n), queries=f'{m["queries"]:,}', candidates=f'{m["candidates"]:,}', trained=a, baseline=b,
+                tone=tone, verdict=words, where='first' if k == 1 else f'among the first {k}', chart=chart, one=one)
 
 # %% ../nbs/07_report.ipynb #e9730212
 _parts_of = 'baseline','trained','delta'
