@@ -145,6 +145,7 @@ def _openvino_engine(tower, folder, key, precision, alone):
         return run
     return _alone(compiled) if alone else compiled('THROUGHPUT')
 
+# %% ../nbs/01a_embed.ipynb #5785dd6a
 def _alone(compiled):
     "One call gets all cores; calls at the same time share them, and so do those just after, since more will come"
     one,many,running,lock,met = compiled('LATENCY'), [], [], threading.Lock(), [-1.]

@@ -164,6 +164,7 @@ def main_process()->bool:
     "False in the helpers of a run that `torchrun` started several times."
     return os.environ.get('RANK', '0') == '0'
 
+# %% ../nbs/02b_fit.ipynb #3f310d74
 class State:
     "Progress of a training run in `folder/state.pt`; without a folder, nothing is kept."
     def __init__(self, folder, key:str, every:float=5.):
