@@ -105,6 +105,14 @@ def package():
             if '--stage' not in run(*cmd, '--help', cwd=away): yield f'{cmd[-1]} --help does not name --stage'
 
 @check
+def tests():
+    "what guards but does not teach: the tests in tests/"
+    r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '--durations=10', 'tests'], cwd=ROOT, text=True,
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    print(r.stdout.splitlines()[-1], flush=True)
+    if r.returncode: yield r.stdout[-6000:]
+
+@check
 def attacks():
     "bad data, crashes and misuse end as promised"
     r = subprocess.run([sys.executable, 'nbs/attacks/attack.py'], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -31,11 +31,14 @@ class Embeddings:
     vectors:np.ndarray                         # float32 (n, d), C-contiguous, unit rows
     paths:list                                 # of n texts, as they stand in the CSV
     bad:dict = field(default_factory=dict)     # path -> why it can't be read
+    contents:np.ndarray = None                 # uint8 (n, 16): start of each file's SHA-256; equal bytes, equal rows
     def __post_init__(self):
         v = self.vectors
         if v.ndim != 2 or len(v) != len(self.paths) or v.dtype != np.float32 or not v.flags.c_contiguous:
             raise ValueError(f'{v.dtype} vectors of shape {v.shape} for {len(self.paths)} paths: '
                              'float32 (n, d), C-contiguous, is needed')
+        if self.contents is not None and self.contents.shape != (len(v), 16):
+            raise ValueError(f'contents of shape {self.contents.shape} for {len(v)} vectors: ({len(v)}, 16) is needed')
     def __len__(self): return len(self.paths)
     def rows(self, paths)->np.ndarray:         # int64 (len(paths),), -1 where a path has no row
         "Row numbers of `paths`."
@@ -309,7 +312,7 @@ def _tensors(f, *names):
 
 def _mapped(f, *names):
     "Tensors in a safetensors file as memory maps"
-    kinds = dict(F32=np.float32, F16=np.float16, U32=np.uint32)
+    kinds = dict(F32=np.float32, F16=np.float16, U32=np.uint32, U8=np.uint8)
     with open(f, 'rb') as s: n = int.from_bytes(s.read(8), 'little'); d = json.loads(s.read(n))
     return [np.memmap(f, kinds[t['dtype']], 'r', 8+n+t['data_offsets'][0], tuple(t['shape'])) for t in (d[k] for k in names)]
 
@@ -396,6 +399,17 @@ def vectors(self:FeatureCache, rows)->np.ndarray:   # float32 (len(rows), f)
     return out
 
 @patch
+def keys(self:FeatureCache, rows)->np.ndarray:   # uint8 (len(rows), 16)
+    "The start of the SHA-256 of the contents whose features these rows are."
+    file_of_row = np.searchsorted(self.starts, rows, 'right') - 1
+    keys = np.empty((len(rows), 16), np.uint8)
+    for number in np.unique(file_of_row):
+        here = np.flatnonzero(file_of_row == number)
+        stored, = _mapped(self.files[number], 'keys')
+        keys[here] = stored[rows[here] - self.starts[number], :16]
+    return keys
+
+@patch
 def without(self:FeatureCache, file):   # the cache, opened anew
     "Give up a damaged file."
     warn(f'{file} is damaged; its pictures are read again.')
@@ -466,14 +480,28 @@ def _first_pixels(paths, tower, max_pixels, n=32):
     return np.stack(out) if out else None
 
 # %% ../nbs/01a_embed.ipynb #4026796e
-def _direct(batches, paths, out, bar):   # numbers of readable paths, {number of another: reason}
+@dataclass
+class _Filled:
+    "What became of the pictures whose vectors were asked for"
+    readable:np.ndarray # numbers of their paths (n,), ascending
+    contents:np.ndarray # uint8 (n, 16)
+    bad:dict            # number of another path -> reason
+
+def _direct(batches, paths, out, bar)->_Filled:
     "Fill the first rows of `out` with the vectors of readable pictures"
-    ok,bad = [], {}
+    readable,bad = [], {}
+    contents = [np.empty((0, 16), np.uint8)]
     with bar() as b:
-        for nums,(*_,feats,why) in batches.over(paths, np.arange(len(paths))):
-            if feats: out[len(ok):len(ok)+len(feats)] = apply_head(batches.tower, np.stack(list(feats.values())))
-            ok += nums[list(feats)].tolist(); bad.update((nums[j], w) for j,w in why.items()); b.update(len(nums))
-    return ok, bad
+        for nums,(_,keys,_,feats,why) in batches.over(paths, np.arange(len(paths))):
+            good = list(feats)
+            if good:
+                vectors = apply_head(batches.tower, np.stack(list(feats.values())))
+                out[len(readable):len(readable)+len(good)] = vectors
+            readable += nums[good].tolist()
+            contents.append(keys[good, :16])
+            bad.update((nums[j], w) for j,w in why.items())
+            b.update(len(nums))
+    return _Filled(np.array(readable, np.int64), np.concatenate(contents), bad)
 
 def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unreadable picture; {number: reason}
     "See to it that the cache has what belongs to each picture; `batches.store` may be another afterwards"
@@ -491,15 +519,19 @@ def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unread
     return rows, bad
 
 # %% ../nbs/01a_embed.ipynb #883ac199
-def _cached(batches, paths, out, bar):   # as _direct
+def _cached(batches, paths, out, bar)->_Filled:
     "The same by way of the cache"
-    store = batches.store; rows,bad = _stored(batches, paths, bar); ok = np.flatnonzero(rows >= 0)
+    store = batches.store
+    rows,bad = _stored(batches, paths, bar)
+    readable = np.flatnonzero(rows >= 0)
     try:
-        for i in range(0, len(ok), 1024):
-            r = rows[ok[i:i+1024]]; out[i:i+len(r)] = apply_head(batches.tower, store.vectors(r))
+        for i in range(0, len(readable), 1024):
+            some = rows[readable[i:i+1024]]
+            out[i:i+len(some)] = apply_head(batches.tower, store.vectors(some))
     except _Damaged as e:
-        batches.store = store.without(e.args[0]); return _cached(batches, paths, out, bar)
-    return ok, bad
+        batches.store = store.without(e.args[0])
+        return _cached(batches, paths, out, bar)
+    return _Filled(readable, store.keys(rows[readable]), bad)
 
 def _bar(n, desc, progress, initial=0):
     seen = progress or sys.stderr.isatty()   # in a log, a line a minute
@@ -542,8 +574,11 @@ def embed(
                        (lambda im,key: augment(im, random.Random(key), preset)) if view else None)
     if out is None: out = _space(len(paths), apply_head(tower, np.zeros((1,tower.n_features), np.float32)).shape[1], cache)
     bar = partial(_bar, len(paths), desc, progress)
-    ok,why = _direct(batches, full, out, bar) if store is None else _cached(batches, full, out, bar)
-    return Embeddings(out[:len(ok)], paths if len(ok) == len(paths) else [paths[i] for i in ok], {paths[i]:w for i,w in why.items()})
+    filled = (_direct if store is None else _cached)(batches, full, out, bar)
+    readable = filled.readable
+    bad = {paths[i]:why for i,why in filled.bad.items()}
+    own = [paths[i] for i in readable] if bad else paths
+    return Embeddings(out[:len(readable)], own, bad, None if view else filled.contents)
 
 # %% ../nbs/01a_embed.ipynb #dab4c01a
 @torch.inference_mode()

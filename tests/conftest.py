@@ -1,0 +1,41 @@
+"""What the tests share: a small finished project of real pictures, and the command line in this process."""
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'nbs'/'attacks'))
+import attack
+
+
+@pytest.fixture(scope='session')
+def workshop(tmp_path_factory):
+    "A folder whose name holds a space, in which projects are made once"
+    return tmp_path_factory.mktemp('two tower')
+
+
+@pytest.fixture
+def fresh(workshop):
+    "A project of 60 pairs of emojis, 64 pixels a side, before any stage has run"
+    return attack.project(workshop, run=False)
+
+
+@pytest.fixture
+def ran(workshop):
+    "The same project after `--stage all`"
+    return attack.project(workshop, run=True)
+
+
+@pytest.fixture
+def cli():
+    "A function: arguments of the command line -> (exit status, printed text, text on stderr)"
+    return attack.cli
+
+
+@pytest.fixture(scope='session')
+def grocery():
+    "The real photos beside the repository, where they are there"
+    folder = Path(__file__).resolve().parent.parent.parent/'shared'/'data'/'grocery'
+    if not folder.is_dir():
+        pytest.skip('the grocery photos are not beside the repository')
+    return folder
