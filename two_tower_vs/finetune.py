@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from .data import InputError, in_threads, load_image
 from .embed import augment, embed, preset_by_name
-from .fit import Objective, PairTable
+from .validation import PairTable
+from .fit import Objective
 
 # %% ../nbs/02c_finetune.ipynb #cd3b80fd
 def _blocks(net):
@@ -80,16 +81,24 @@ def hard_negatives(
     rows:np.ndarray,    # rows of the table that q belongs to (n,)
     margin:float=.95,   # a negative scores less than this times the right answer
     n:int=1,            # of each pair
+    against=None,       # numbers of the candidates that may be taken; default: all
 )->np.ndarray:          # candidate numbers (n rows, n); -1 where there are too few
-    "The best-scoring wrong candidates that are clearly wrong."
-    out = []
-    for part,v in zip(np.array_split(rows, max(1, len(rows)//512)), torch.tensor_split(q, max(1, len(rows)//512))):
-        s = v@c.T; right = s[range(len(part)), table.ci[part]]
-        wrong = table.right(table.qi[part][:,None], np.arange(len(c))[None])
-        s[torch.from_numpy(wrong).to(s.device) | (s >= right.clamp(min=0)[:,None]*margin)] = -torch.inf
-        best = s.topk(min(n, len(c)), dim=1)
-        out.append(best.indices.masked_fill(best.values == -torch.inf, -1).cpu().numpy())
-    return np.concatenate(out)
+    "The best-scoring wrong candidates that are clearly wrong, and are not the query itself."
+    parts = max(1, len(rows)//512)
+    barred = torch.zeros(len(c), dtype=torch.bool, device=c.device)
+    if against is not None:
+        barred[:] = True
+        barred[torch.from_numpy(against).to(c.device)] = False
+    found = []
+    for part,vectors in zip(np.array_split(rows, parts), torch.tensor_split(q, parts)):
+        scores = vectors@c.T                                                    # (b, m)
+        best_allowed = scores[range(len(part)), table.ci[part]].clamp(min=0)[:,None]*margin
+        right = table.right(table.qi[part][:,None], np.arange(len(c))[None])
+        own = table.same.query_numbers[table.qi[part]][:,None] == table.same.cand_numbers[None]
+        no_negative = torch.from_numpy(right | own).to(c.device) | barred | (scores >= best_allowed)
+        best = scores.masked_fill(no_negative, -torch.inf).topk(min(n, len(c)), dim=1)
+        found.append(best.indices.masked_fill(best.values == -torch.inf, -1).cpu().numpy())
+    return np.concatenate(found)
 
 # %% ../nbs/02c_finetune.ipynb #39a63d46
 class PictureBatches:
@@ -128,7 +137,8 @@ def hard(self:PictureBatches, rows, epoch):
     if self.mined[0] != epoch:
         kw = {**self.embedding, 'progress':False}
         q,c = (torch.from_numpy(embed(w, p, self.root, **kw).vectors) for w,p in ((m.query, t.queries), (m.cand, t.cands)))
-        self.mined = epoch, from_main(hard_negatives(q[t.qi], c, t, np.arange(len(t)), self.margin, self.negatives), self.acc)
+        mined = hard_negatives(q[t.qi], c, t, np.arange(len(t)), self.margin, self.negatives, self.against)
+        self.mined = epoch, from_main(mined, self.acc)
     found = np.unique(self.mined[1][rows])
     return np.setdiff1d(found[found >= 0], t.ci[rows])
 
