@@ -214,7 +214,6 @@ def _stop(c, r):
 # %% ../nbs/09_cli.ipynb #132261fd
 def train_stage(r:Run):
     from two_tower_vs.data import read_table, replacing
-    from two_tower_vs.eval import untrained
     from two_tower_vs.fit import main_process
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.train import train
@@ -226,23 +225,34 @@ def train_stage(r:Run):
               name=r.file('pairs'), seed=r.seed, embedding=r.embedding, tuning=r.cfg['finetune'], **r.cfg['train'])
     if not main_process(): sys.exit()   # a helper's work is done
     r.record_bad(t.bad, r.file('pairs'))
-    save_model(model if t.promoted else untrained(model), r.out/'model')
+    save_model(model, r.out/'model')
     with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
     t.state.clear()
     print(_training_line(t))
 
 # %% ../nbs/09_cli.ipynb #9208aad1
 def _training_line(t):
-    pct = lambda d,k: f'{100*d[k]:.1f}'
-    names = {'new':'new candidates', 'known':'known candidates', 'recall@1':'balanced'}
-    parts = [f'{names[k]} {pct(t.baseline, k)} -> {pct(t.trained, k)}'
-             for k in names if k in t.trained and k in t.baseline]
+    "What held-out pairs say, and what was chosen"
     c = t.chosen
-    g = t.gain and f' ({100*t.gain["value"]:+.1f}, {100*t.gain["ci95"][0]:+.1f} to {100*t.gain["ci95"][1]:+.1f})'
-    return (f'  held-out pairs, untrained -> trained, in percent: {"; ".join(parts)}{g or ""}\n'
-            f'  chosen: gap {c["gap"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way, '
-            f'{c["finetune_epochs"]} epochs of fine-tuning{", then the heads anew" if c.get("renewed") else ""}; ' +
-            ('done with all pairs' if t.promoted else 'not promoted, the untrained backbone is kept'))
+    renewed = ', then the heads once more' if c['renewed'] else ''
+    lines = [f'  chosen: gap {c["gap"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way, '
+             f'{c["finetune_epochs"]} epochs of fine-tuning{renewed}']
+    if t.judgement: lines = _held_out(t.judgement) + lines
+    kept = {'trained':'the trained model, with all pairs', 'plain':'the untrained backbone', 'centred':'the untrained backbone, each side centred'}
+    return '\n'.join([*lines, f'  kept: {kept[t.kept]}'])
+
+def _held_out(judgement):
+    "Lines with the metrics of the model and its baselines"
+    import pandas as pd
+    g = judgement.gain
+    low,high = g['ci95']
+    rows = {'untrained':'plain', 'centred':'centred', 'trained':'trained'}
+    names = ['hit@1','hit@5','hit@10','mrr']
+    table = pd.DataFrame({name:{metric:f'{100*judgement.metrics[model][metric]["value"]:.1f}' for metric in names}
+                          for name,model in rows.items()}).T
+    base = next(name for name,model in rows.items() if model == g['baseline'])
+    return [f'  held-out pairs that chose nothing, in percent ({g["queries"]:,} queries of {g["clusters"]:,} products)',
+            _indent(table), f'  {g["metric"]}, trained against {base}: {100*g["value"]:+.1f} ({100*low:+.1f} to {100*high:+.1f})']
 
 # %% ../nbs/09_cli.ipynb #9e69b0ba
 def eval_stage(r:Run):
@@ -252,14 +262,14 @@ def eval_stage(r:Run):
     model = load_model(r.out/'model')
     _same_settings(r, model); names,leaked = (r.file('query_gt'), r.file('candidates')), ()
     if r.file('pairs').exists(): leaked = r.leaked.query_path; _say_leaked(r)
-    e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, leaked=leaked, seed=r.seed,
+    e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, leaked=leaked,
                  embedding=r.embedding, **r.cfg['eval'])
     e.metrics['model_sha256'] = model.sha256   # so that a report can tell whose they are
     r.record_bad(e.bad, *names); save_evaluation(e, r.out)
     for show,file in ((show_worst,'worst.png'), (show_changes,'changes.png')):
         with replacing(r.out/file) as (t,): show(e, r.gt, r.root, cell=1.6, colors=0).save(t)
     print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; '
-          f'percent, with 95 % intervals\n{_indent(e.table())}\n{_more(e)}')
+          f'percent ({_unit(e.metrics)})\n{_indent(e.table())}\n{_more(e)}')
 
 # %% ../nbs/09_cli.ipynb #5fc19d58
 def _same_settings(r, model):
@@ -278,10 +288,17 @@ def _say_leaked(r):
                'See what is left without them.')
 
 # %% ../nbs/09_cli.ipynb #d7a42ec0
+def _unit(metrics):
+    "What the intervals stand for"
+    from two_tower_vs.statistics import unit_sentence
+    return unit_sentence(metrics['intervals']['unit'], metrics['intervals']['clusters'], metrics['queries'])
+
 def _more(e):
     "What else an evaluation found"
-    m = e.metrics; (k,c), = m['changes'].items()
+    m = e.metrics
+    (k,c), = m['changes'].items()
     lines = [f'  {k}: {c["gained"]:,} queries gained, {c["lost"]:,} lost; changes.png shows some']
+    if m['self_excluded']: lines.append(f'  {m["self_excluded"]:,} queries are candidates too: each is left out of its own hits')
     lines += [_indent(t) for t in (e.by_group(), e.leak_free(), e.by_size()) if len(t)]
     if 'match' in m:
         pct = lambda x: f'{100*x["value"]:.1f} %' if x['value'] is not None else 'none'; o = m['match']

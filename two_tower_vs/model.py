@@ -11,6 +11,7 @@ import hashlib, importlib, json, os, pickle, threading, time, zipfile
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from difflib import get_close_matches
 from pathlib import Path
+from fastcore.basics import patch
 from PIL import Image
 from .data import InputError, file_stamp, replacing
 
@@ -232,6 +233,27 @@ class TwoTower(nn.Module):
         self.eval()
 
 # %% ../nbs/01_model.ipynb #aad47bd5
+@patch
+def set_centre(self:TwoTower,
+    weight:torch.Tensor,     # (d, f), as the heads of the centred baseline have it
+    query_bias:torch.Tensor, # (d,)
+    cand_bias:torch.Tensor,  # (d,)
+):
+    "Keep the heads of the centred baseline with the model: evaluation compares with it, and its pairs may be gone."
+    for name,value in (('weight',weight), ('query_bias',query_bias), ('cand_bias',cand_bias)):
+        self.register_buffer(f'centre_{name}', value.detach().clone().float())
+
+@patch
+def centred(self:TwoTower)->TwoTower:   # None where the model has no such heads
+    "The centred baseline: the backbone as it was before training, with the heads that `set_centre` got."
+    if not hasattr(self, 'centre_weight'): return None
+    model = TwoTower(**self.config)
+    for tower,bias in ((model.query, self.centre_query_bias), (model.cand, self.centre_cand_bias)):
+        tower.head = nn.Linear(*self.centre_weight.shape[::-1])
+        tower.head.load_state_dict({'weight':self.centre_weight, 'bias':bias})
+    return model.eval()
+
+# %% ../nbs/01_model.ipynb #e1709d08
 def _n_features(net, prep, name):
     "Width of the features; also shows that the network takes pictures of this size"
     s = prep['size']
@@ -348,6 +370,8 @@ def _rebuilt(d, shapes):
         raise ValueError(f'embed_dim is {d["embed_dim"]}, and the head has other weights')
     model = TwoTower(**{k:d[k] for k in ('backbone','embed_dim','share','image_size','seed')},
                      levels=d.get('levels', 0), pretrained=False)
+    if 'centre_weight' in shapes:
+        model.set_centre(*(torch.zeros(shapes[f'centre_{n}']) for n in ('weight','query_bias','cand_bias')))
     own = {k:list(v.shape) for k,v in _own_tensors(model).items()}
     odd = [k for k in {**own, **shapes} if own.get(k) != shapes.get(k)]
     if odd: raise ValueError(f'{len(odd)} tensors are missing, too many, or of another shape (first: {odd[0]})')
@@ -355,7 +379,6 @@ def _rebuilt(d, shapes):
 
 def _changed(a, b):
     return _short(', '.join(f'{k} was {a.get(k)}, is {b.get(k)}' for k in {**a,**b} if a.get(k) != b.get(k)))
-
 
 # %% ../nbs/01_model.ipynb #40b3c170
 def shorten(
