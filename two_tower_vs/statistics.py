@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['unknown_correlation', 'telling_products', 'two_sided', 'exact_products', 'fewest_products', 'chance',
-           'match_correlation', 'queries_of_a_product', 'components', 'query_clusters', 'Worth', 'worth', 'Interval',
-           'interval', 'Comparison', 'compare', 'Verdict', 'not_worse', 'promotion', 'Threshold', 'threshold',
-           'unit_sentence']
+           'match_correlation', 'components', 'query_clusters', 'Worth', 'worth', 'Interval', 'interval', 'Comparison',
+           'compare', 'Verdict', 'not_worse', 'promotion', 'Threshold', 'threshold', 'unit_sentence']
 
 # %% ../nbs/02_statistics.ipynb #fe377270
 import numpy as np
@@ -211,7 +210,7 @@ def _chances(difference, labels, weight, found):
         return _sign_flips(totals)
     value = worth(difference[:,None], labels, weight)
     error = np.sqrt(value.spread/value.size)[0]
-    gain = float(stats.t.sf(found.mean/error, value.freedom))
+    gain = float(stats.t.cdf(-found.mean/max(error, 1e-12), value.freedom))
     return gain, 1-gain
 
 def compare(
@@ -283,8 +282,7 @@ def promotion(
                    found.unit, found.clusters, found.queries)
 
 # %% ../nbs/02_statistics.ipynb #c2bb3845
-match_correlation = .1     # of matches of one product, where the data cannot say
-queries_of_a_product = 4   # so many independent ones it counts as at most
+match_correlation = .1   # of matches of one product, where the data cannot say
 
 @dataclass(frozen=True)
 class Threshold:
@@ -296,21 +294,16 @@ class Threshold:
     refused:float    # share of queries without an answer that get no match
     queries:int      # held-out queries behind it
 
-def _one_sided(right, labels, weight, error):
-    "Lower confidence bound of a share"
+def _effective(right, labels, weight, error):
+    "Mean, and the effective number of queries behind a one-sided bound"
     labels = pd.factorize(labels)[0]
     if labels.max() == 0:
-        return 0.
+        return float(weight@right/weight.sum()), 0.
     value = worth(right[:,None], labels, weight, match_correlation)
     known,unsure = stats.t.ppf(1-error, [len(right)-1, value.freedom])
-    size = min(value.size[0]*(known/unsure)**2, _most(labels, weight))
-    hits = size*value.mean[0]
-    return float(stats.beta.ppf(error, hits, size-hits+1)) if hits > 0 else 0.
-
-def _most(labels, weight):
-    "Largest effective number, by products alone"
     sums = np.bincount(labels, weight)
-    return queries_of_a_product*sums.sum()**2/(sums@sums)
+    most = sums.sum()**2/(sums@sums)/unknown_correlation
+    return float(value.mean[0]), min(value.size[0]*(known/unsure)**2, max(most, 1))
 
 def _fewest(precision, error, most):
     "So many queries bear one wrong answer, of at most `most`"
@@ -326,37 +319,36 @@ class _Ranked:
     labels:np.ndarray
     weight:np.ndarray
 
-    def cautious_size(self, at):
+    def cautious_size(self, at, error):
         "Effective number of the queries up to a place, before it is known which are right"
-        weight = self.weight[:at+1]
-        sums = np.bincount(self.labels[:at+1], weight)
-        effect = 1 - match_correlation + match_correlation*(sums@sums)/(weight@weight)
-        return min(weight.sum()**2/(weight@weight)/effect, _most(self.labels[:at+1], weight))
+        return _effective(np.ones(at+1), self.labels[:at+1], self.weight[:at+1], error)[1]
 
     def bound(self, at, error):
         "Lower confidence bound of the precision up to a place"
-        return _one_sided(self.right[:at+1], self.labels[:at+1], self.weight[:at+1], error)
+        mean,size = _effective(self.right[:at+1], self.labels[:at+1], self.weight[:at+1], error)
+        hits = size*mean
+        return float(stats.beta.ppf(error, hits, size-hits+1)) if hits > 0 else 0.
 
-def _places(answers, fewest):
+def _places(answers, fewest, error):
     "Places of the thresholds, the strictest first; of equal scores all pass, or none"
     ends = np.flatnonzero(np.r_[answers.scores[1:] != answers.scores[:-1], True])
     steps = fewest*1.15**np.arange(200)
     wanted = np.minimum(steps[steps < 1.15*len(answers.scores)], len(answers.scores)).astype(int)
     places = np.unique(ends[np.searchsorted(ends, wanted-1)])
-    enough = np.array([answers.cautious_size(at) >= fewest for at in places])
+    enough = np.array([answers.cautious_size(at, error) >= fewest-1e-6 for at in places])
     return places[int(enough.argmax()):] if enough.any() else places[-1:]
 
-def _starts(answers, places, fewest):
+def _starts(answers, places, fewest, error):
     "Numbers of the places where a sequence of tests starts"
-    if answers.cautious_size(places[-1]) < 3*fewest:
+    if answers.cautious_size(places[-1], error) < 3*fewest:
         return [0]
     return [0, len(places)//2, len(places)-1]
 
 def _allowed(answers, precision, error):
     "Place -> lower bound of its precision, for those that keep the promise"
     fewest = _fewest(precision, error, len(answers.scores))
-    places = _places(answers, fewest)
-    starts = _starts(answers, places, fewest)
+    places = _places(answers, fewest, error)
+    starts = _starts(answers, places, fewest, error)
     allowed = {}
     for start in starts:
         for at in places[start:]:
@@ -389,10 +381,10 @@ def threshold(
     best,most = None, -1.
     for at,bound in sorted(_allowed(answers, precision, 1-confidence).items()):
         passed = answers.weight[:at+1]
-        refused = float(weight@(strangers < answers.scores[at]))
+        refused = float((weight@(strangers < answers.scores[at])).round(12))
         decided = (1-absent)*(passed@answers.right[:at+1]) + absent*refused
         if decided >= most-1e-9:   # of equals, the lowest threshold
-            best = Threshold(float(answers.scores[at]), precision, bound, float(passed.sum()), refused, len(score))
+            best = Threshold(float(answers.scores[at]), precision, bound, float(passed.sum().round(12)), refused, len(score))
             most = decided
     return best
 
