@@ -50,7 +50,7 @@ def _resized_vit(network, name, image_size):
     other.load_state_dict(state)
     return other
 
-# %% ../nbs/01_model.ipynb #11c27ba9
+# %% ../nbs/01_model.ipynb #3c2fa3f0
 def _timm(name, pretrained, image_size):
     import timm
     name = name.removeprefix('timm/')
@@ -74,7 +74,7 @@ def _size(name, image_size):
     config = config if isinstance(config, dict) else vars(config) if config else {}
     return dict(img_size=image_size) if config.get('fixed_input_size') else {}
 
-# %% ../nbs/01_model.ipynb #9200c4ae
+# %% ../nbs/01_model.ipynb #3db8893f
 # timm's order of preference
 _weight_files = ('model.safetensors','pytorch_model.bin','pytorch_model.pth','model.pth','open_clip_model.safetensors',
                  'open_clip_pytorch_model.safetensors','open_clip_pytorch_model.bin','open_clip_pytorch_model.pth',
@@ -135,8 +135,8 @@ def _not_made(name, error, theirs):
 
 def described(backbone:nn.Module)->str:
     "What a backbone is called in messages: its name, and the file of its weights."
-    net = getattr(backbone, 'net', backbone)
-    return getattr(net, 'source', type(net).__name__)
+    inner = getattr(backbone, 'net', backbone)   # within Levels
+    return getattr(backbone, 'source', None) or getattr(inner, 'source', type(inner).__name__)
 
 # %% ../nbs/01_model.ipynb #1fa4e872
 def _stages(net, size, n):
@@ -366,7 +366,7 @@ def _read_model(file, desc):
     if inside != d: raise InputError(f'{desc} was changed since training: {_changed(inside, d)}. '
                                      'Make it anew with --stage train.')
     refuse_not_finite(tensors, file, 'Make it again with --stage train, with other weights or a lower learning rate.')
-    for tower in (model.query, model.cand): getattr(tower.backbone, 'net', tower.backbone).source = f'{d["backbone"]} in {file}'
+    for tower in (model.query, model.cand): tower.backbone.source = f'{d["backbone"]} in {file}'
     model.config,model.sha256 = {k:d.get(k, 0) for k in model.config}, sha
     model.training_info = d.get('training', {})
     return model.eval()
