@@ -6,7 +6,7 @@
 __all__ = ['wrappers', 'one_line', 'read_weights', 'state_dicts', 'without_prefix', 'Fit', 'fit', 'best_fit', 'refuse_not_finite',
            'load_weights', 'packaged_weights']
 
-# %% ../nbs/01_weights.ipynb #4d836941
+# %% ../nbs/01_weights.ipynb #23fae80d
 import argparse, hashlib, importlib, os, pickle, re, sys, zipfile
 import torch
 from collections import Counter
@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from .data import InputError
 
-# %% ../nbs/01_weights.ipynb #a31ca38e
+# %% ../nbs/01_weights.ipynb #75dfa17f
 def one_line(error)->str:
     "The start of an error's text, without line breaks."
     return ' '.join(str(error).split())[:160].rstrip('. ') or type(error).__name__
@@ -28,10 +28,11 @@ def _unpickled(file):
     parts = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
     if sum(part.file_size for part in parts) > os.path.getsize(file):   # it could grow without bound
         raise ValueError('it is compressed, which PyTorch\'s own files are not')
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(file, map_location='cpu', weights_only=True)
+    # opened here, since PyTorch would look at the name
+    with open(file, 'rb') as opened, torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(opened, map_location='cpu', weights_only=True)
 
-# %% ../nbs/01_weights.ipynb #18cb0835
+# %% ../nbs/01_weights.ipynb #650f721b
 def _reason(file, error):
     "Why a file can't be read, in words"
     if not isinstance(error, pickle.UnpicklingError): return one_line(error)
@@ -52,7 +53,7 @@ def read_weights(
     except Exception as error:
         raise InputError(f'weights: {file} holds no weights that can be read safely: {_reason(file, error)}.') from error
 
-# %% ../nbs/01_weights.ipynb #aec0b5a8
+# %% ../nbs/01_weights.ipynb #489d53a6
 # likeliest first
 wrappers = ('state_dict_ema','model_ema','ema_state_dict','ema','teacher','state_dict','model_state_dict','model','net',
             'network','module','backbone','encoder','student')
@@ -73,7 +74,7 @@ def state_dicts(
         out += state_dicts(named[key], depth-1, seen)
     return out
 
-# %% ../nbs/01_weights.ipynb #0c2007ec
+# %% ../nbs/01_weights.ipynb #a78a8713
 _inserted = {'module','_orig_mod','_fsdp_wrapped_module','_checkpoint_wrapped_module'}
 
 def _without_inserted(state, own):
@@ -103,7 +104,7 @@ def without_prefix(
     best = max(fits, key=lambda prefix: (fits[prefix], *_preference(prefix)))
     return {name[len(best):]: value for name,value in state.items() if name.startswith(best)}
 
-# %% ../nbs/01_weights.ipynb #54f39b02
+# %% ../nbs/01_weights.ipynb #4c2899b5
 def _as_timm(state, network):
     "Renamed and resampled by timm's own function for this kind of network"
     module = sys.modules[type(network).__module__]
@@ -120,7 +121,7 @@ def _as_torchvision(state, network):
     from torchvision.models.vision_transformer import interpolate_embeddings
     return interpolate_embeddings(network.image_size, network.patch_size, dict(state))
 
-# %% ../nbs/01_weights.ipynb #4e536f23
+# %% ../nbs/01_weights.ipynb #2c2bd467
 _lite_tops = {'_conv_stem':'conv_stem', '_bn0':'bn1', '_conv_head':'conv_head', '_bn1':'bn2', '_fc':'classifier'}
 _lite_parts = {'_expand_conv':'conv_pw', '_bn0':'bn1', '_depthwise_conv':'conv_dw', '_bn1':'bn2', '_project_conv':'conv_pwl',
                '_bn2':'bn3'}
@@ -141,7 +142,7 @@ def _as_lite(state, network):
         out['.'.join([_lite_tops.get(top, top), *rest])] = value
     return out
 
-# %% ../nbs/01_weights.ipynb #3866428e
+# %% ../nbs/01_weights.ipynb #97b5f66d
 _derived = re.compile(r'num_batches_tracked$|relative_position_index$|relative_coords_table$|attn_mask$')
 _classifier = re.compile(r'classifier|head|fc(\.|\d|$)|aux', re.IGNORECASE)
 
@@ -166,7 +167,7 @@ def fit(
               for name in both if state[name].shape != own[name].shape}
     return Fit(names[:3], state, missing, shapes)
 
-# %% ../nbs/01_weights.ipynb #62d54bfc
+# %% ../nbs/01_weights.ipynb #c6b62d0e
 def _changed(state, network):
     "The tensors under other names or in other sizes, in every known way"
     for change in (_as_timm, _as_torchvision, _as_lite):
@@ -201,7 +202,7 @@ def _deeper(state, network):
             if f'{row}.0' in modules and f'{row}.{part}' not in modules: return name
     return None
 
-# %% ../nbs/01_weights.ipynb #4b62a8a5
+# %% ../nbs/01_weights.ipynb #1c9dcc66
 def _shown(names): return ', '.join(name[:80] for name in names)
 
 def _refusal(found, fitted, network):
@@ -212,8 +213,8 @@ def _refusal(found, fitted, network):
     if fitted:
         extra = _deeper(fitted.state, network)
         return extra and f'it is of a deeper network (it also has {extra[:80]})'
-    why = (f'{len(fitted.missing) + len(fitted.shapes)} of {len(network.state_dict())} tensors are missing '
-           f'or of another shape')
+    needed = [name for name in network.state_dict() if not _derived.search(name)]
+    why = f'{len(fitted.missing) + len(fitted.shapes)} of {len(needed)} tensors are missing or of another shape'
     if fitted.missing: why += f'; missing: {_shown(fitted.missing[:3])}'
     if fitted.shapes:
         name,(theirs,ours) = next(iter(fitted.shapes.items()))
@@ -232,7 +233,7 @@ def refuse_not_finite(
         count = finite.numel() - int(finite.sum())
         if count: raise InputError(f'{where}: {count} of {value.numel()} numbers of {name} are NaN or infinite. {remedy}')
 
-# %% ../nbs/01_weights.ipynb #8a80c53d
+# %% ../nbs/01_weights.ipynb #bc8d5ed7
 def load_weights(
     network:torch.nn.Module, # gets the numbers
     file,                    # of weights
@@ -255,7 +256,7 @@ def _converted(state, own, file):
     except Exception as error:   # quantised, sparse, without data
         raise InputError(f'weights: {file} holds tensors of a kind that this network cannot take ({one_line(error)}).') from error
 
-# %% ../nbs/01_weights.ipynb #e0a5a92b
+# %% ../nbs/01_weights.ipynb #562fb724
 _lite_hashes = dict(efficientnet_lite0='579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
                     efficientnet_lite1='77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850',
                     efficientnet_lite2='9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d')
