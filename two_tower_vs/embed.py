@@ -202,9 +202,7 @@ class Engine:
         warn(f'OpenVINO {why}. Embedding runs on PyTorch instead: the same results, several times slower on a CPU.')
 
 # %% ../nbs/01a_embed.ipynb #fcbf7c09
-def _least_cosine(a, b):
-    exact = np.isfinite(b).all(1)   # embed refuses other pictures, by name
-    return round(float((a*b).sum(1)[exact].min(initial=1.)), 5)
+def _least_cosine(a, b): return round(float((a*b).sum(1).min()), 5)
 
 @patch
 def _decided(self:Engine, bf16, sample):
@@ -252,7 +250,8 @@ def _ready(self:Engine, x):
         run = self._made(self.precision)
         if self.cosine is None and run is not self.exact:
             self.cosine = _least_cosine(run(x[:8]), self.exact(x[:8]))
-            if (self.note or self.precision == 'float32') and not self.cosine >= .999:   # bfloat16 may be asked for in spite of it
+            bound = self.note or self.precision == 'float32' or np.isnan(self.cosine)   # bfloat16 may be asked for in spite of it
+            if bound and not self.cosine >= .999:   # NaN too: OpenVINO makes numbers of it, and embed refuses PyTorch's
                 self._fall_back(f'gives other vectors than PyTorch (cosine {self.cosine:.4f})'); run = self.exact
             elif self.note and (self.note.exists() or not has_bfloat16(self.tower.mean.device.type, self.kind)): self._write(self.precision)
         elif run is not self.exact: run(x)   # two threads at once in OpenVINO's very first call wait for each other forever
