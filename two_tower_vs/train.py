@@ -401,7 +401,7 @@ def _joined_kinds(parts):
     kinds = list(dict.fromkeys(kind for part in parts for kind in part))
     return {kind:joined([part[kind] for part in parts if kind in part]) for kind in kinds}
 
-# %% ../nbs/03_train.ipynb #c36903cd
+# %% ../nbs/03_train.ipynb #790ce873
 @patch
 def told(self:_Run, v, trained)->dict:
     "Answers of the trained model beside those of the baselines, from the rows that the division leaves"
