@@ -285,7 +285,7 @@ def test_home_and_variables(tmp_path, root, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('SHOP', str(tmp_path))
     pairs = table(tmp_path, 'query_path,cand_path', ['a.png', 'hats/b.png'], name='pairs.csv')
-    for place in ('~/images', '$SHOP/images', '${SHOP}/images', '~/none/../images'):
+    for place in ('~/images', '$SHOP/images', '${SHOP}/images', '~/images/../images'):
         assert len(read_pairs(pairs, place)) == 1
         assert len(read_pairs(str(pairs).replace(str(tmp_path), place.split('/')[0]), root)) == 1
         assert len(list_images(place)) == 5
@@ -312,6 +312,20 @@ def test_what_is_there_by_that_very_name_comes_first(tmp_path):
     assert expand('$NO_SUCH', tmp_path) == tmp_path/'$NO_SUCH'
     assert list_images(tmp_path/'$NO_SUCH').cand_path.tolist() == ['~x/a.png']
     assert expand('~x', tmp_path/'$NO_SUCH') == tmp_path/'$NO_SUCH/~x'
+
+
+def test_pictures_are_found_from_home(fresh, monkeypatch):
+    "embed, train and the like take images_root as the readers do"
+    from two_tower_vs.check import fingerprints
+    from two_tower_vs.data import show_pairs
+    from two_tower_vs.embed import embed
+    from two_tower_vs.model import TwoTower
+    monkeypatch.setenv('HOME', str(fresh))
+    pairs = read_pairs(fresh/'pairs.csv', '~/images')[:2]
+    tower = TwoTower(backbone='efficientnet_lite0', image_size=64, embed_dim=None).query
+    assert not embed(tower, pairs.query_path, '~/images', progress=False).bad
+    assert not fingerprints(pairs.query_path, '~/images')[1]
+    assert show_pairs(pairs, '~/images').tobytes() == show_pairs(pairs, fresh/'images').tobytes()
 
 
 # the command line

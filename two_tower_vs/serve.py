@@ -21,7 +21,7 @@ from io import BytesIO
 from pathlib import Path
 from warnings import warn
 from PIL import Image
-from .catalog import inside_root, read_paths
+from .catalog import expand, inside_root, read_paths
 from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped
 from .index import load_index
 from .query import Searcher, load_searcher, match_threshold, on_gpu
@@ -214,7 +214,8 @@ class Site:
     def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples):
         for k,v in dict(max_upload_mb=max_upload_mb, timeout_s=timeout_s, waiting=waiting, batch=batch).items():
             if v < 1: raise InputError(f'serve.{k} is {v}. Use 1 or more.')
-        if not Path(root).is_dir(): raise InputError(
+        root = expand(root)
+        if not root.is_dir(): raise InputError(
             f"images_root {root} is not a folder. Set data.images_root to the one that the candidates' paths start from.")
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
