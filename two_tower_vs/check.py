@@ -17,6 +17,7 @@ from os.path import abspath, join
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from PIL import Image
+from .catalog import expand
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
 from .embed import Engine, FeatureCache, _Batches, _Damaged, _bar, _stored, apply_head, embed
 
@@ -54,7 +55,7 @@ def fingerprints(
     progress:bool=None,         # a progress bar, as in embed
 )->tuple:                       # (DataFrame: content, phash, width, height, turn, spread; {unreadable path: reason})
     "Read every picture once. Equal content numbers mean equal bytes."
-    paths = list(dict.fromkeys(paths)); full = [join(abspath(root), p) for p in paths]
+    paths = list(dict.fromkeys(paths)); full = [join(abspath(expand(root)), p) for p in paths]
     with TemporaryDirectory() if cache is None else nullcontext(cache) as folder:
         store = FeatureCache(Path(folder)/'fingerprints')
         rows,bad = _stored(_Prints(store, max_pixels), full, partial(_bar, len(paths), 'reading', progress))
@@ -167,7 +168,7 @@ def find_turned(
     some = pairs.iloc[:,:2].drop_duplicates(pairs.columns[0]).sample(frac=1, random_state=seed).head(sample)
     c = embed(tower, some.iloc[:,1].unique(), root, cache, desc='comparing', **kw); paths,px = [], []
     for q,a in some.itertuples(index=False):
-        if a not in c.bad and (p := _pixels(join(root, q), tower, kw)) is not None: paths.append((q, a)); px.append(p)
+        if a not in c.bad and (p := _pixels(join(expand(root), q), tower, kw)) is not None: paths.append((q, a)); px.append(p)
     if not paths: return pd.DataFrame(columns=['path','other','degrees','gain'])
     engine = Engine(tower, kw.get('engine', 'auto'), cache, precision=kw.get('precision', 'auto'))
     x,C = np.stack(px), c.vectors[c.rows([a for _,a in paths])]
@@ -403,7 +404,7 @@ def show_check(
         d = c.rows[c.rows.finding == finding].drop_duplicates('path').head(most)
         for k in ('path','other'):
             if not d[k].any(): continue
-            rows.append([(thumb(Path(images_root)/p, side) or Image.new('RGB', (side,side), '#eee')) if p else None for p in d[k]])
+            rows.append([(thumb(expand(images_root)/p, side) or Image.new('RGB', (side,side), '#eee')) if p else None for p in d[k]])
             titles.append([short(p) for p in d[k]]); names.append(finding.replace(' ', chr(10)) if k == 'path' else 'like')
     if not rows: return image_grid([[None]*4], titles=[['nothing to show', '', '', '']])
     return image_grid([r + [None]*(most-len(r)) for r in rows], titles, names, cell=cell, **grid)

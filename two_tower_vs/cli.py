@@ -19,7 +19,7 @@ import two_tower_vs
 class Data:
     "The section `data`: where the pictures and the three CSVs are."
     def __init__(self,
-        images_root:str='.',             # the folder that all CSV paths start from
+        images_root:str='.',             # the folder that all CSV paths start from; ~ and $VARIABLES are filled in
         pairs:str='pairs.csv',           # query_path,cand_path: for training
         candidates:str='candidates.csv', # cand_path: what is searched
         query_gt:str='query_gt.csv',     # query_path,gt_cand_path: for evaluation
@@ -127,16 +127,21 @@ class Run:
     "One config file: its tables, each read once, and its output folder."
     def __init__(self, config, k=None, image=None, topk=None, host=None, port=None):
         self.cfg,self.base = read_config(config), Path(config).parent
-        self.data = Data(**self.cfg['data']); self.out = self.base/self.cfg['out']
+        self.data = Data(**self.cfg['data']); self.config = config; self.out = self.at('out', self.cfg['out'])
         self.root,self.cache,self.seed,self.image = (
-            self.base/self.data.images_root, self.out/'cache', self.cfg['seed'], image)
+            self.at('data.images_root', self.data.images_root), self.out/'cache', self.cfg['seed'], image)
         if k is not None: self.cfg['eval']['k'] = k
         if topk is not None: self.cfg['query']['topk'] = topk
         self.cfg['serve'].update({n:v for n,v in (('host', host), ('port', port)) if v is not None})
         if self.data.on_bad not in (None,'error','skip'):
             _bad(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')
         self.embedding = dict(self.cfg['embed'], max_pixels=self.data.max_pixels)
-    def file(self, name): return self.base/getattr(self.data, name)
+    def file(self, name): return self.at(f'data.{name}', getattr(self.data, name))
+    def at(self, key, path):
+        "A file or folder that the config names, from the config's folder on"
+        from two_tower_vs.catalog import InputError, expand
+        try: return expand(path, self.base)
+        except InputError as e: raise InputError(f'{self.config}: {key}: {e}') from None
     def on_bad(self, default): return self.data.on_bad or default
     @cached_property
     def pairs(self):
@@ -209,15 +214,16 @@ def _stop(c, r):
     if bad.empty: return
     b = bad.iloc[0]; what = 'is not among the candidates' if b.finding == 'no candidate' else f'is not a readable image ({b.why})'
     more = f'; {bad.path.nunique()} pictures have such errors, and {r.out}/check.csv has all of them' if len(bad) > 1 else ''
-    raise InputError(f'{r.base/b.table} row {b.row}: {b.path} {what}{more}. {remedies[b.finding]}')
+    raise InputError(f'{r.at("data", b.table)} row {b.row}: {b.path} {what}{more}. {remedies[b.finding]}')
 
 # %% ../nbs/09_cli.ipynb #132261fd
 def train_stage(r:Run):
-    from two_tower_vs.data import read_table, replacing
+    from two_tower_vs.catalog import read_paths
+    from two_tower_vs.data import replacing
     from two_tower_vs.fit import main_process
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.train import train
-    cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').exists() else None
+    cands = read_paths(r.file('candidates'), ['cand_path'], r.root).cand_path if r.file('candidates').exists() else None
     print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
           f'and {r.pairs.cand_path.nunique():,} candidates')
     model = TwoTower(**r.cfg['model'], seed=r.seed)
@@ -378,12 +384,12 @@ def report_stage(r:Run):
     print(f'report: {page} shows all of it; open it in a browser')
 
 def export_stage(r:Run):
-    from two_tower_vs.data import read_table
+    from two_tower_vs.catalog import read_paths
     from two_tower_vs.export import export, read_metrics
     from two_tower_vs.model import load_model
     model = load_model(r.out/'model'); _same_settings(r, model); has = lambda n: r.file(n).exists()
     d = export(model, r.candidates, r.gt.query_path.unique() if has('query_gt') else None,
-               read_table(r.file('pairs'), ['query_path','cand_path']) if has('pairs') else None,
+               read_paths(r.file('pairs'), ['query_path','cand_path'], r.root) if has('pairs') else None,
                read_metrics(r.out/'metrics.json', r.out/'model/model.safetensors'), r.root, r.out/'export', r.cache,
                embedding=r.embedding, names=(r.file('candidates'), r.file('query_gt')), on_bad=r.on_bad('skip'), **r.cfg['export'])
     same = f'; ONNX agrees with PyTorch (cosine {min(a["cosine"] for a in d["onnx"].values()):.4f})' if d['onnx'] else ''

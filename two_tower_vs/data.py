@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from PIL import Image
 from uuid import uuid4
-from .catalog import (BadImage, InputError, bad_rows, drop_bad, file_stamp, list_images, read_bytes,
+from .catalog import (BadImage, InputError, bad_rows, drop_bad, expand, file_stamp, list_images, read_bytes,
                                   read_candidates, read_gt, read_pairs, read_stamped, read_table)
 
 # %% ../nbs/00_data.ipynb #d15c0001
@@ -341,7 +341,7 @@ def show_pairs(
 )->Image.Image:
     "Queries above, their candidates below."
     cols = list(pairs.columns[:2])
-    return image_grid([[thumb(Path(images_root)/p) for p in pairs[c].head(n)] for c in cols],
+    return image_grid([[thumb(expand(images_root)/p) for p in pairs[c].head(n)] for c in cols],
                       names=[c.split('_')[-2] for c in cols])
 
 # %% ../nbs/00_data.ipynb #d20b1bf4

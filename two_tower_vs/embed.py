@@ -20,6 +20,7 @@ from warnings import warn, catch_warnings, simplefilter
 from fastcore.basics import patch
 from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
+from .catalog import expand
 from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_stamp, in_threads, load_image, load_pixels,
                                read_stamped, replacing)
 from .model import Tower, described, file_sha256
@@ -578,7 +579,7 @@ def embed(
     desc:str='embedding',       # the bar's label
 )->Embeddings:                  # in the order of paths; unreadable pictures are in .bad
     "Embed pictures with one tower; each content is computed once for each backbone. Raises `InputError`."
-    paths,key,root = list(paths), backbone_key(tower), os.path.abspath(root); full = [os.path.join(root, p) for p in paths]
+    paths,key,root = list(paths), backbone_key(tower), os.path.abspath(expand(root)); full = [os.path.join(root, p) for p in paths]
     # converting the network would take longer
     if engine == 'auto' and cache is None and len(paths) < 256: engine = 'torch'
     eng = Engine(tower, engine, cache, key, precision, lambda: _first_pixels(full, tower, max_pixels))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
 from warnings import warn
+from .catalog import expand
 from .data import bad_rows, drop_bad, image_grid, picture, replacing, thumb, InputError
 from .model import TwoTower, shorten
 from .embed import Embeddings, embed
@@ -369,7 +370,7 @@ def show_worst(
     right = gt.drop_duplicates('query_path').set_index('query_path').gt_cand_path
     paths = w.query_path, right[w.query_path], w.top1
     place = [f'rank {r}' if r < never else 'never' for r in w.r]
-    return image_grid([[thumb(Path(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
+    return image_grid([[thumb(expand(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
                       titles=[['']*len(w), place, ['']*len(w)], names=['query','right','first hit'], cell=cell, **grid)
 
 # %% ../nbs/04_eval.ipynb #77045607
@@ -391,7 +392,7 @@ def show_changes(
     paths = w.query_path, right[w.query_path], w.wrong
     place = lambda r: 'never' if pd.isna(r) else f'{r}'
     moved = [f'{place(b)} → {place(r)}' for b,r in zip(w.baseline_rank, w['rank'])]
-    return image_grid([[thumb(Path(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
+    return image_grid([[thumb(expand(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
                       titles=[list(w.change), moved, ['now' if c == 'lost' else 'before' for c in w.change]],
                       names=['query','right','wrong hit'], cell=cell, **grid)
 

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from urllib.parse import quote
+from .catalog import expand
 from .data import InputError, in_threads, picture, replacing, thumb
 from .embed import Embeddings
 from .eval import nearest, never, ranks
@@ -78,7 +79,7 @@ def _tile(src, side):
     for x,y in ((a,b), (b,a)): d.line((a, x, b, y), fill='#8a919e', width=max(1, side//24))
     return out, False
 
-def _tiles(paths, root, side): return list(in_threads(lambda p: _tile(Path(root)/p, side), paths))
+def _tiles(paths, root, side): return list(in_threads(lambda p: _tile(expand(root)/p, side), paths))
 
 def _sheet(tiles, columns):
     "Tiles in rows, as one picture"
@@ -135,7 +136,7 @@ def show_training(
     some = known.iloc[_drawn(len(known), pairs, seed)]; asked = gt[gt.query_path.isin(some.query_path)]
     rest = [p for p in before[1].paths if p not in set(asked.gt_cand_path)]
     rest = [rest[i] for i in _drawn(len(rest), others, seed)]
-    shots = [thumb(Path(images_root)/p, 48) for p in some.gt_cand_path]
+    shots = [thumb(expand(images_root)/p, 48) for p in some.gt_cand_path]
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 3.5), layout='constrained'); fig.get_layout_engine().set(h_pad=.08); n = len(some)
     for ax,(q,c),name in zip(fig.subplots(1, 2), (before, after), names):
@@ -265,7 +266,7 @@ def search_widget(
     "A box to search with pictures. Raises `InputError` without ipywidgets."
     right = {} if gt is None else gt.groupby('query_path').gt_cand_path.apply(set).to_dict()
     names = [list(right)[i] for i in _drawn(len(right), examples, seed)]
-    return _SearchBox(searcher, Path(images_root), names, right, topk)
+    return _SearchBox(searcher, expand(images_root), names, right, topk)
 
 # %% ../nbs/06b_explore.ipynb #4ab1fe0b
 class _SearchBox:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from warnings import warn
 from PIL import Image
+from .catalog import expand
 from .data import BadImage, InputError, file_stamp, image_grid, in_threads, load_pixels, replacing, thumb
 from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
 from .embed import Engine, apply_head
@@ -154,7 +155,7 @@ def show_hits(
         for i in range(0, n, per_row):
             part = hits.iloc[i:min(i+per_row, n)]
             rows.append([thumb(src, side) if i == 0 else None] +
-                        [_pale(thumb(Path(images_root)/p, side), v < least) for p,v in zip(part.cand_path, part.score)])
+                        [_pale(thumb(expand(images_root)/p, side), v < least) for p,v in zip(part.cand_path, part.score)])
             titles.append([('no match' if hits.score.iloc[0] < least else 'query') if i == 0 else ''] +
                           [f'{r}: {v:.2f}' for r,v in zip(part['rank'], part.score)])
     return image_grid(rows, titles, cell=cell, **grid)

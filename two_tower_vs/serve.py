@@ -21,7 +21,8 @@ from io import BytesIO
 from pathlib import Path
 from warnings import warn
 from PIL import Image
-from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped, read_table
+from .catalog import expand, inside_root, read_paths
+from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped
 from .index import load_index
 from .query import Searcher, load_searcher, match_threshold, on_gpu
 
@@ -114,13 +115,14 @@ _no_queries = pd.DataFrame(columns=['query_path','rank','baseline_rank','change'
 def evaluated(
     out,        # the folder that a run left behind
     gt,         # query_gt.csv
+    root='',    # images_root
 )->pd.DataFrame:# query_path, rank, baseline_rank (missing: not found), change, answers (paths)
     "Evaluation queries and how they fared; none where there was no evaluation."
     file = Path(out)/'per_query.csv'
     if not (file.is_file() and Path(gt).exists()): return _no_queries
     try:
         q = pd.read_csv(file, dtype=str, keep_default_na=False)
-        right = read_table(gt, ['query_path','gt_cand_path']).groupby('query_path').gt_cand_path.agg(list)
+        right = read_paths(gt, ['query_path','gt_cand_path'], root).groupby('query_path').gt_cand_path.agg(list)
         q = q.assign(answers=[right.get(p, []) for p in q['query_path']])
         for c in ('rank','baseline_rank'): q[c] = pd.to_numeric(q[c]).astype('Int64')
         return q[list(_no_queries)]
@@ -139,10 +141,9 @@ def read_inside(
     path:str, # of a picture, as in a CSV
 )->tuple:     # (bytes, stamp of the file)
     "A picture below `root`. Raises `Refusal`."
-    real,top = os.path.realpath(os.path.join(root, path)), os.path.realpath(root)
-    if os.path.commonpath([real, top]) != top: raise Refusal(404, 'outside', 'This picture lies outside images_root.')
-    try: return read_stamped(real)
+    try: return read_stamped(inside_root(root, path))
     except BadImage as e: raise Refusal(404, 'no picture', f'This picture can not be read any more: {e}.') from e
+    except InputError as e: raise Refusal(404, 'outside', 'This picture lies outside images_root.') from e
 
 def shown(
     data:bytes,
@@ -213,7 +214,8 @@ class Site:
     def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples):
         for k,v in dict(max_upload_mb=max_upload_mb, timeout_s=timeout_s, waiting=waiting, batch=batch).items():
             if v < 1: raise InputError(f'serve.{k} is {v}. Use 1 or more.')
-        if not Path(root).is_dir(): raise InputError(
+        root = expand(root)
+        if not root.is_dir(): raise InputError(
             f"images_root {root} is not a folder. Set data.images_root to the one that the candidates' paths start from.")
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
@@ -232,7 +234,7 @@ def _load(self:Site):
     s.index = on_gpu(load_index(self.out/'index', s.index.manifest['model_sha256'],
                                 writable=True))   # not mapped: see above
     if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
-    q = evaluated(self.out, self.gt) if self.examples and self.gt else _no_queries
+    q = evaluated(self.out, self.gt, self.root) if self.examples and self.gt else _no_queries
     m = s.index.manifest
     parts = [m['model_sha256'], m['index_sha256'], m['candidates_sha256'], q.query_path.tolist()]
     return Served(s, Catalog(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12], s.index.paths, q))
