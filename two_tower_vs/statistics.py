@@ -77,6 +77,7 @@ def worth(
     total = weight.sum()
     mean = weight@x/total
     deviation = x-mean
+    deviation[np.abs(deviation) < 1e-12] = 0   # what rounding left would look like correlation
     spread = weight@deviation**2/total
     sums,square = members@weight, members@weight**2
     share = sums/total
