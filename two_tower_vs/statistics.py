@@ -11,9 +11,9 @@ __all__ = ['unknown_correlation', 'telling_products', 'two_sided', 'exact_produc
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
-from scipy import stats
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+from scipy.special import betaincinv, ndtri, stdtr, stdtrit
 from .catalog import InputError
 
 # %% ../nbs/02_statistics.ipynb #dd1039c8
@@ -102,7 +102,7 @@ def _least_correlation(varying, unknown):   # (products, m)
     return unknown*(1-telling/enough).clip(0)
 
 # %% ../nbs/02_statistics.ipynb #31c57f16
-two_sided = stats.norm.ppf(.975)
+two_sided = float(ndtri(.975))
 
 @dataclass(frozen=True)
 class Interval:
@@ -152,8 +152,8 @@ def _bernoulli_size(x, weight, value:Worth):   # (m,)
     guess = (mean*kish + .5)/(kish+1)
     spread = (value.spread*kish*kish/(kish-1) + guess*(1-guess))/(kish+1)
     gain = np.where(binary, 1, mean*(1-mean)/spread)
-    known = np.where(binary, stats.t.ppf(.975, len(x)-1), two_sided)
-    return value.size*gain*(known/stats.t.ppf(.975, value.freedom))**2
+    known = np.where(binary, stdtrit(len(x)-1, .975), two_sided)
+    return value.size*gain*(known/stdtrit(value.freedom, .975))**2
 
 # %% ../nbs/02_statistics.ipynb #938b31f5
 def interval(
@@ -211,7 +211,7 @@ def _chances(difference, labels, weight, found):
         return _sign_flips(totals)
     value = worth(difference[:,None], labels, weight)
     error = np.sqrt(value.spread/value.size)[0]
-    gain = float(stats.t.cdf(-found.mean/max(error, 1e-12), value.freedom))
+    gain = float(stdtr(value.freedom, -found.mean/max(error, 1e-12)))
     return gain, 1-gain
 
 def compare(
@@ -301,7 +301,7 @@ def _effective(right, labels, weight, error):
     if labels.max() == 0:
         return float(weight@right/weight.sum()), 0.
     value = worth(right[:,None], labels, weight, match_correlation)
-    known,unsure = stats.t.ppf(1-error, [len(right)-1, value.freedom])
+    known,unsure = stdtrit([len(right)-1, value.freedom], 1-error)
     sums = np.bincount(labels, weight)
     most = sums.sum()**2/(sums@sums)/unknown_correlation
     return float(value.mean[0]), min(value.size[0]*(known/unsure)**2, max(most, 1))
@@ -309,7 +309,7 @@ def _effective(right, labels, weight, error):
 def _fewest(precision, error, most):
     "So many queries bear one wrong answer, of at most `most`"
     count = np.arange(2, most+1)
-    return int(count[stats.beta.ppf(error, count-1, 2) >= precision].min(initial=most))
+    return int(count[betaincinv(count-1, 2, error) >= precision].min(initial=most))
 
 # %% ../nbs/02_statistics.ipynb #417e46b0
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ class _Ranked:
         "Lower confidence bound of the precision up to a place"
         mean,size = _effective(self.right[:at+1], self.labels[:at+1], self.weight[:at+1], error)
         hits = size*mean
-        return float(stats.beta.ppf(error, hits, size-hits+1)) if hits > 0 else 0.
+        return float(betaincinv(hits, size-hits+1, error)) if hits > 0 else 0.
 
 def _places(answers, fewest, error):
     "Places of the thresholds, the strictest first; of equal scores all pass, or none"
