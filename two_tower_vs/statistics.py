@@ -27,7 +27,7 @@ def components(
     rows = len(queries)
     if rows == 0:
         return np.zeros(0, dtype=np.int64)
-    pictures = pd.concat([pd.Series(queries).reset_index(drop=True), pd.Series(answers).reset_index(drop=True)])
+    pictures = pd.concat([pd.Series(queries), pd.Series(answers)], ignore_index=True)
     nodes = pd.factorize(pictures, use_na_sentinel=False)[0]
     count = nodes.max()+1
     graph = csr_array((np.ones(rows, dtype=bool), (nodes[:rows], nodes[rows:])), shape=(count, count))
@@ -126,14 +126,16 @@ def _checked(x, clusters, weight, low, high):
     "(values (n, m), products numbered from 0, weights), or an `InputError`"
     values = np.asarray(x, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) == 0:
-        raise InputError(f'The values have the shape {values.shape}. Give at least one query: (n,) or (n, metrics).')
+        raise InputError(f'The values have the shape {values.shape}. Give (n,) or (n, metrics), n from 1.')
     values = values.reshape(len(values), -1)
-    if not np.isfinite(values).all() or values.min(initial=low) < low-1e-9 or values.max(initial=high) > high+1e-9:
+    within = (values >= low-1e-9) & (values <= high+1e-9)   # False for nan
+    if not within.all():
         raise InputError(f'A value is no number from {low} to {high}. Find out which query it comes from.')
     clusters = np.arange(len(values)) if clusters is None else pd.factorize(np.asarray(clusters))[0]
     weight = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=np.float64)
     if not len(values) == len(clusters) == len(weight):
-        raise InputError(f'{len(values)} values, {len(clusters)} products, {len(weight)} weights: give one each a query.')
+        raise InputError(f'{len(values)} values, {len(clusters)} products and {len(weight)} weights: '
+                         'each query needs one of each.')
     if not (np.isfinite(weight).all() and (weight > 0).all()):
         raise InputError('A weight is not a positive number. Leave the query out.')
     return values, clusters, weight
@@ -164,7 +166,7 @@ def interval(
 )->Interval:
     "Mean and 95 % interval for new products like these. Raises `InputError`."
     values,labels,weight = _checked(x, clusters, weight, -1 if paired else 0, 1)
-    mean = weight@values/weight.sum()
+    mean = (weight@values/weight.sum()).clip(-1 if paired else 0, 1)
     count = int(labels.max())+1
     if count == 1:
         low,high = np.zeros(len(mean)), np.ones(len(mean))
@@ -222,7 +224,8 @@ def compare(
 )->Comparison:
     "By how much is a better than b, and is it beyond chance? Raises `InputError`."
     if np.shape(a) != np.shape(b):
-        raise InputError(f'{np.shape(a)} values of one model and {np.shape(b)} of the other: give the same queries.')
+        raise InputError(f'{np.shape(a)} values of one model, {np.shape(b)} of the other: '
+                         'give the same queries.')
     values,labels,weight = _checked(np.subtract(a, b, dtype=np.float64), clusters, weight, -1, 1)
     difference = values[:,0]
     found = interval(difference, labels, paired=True, weight=weight)
@@ -385,7 +388,8 @@ def threshold(
         refused = float((weight@(strangers < answers.scores[at])).round(12))
         decided = (1-absent)*(passed@answers.right[:at+1]) + absent*refused
         if decided >= most-1e-9:   # of equals, the lowest threshold
-            best = Threshold(float(answers.scores[at]), precision, bound, float(passed.sum().round(12)), refused, len(score))
+            coverage = float(passed.sum().round(12))
+            best = Threshold(float(answers.scores[at]), precision, bound, coverage, refused, len(score))
             most = decided
     return best
 
