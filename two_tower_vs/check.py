@@ -212,6 +212,7 @@ def find_unmarked(
     c = c[c.c.duplicated(keep=False)]
     g = gt[gt.gt_cand_path.isin(c.other)]
     m = pd.DataFrame({'path':g.query_path.values, 'c':content[g.gt_cand_path].values}).drop_duplicates().merge(c, on='c')
+    m = m[content.reindex(m.path).to_numpy() != m.c.to_numpy()]   # a query that is a copy of its answer never finds itself
     marked = pd.MultiIndex.from_frame(gt[['query_path','gt_cand_path']])
     m = m[~pd.MultiIndex.from_frame(m[['path','other']]).isin(marked)]
     return m.drop_duplicates('path')[['path','other']].reset_index(drop=True)

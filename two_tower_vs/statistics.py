@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['unknown_correlation', 'telling_products', 'two_sided', 'exact_products', 'fewest_products', 'chance',
-           'first_coverage', 'coverage_step', 'components', 'query_clusters', 'Worth', 'worth', 'Interval', 'interval',
-           'Comparison', 'compare', 'Verdict', 'not_worse', 'promotion', 'Threshold', 'threshold', 'unit_sentence']
+           'match_correlation', 'components', 'query_clusters', 'Worth', 'worth', 'Interval', 'interval', 'Comparison',
+           'compare', 'Verdict', 'not_worse', 'promotion', 'Threshold', 'threshold', 'unit_sentence']
 
 # %% ../nbs/02_statistics.ipynb #fe377270
 import numpy as np
@@ -44,7 +44,7 @@ def query_clusters(
 
 # %% ../nbs/02_statistics.ipynb #27c6c5f2
 unknown_correlation = 0.3   # between queries of one product, where the data cannot say
-telling_products = 6        # so many products that vary show the correlation
+telling_products = 12       # so many products that vary show the correlation; a third of all, where that is less
 
 @dataclass(frozen=True)
 class Worth:
@@ -70,6 +70,7 @@ def worth(
     x:np.ndarray,        # values of n queries (n, m)
     clusters:np.ndarray, # product of each query (n,), numbered from 0; at least two products
     weight:np.ndarray,   # of each query (n,)
+    unknown:float=unknown_correlation, # least correlation where no product varies
 )->Worth:
     "Mean, correlation and effective number of queries."
     members = csr_array((np.ones(len(x)), (clusters, np.arange(len(x)))))   # (products, n)
@@ -87,16 +88,17 @@ def worth(
     if (np.bincount(clusters) > 1).any():
         varies = np.maximum(spread, 1e-300)
         correlation = ((raw/varies-alone)/(together-alone)).clip(0, 1)
-        correlation = np.maximum(correlation, _least_correlation(members@deviation**2))
+        correlation = np.maximum(correlation, _least_correlation(members@deviation**2, unknown))
     effect = 1 - correlation + correlation*(sums@sums)/(weight@weight)
     return Worth(mean, spread, correlation, total**2/(weight@weight)/effect, _freedom(weight, square, share))
 
-def _least_correlation(varying):   # (products, m)
+def _least_correlation(varying, unknown):   # (products, m)
     "What the correlation counts as at least, where few products vary"
     total = np.maximum(varying.sum(0), 1e-300)
     telling = total**2/np.maximum((varying**2).sum(0), 1e-300)
     telling = np.where(varying.sum(0) > 0, telling, 0)
-    return unknown_correlation*(1-telling/telling_products).clip(0)
+    enough = min(telling_products, len(varying)/3)
+    return unknown*(1-telling/enough).clip(0)
 
 # %% ../nbs/02_statistics.ipynb #31c57f16
 two_sided = stats.norm.ppf(.975)
@@ -208,7 +210,7 @@ def _chances(difference, labels, weight, found):
         return _sign_flips(totals)
     value = worth(difference[:,None], labels, weight)
     error = np.sqrt(value.spread/value.size)[0]
-    gain = float(stats.t.sf(found.mean/error, value.freedom))
+    gain = float(stats.t.cdf(-found.mean/max(error, 1e-12), value.freedom))
     return gain, 1-gain
 
 def compare(
@@ -280,8 +282,7 @@ def promotion(
                    found.unit, found.clusters, found.queries)
 
 # %% ../nbs/02_statistics.ipynb #c2bb3845
-first_coverage = .5    # the share of queries that pass the first threshold tested
-coverage_step = .05
+match_correlation = .1   # of matches of one product, where the data cannot say
 
 @dataclass(frozen=True)
 class Threshold:
@@ -293,28 +294,75 @@ class Threshold:
     refused:float    # share of queries without an answer that get no match
     queries:int      # held-out queries behind it
 
-def _one_sided(right, labels, weight, confidence):
-    "Lower confidence bound of a share"
+def _effective(right, labels, weight, error):
+    "Mean, and the effective number of queries behind a one-sided bound"
     labels = pd.factorize(labels)[0]
     if labels.max() == 0:
-        return 0.
-    value = worth(right[:,None].astype(np.float64), labels, weight)
-    known,unsure = stats.t.ppf(confidence, [len(right)-1, value.freedom])
-    size = value.size[0]*(known/unsure)**2
-    hits = size*value.mean[0]
-    return float(stats.beta.ppf(1-confidence, hits, size-hits+1)) if hits > 0 else 0.
+        return float(weight@right/weight.sum()), 0.
+    value = worth(right[:,None], labels, weight, match_correlation)
+    known,unsure = stats.t.ppf(1-error, [len(right)-1, value.freedom])
+    sums = np.bincount(labels, weight)
+    most = sums.sum()**2/(sums@sums)/unknown_correlation
+    return float(value.mean[0]), min(value.size[0]*(known/unsure)**2, max(most, 1))
 
-def _sequence(scores, share):   # scores descending, share of the weight that passes
-    "Places of the thresholds in the order of the tests; of equal scores all pass, or none"
-    ends = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
-    wanted = np.arange(first_coverage, 1+coverage_step/2, coverage_step)
-    at = np.searchsorted(share[ends], wanted-1e-9).clip(max=len(ends)-1)
-    return ends[np.unique(at)]
+def _fewest(precision, error, most):
+    "So many queries bear one wrong answer, of at most `most`"
+    count = np.arange(2, most+1)
+    return int(count[stats.beta.ppf(error, count-1, 2) >= precision].min(initial=most))
 
+# %% ../nbs/02_statistics.ipynb #417e46b0
+@dataclass(frozen=True)
+class _Ranked:
+    "Held-out answers, the best score first."
+    scores:np.ndarray
+    right:np.ndarray
+    labels:np.ndarray
+    weight:np.ndarray
+
+    def cautious_size(self, at, error):
+        "Effective number of the queries up to a place, before it is known which are right"
+        return _effective(np.ones(at+1), self.labels[:at+1], self.weight[:at+1], error)[1]
+
+    def bound(self, at, error):
+        "Lower confidence bound of the precision up to a place"
+        mean,size = _effective(self.right[:at+1], self.labels[:at+1], self.weight[:at+1], error)
+        hits = size*mean
+        return float(stats.beta.ppf(error, hits, size-hits+1)) if hits > 0 else 0.
+
+def _places(answers, fewest, error):
+    "Places of the thresholds, the strictest first; of equal scores all pass, or none"
+    ends = np.flatnonzero(np.r_[answers.scores[1:] != answers.scores[:-1], True])
+    steps = fewest*1.15**np.arange(200)
+    wanted = np.minimum(steps[steps < 1.15*len(answers.scores)], len(answers.scores)).astype(int)
+    places = np.unique(ends[np.searchsorted(ends, wanted-1)])
+    enough = np.array([answers.cautious_size(at, error) >= fewest-1e-6 for at in places])
+    return places[int(enough.argmax()):] if enough.any() else places[-1:]
+
+def _starts(answers, places, fewest, error):
+    "Numbers of the places where a sequence of tests starts"
+    if answers.cautious_size(places[-1], error) < 3*fewest:
+        return [0]
+    return [0, len(places)//2, len(places)-1]
+
+def _allowed(answers, precision, error):
+    "Place -> lower bound of its precision, for those that keep the promise"
+    fewest = _fewest(precision, error, len(answers.scores))
+    places = _places(answers, fewest, error)
+    starts = _starts(answers, places, fewest, error)
+    allowed = {}
+    for start in starts:
+        for at in places[start:]:
+            bound = answers.bound(at, error/len(starts))
+            if bound < precision:
+                break
+            allowed[int(at)] = bound
+    return allowed
+
+# %% ../nbs/02_statistics.ipynb #cc80686c
 def threshold(
     score,           # of the first hit of each query (n,)
     right,           # is it a right answer? (n,)
-    wrong_score,     # best score of a wrong candidate, as if the right answers were gone (n,)
+    wrong_score,     # best score of a wrong candidate, as if the right answers were gone (n,); nan: there is none
     weight=None,     # of each query (n,); default: equal
     clusters=None,   # product of each query (n,); default: each query is one
     precision=.9,    # promised share of right ones among matches, of queries that have an answer
@@ -323,22 +371,22 @@ def threshold(
 )->Threshold:        # None where no threshold can be promised
     "The threshold that decides most queries rightly, of those that keep the promise. Raises `InputError`."
     values,labels,weight = _checked(np.asarray(right, dtype=np.float64), clusters, weight, 0, 1)
-    score,wrong_score = np.asarray(score), np.asarray(wrong_score)
-    if not len(score) == len(wrong_score) == len(values) or np.isnan(score).any():
-        raise InputError('Scores must be numbers, one each query.')
+    score = np.asarray(score, dtype=np.float64)
+    strangers = np.nan_to_num(np.asarray(wrong_score, dtype=np.float64), nan=-np.inf)
+    if not len(score) == len(strangers) == len(values) or not np.isfinite(score).all():
+        raise InputError('The scores of first hits must be numbers, one for each query.')
+    weight = weight/weight.sum()
     order = np.argsort(-score, kind='stable')
-    scores,found,labels,weight = score[order], values[order,0], labels[order], weight[order]/weight.sum()
-    share = np.cumsum(weight)
-    best = None
-    for at in _sequence(scores, share):
-        bound = _one_sided(found[:at+1], labels[:at+1], weight[:at+1], confidence)
-        if bound < precision:
-            break
-        refused = float(weight@(wrong_score[order] < scores[at]))
-        worth_it = (1-absent)*(weight[:at+1]@found[:at+1]) + absent*refused
-        if best is None or worth_it >= best[0]-1e-9:
-            best = worth_it, Threshold(float(scores[at]), precision, bound, float(share[at]), refused, len(scores))
-    return best and best[1]
+    answers = _Ranked(score[order], values[order,0], labels[order], weight[order])
+    best,most = None, -1.
+    for at,bound in sorted(_allowed(answers, precision, 1-confidence).items()):
+        passed = answers.weight[:at+1]
+        refused = float((weight@(strangers < answers.scores[at])).round(12))
+        decided = (1-absent)*(passed@answers.right[:at+1]) + absent*refused
+        if decided >= most-1e-9:   # of equals, the lowest threshold
+            best = Threshold(float(answers.scores[at]), precision, bound, float(passed.sum().round(12)), refused, len(score))
+            most = decided
+    return best
 
 # %% ../nbs/02_statistics.ipynb #9956aba2
 def unit_sentence(

@@ -74,7 +74,7 @@ def _bare(t): return Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features
 class _Side:
     "Features of the pictures of one side of a table"
     features:torch.Tensor  # (1 + views, n, f); None where a picture can't be read
-    contents:dict          # path -> 16 bytes of its content's hash
+    contents:np.ndarray    # uint8 (n, 16), start of each file's SHA-256
     bad:dict               # path -> why it can't be read
 
 def _side(tower, paths, what, root, cache, views, kw):
@@ -82,9 +82,9 @@ def _side(tower, paths, what, root, cache, views, kw):
              for v in range(views+1)]
     first = views[0]
     if first.bad:
-        return _Side(None, {}, first.bad)
+        return _Side(None, None, first.bad)
     features = torch.from_numpy(np.stack([e.vectors for e in views])).to(tower.mean.device)
-    return _Side(features, dict(zip(first.paths, first.contents)), {})
+    return _Side(features, first.contents, {})
 
 def pair_features(model, pairs, root, cache, views=1, **kw):
     "Embed the pictures of pairs with the bare backbones: (PairFeatures, path -> reason for unreadable ones)"
@@ -401,7 +401,7 @@ def _joined_kinds(parts):
     kinds = list(dict.fromkeys(kind for part in parts for kind in part))
     return {kind:joined([part[kind] for part in parts if kind in part]) for kind in kinds}
 
-# %% ../nbs/03_train.ipynb #8a800945
+# %% ../nbs/03_train.ipynb #c36903cd
 @patch
 def told(self:_Run, v, trained)->dict:
     "Answers of the trained model beside those of the baselines, from the rows that the division leaves"

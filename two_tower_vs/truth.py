@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['picture_numbers', 'SamePictures']
 
-# %% ../nbs/02_truth.ipynb #68ad9ca9
+# %% ../nbs/02_truth.ipynb #d24db6cb
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 
-# %% ../nbs/02_truth.ipynb #f6202834
+# %% ../nbs/02_truth.ipynb #1a1bc5cb
 def picture_numbers(
     queries,              # paths of queries, n
     cands,                # paths of candidates, m
@@ -25,7 +25,7 @@ def picture_numbers(
         numbers = np.unique(both.view('V16').ravel(), return_inverse=True)[1]
     return numbers[:len(queries)], numbers[len(queries):]
 
-# %% ../nbs/02_truth.ipynb #0a1719dd
+# %% ../nbs/02_truth.ipynb #d5adb6a1
 class SamePictures:
     "Which candidates are the query itself without being marked as right."
     def __init__(self,
@@ -58,5 +58,7 @@ class SamePictures:
 
     def left_out(self)->np.ndarray:   # int64 (n,)
         "How many candidates are left out of each query's list."
-        row,_ = self.own(np.arange(len(self.query_numbers)))
-        return np.bincount(row, minlength=len(self.query_numbers))
+        count = np.searchsorted(self.sorted, self.query_numbers, 'right')
+        count -= np.searchsorted(self.sorted, self.query_numbers, 'left')
+        marked = self.marked//len(self.cand_numbers)
+        return count - np.bincount(marked, minlength=len(count))

@@ -6,7 +6,7 @@
 __all__ = ['PairTable', 'Division', 'divide', 'photo_series', 'Answers', 'joined', 'first_hits', 'balanced', 'rate_error',
            'standard_error', 'Validation']
 
-# %% ../nbs/02b_validation.ipynb #f763270e
+# %% ../nbs/02b_validation.ipynb #eb9c806d
 import faiss
 import numpy as np, pandas as pd, torch
 from dataclasses import dataclass
@@ -14,24 +14,20 @@ from .truth import SamePictures, picture_numbers
 from .statistics import components
 from .loss import known_positives, pair_keys
 
-# %% ../nbs/02b_validation.ipynb #d9aa3c19
+# %% ../nbs/02b_validation.ipynb #59432b43
 class PairTable:
     "Pairs as numbers: `queries[qi[r]]` and `cands[ci[r]]` are the pictures of row r."
     def __init__(self,
         pairs:pd.DataFrame,   # query_path, cand_path
-        query_contents=None,  # {query path: 16 bytes of its content's hash}; None: paths tell which pictures are the same
-        cand_contents=None,   # the same of candidates
+        query_contents=None,  # uint8 (queries, 16), start of each file's SHA-256; None: paths tell which pictures are the same
+        cand_contents=None,   # uint8 (candidates, 16)
     ):
         self.qi,queries = pd.factorize(pairs.query_path)
         self.ci,cands = pd.factorize(pairs.cand_path)
         self.queries = list(queries)
         self.cands = list(cands)
         self.keys = pair_keys(self.qi, self.ci, len(cands))
-        contents = [None, None]
-        if query_contents is not None:
-            contents = [np.stack([of[p] for p in paths]) for of,paths in
-                        ((query_contents, self.queries), (cand_contents, self.cands))]
-        numbers = picture_numbers(self.queries, self.cands, *contents)
+        numbers = picture_numbers(self.queries, self.cands, query_contents, cand_contents)
         self.same = SamePictures(*numbers, self.qi, self.ci)
         self.product = _products(numbers[0][self.qi], numbers[1][self.ci], self.ci)   # of each row
 
@@ -60,7 +56,7 @@ def _products(queries, answers, cands):
     products = components(queries, answers)
     return cands if np.bincount(products).max() > .9*len(products) else products
 
-# %% ../nbs/02b_validation.ipynb #07e3ac2e
+# %% ../nbs/02b_validation.ipynb #4c858a98
 @dataclass(frozen=True)
 class Division:
     "Rows of a table of pairs, in three parts."
@@ -105,7 +101,7 @@ def _spare_queries(table, rows, frac, rng, series):
     chosen = spare[np.cumsum(size) - size < round(frac*len(queries))]
     return queries[np.isin(series[queries], chosen)]
 
-# %% ../nbs/02b_validation.ipynb #c761fc7f
+# %% ../nbs/02b_validation.ipynb #098ed9fa
 def photo_series(
     features:np.ndarray,  # of the table's queries (n, f), unit rows
     table:PairTable,
@@ -132,7 +128,7 @@ def photo_series(
     series[alone] = np.flatnonzero(alone)
     return np.unique(series, return_inverse=True)[1]
 
-# %% ../nbs/02b_validation.ipynb #c1979c63
+# %% ../nbs/02b_validation.ipynb #b9468d43
 @dataclass(frozen=True)
 class Answers:
     "What a model answers to held-out queries."
@@ -160,7 +156,7 @@ def joined(
     columns = [[getattr(p, name) for p in parts] for name in ('queries','score','rank','wrong')]
     return Answers(*map(np.concatenate, columns))
 
-# %% ../nbs/02b_validation.ipynb #81c37cdd
+# %% ../nbs/02b_validation.ipynb #cef56c34
 @torch.no_grad()
 def first_hits(
     q:torch.Tensor,   # query vectors (n, d)
@@ -218,7 +214,7 @@ def _first_rank(scores, row, column):   # int64 (b,)
     rank = 1 + ahead.sum(1)
     return torch.where(best == -torch.inf, _never, rank).cpu().numpy()
 
-# %% ../nbs/02b_validation.ipynb #78d4118d
+# %% ../nbs/02b_validation.ipynb #714ad374
 def balanced(
     rates:dict,  # of new and known, or one of them
     weight:dict, # of both
@@ -249,7 +245,7 @@ def standard_error(
     slopes = {k:mean*mean*weight[k]/total/max(rate, 1e-9)**2 for k,rate in rates.items()}
     return sum((slopes[k]*errors[k])**2 for k in rates)**.5
 
-# %% ../nbs/02b_validation.ipynb #432c5ddf
+# %% ../nbs/02b_validation.ipynb #cc73aa58
 class Validation:
     "Held-out pairs of a table: which rows train, and how the others are answered."
     def __init__(self,
