@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['refusals', 'formats', 'credit', 'demo_config', 'DiskError', 'disk_errors', 'replacing', 'leftovers', 'tidy', 'to_rgb',
-           'load_image', 'load_pixels', 'cores', 'in_threads', 'split_pairs', 'picture', 'image_grid', 'thumb',
-           'show_pairs', 'line_drawing', 'demo_catalog']
+           'load_image', 'load_pixels', 'cores', 'in_threads', 'picture', 'image_grid', 'thumb', 'show_pairs',
+           'line_drawing', 'demo_catalog']
 
 # %% ../nbs/00_data.ipynb #e4996adb
 import ctypes, errno, logging, os, re, shutil, threading, warnings
@@ -271,27 +271,6 @@ def in_threads(
             while todo: yield todo.popleft().result()
         finally:
             for t in todo: t.cancel()
-
-# %% ../nbs/00_data.ipynb #e637b511
-def split_pairs(
-    pairs,           # the training pairs
-    frac:float=0.15, # share of the candidates, then of the other queries, to hold out
-    seed:int=42,
-    series=None,     # query_path -> a name; queries of one series are held out together
-)->tuple:            # (train, new, known), each a part of pairs
-    "Split pairs for validation: by candidate, then by query where a candidate keeps another one."
-    rng = np.random.default_rng(seed)
-    cands = rng.permutation(pairs.cand_path.unique())
-    held = cands[:max(1, round(frac*len(cands)))] if len(cands) > 1 else []
-    new = pairs[pairs.cand_path.isin(held)]
-    rest = pairs[~pairs.cand_path.isin(held) & ~pairs.query_path.isin(new.query_path)]
-    if rest.empty: return pairs, pairs[:0], pairs[:0]   # one cluster: nothing can be held out
-    name = rest.query_path if series is None else rest.query_path.map(series).astype(object).fillna(rest.query_path)
-    first = rest.iloc[rng.permutation(len(rest))].drop_duplicates('cand_path')   # each candidate keeps this pair
-    spare = name[~name.isin(name[first.index])].unique()
-    out = rng.permutation(spare); size = rest.query_path.groupby(name).nunique()[out]
-    known = name.isin(out[size.cumsum()-size < round(frac*rest.query_path.nunique())])
-    return rest[~known], new, rest[known]
 
 # %% ../nbs/00_data.ipynb #95353c01
 def picture(

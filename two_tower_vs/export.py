@@ -120,7 +120,7 @@ def _weights_from(config):
     c = timm.get_pretrained_cfg(name.removeprefix('timm/')); hub = getattr(c, 'hf_hub_id', None)
     return f'{name}, with the weights of timm; licence: {getattr(c, "license", None) or "see their own model card"}', hub
 
-# %% ../nbs/06a_export.ipynb #56720f64
+# %% ../nbs/06a_export.ipynb #d32d88bb
 kept_names = {'trained':'the trained model', 'plain':'the untrained backbone',
               'centred':'the untrained backbone with each side centred'}
 why_not_better = {

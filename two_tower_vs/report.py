@@ -232,7 +232,7 @@ def verdict(
     return 'unsure', (f'? Training may not have helped, the difference is within chance: {difference}. '
                       'More evaluation queries of other products would tell.')
 
-# %% ../nbs/07_report.ipynb #3b2ee06e
+# %% ../nbs/07_report.ipynb #910ae3af
 _marks = {'baseline':'b', 'centred':'c', 'trained':'a'}
 
 def _series(m):
@@ -476,7 +476,7 @@ def _judged(training):
     tone = _tones.get(gain['reason'], 'unsure')
     helped = 'Training helped.' if gain['reason'] == 'better' else kept_words(training)
     return dict(columns=[{'plain':'untrained'}.get(model, model) for model in models], rows=rows, tone=tone,
-                verdict=f'{"=" if gain["reason"] == "equal" else _signs[tone]} {helped} {held_out_words(training)}',
+                verdict=f'{"=" if gain["reason"] == "equal" else _signs[tone]} {helped}', words=held_out_words(training),
                 unit=unit_sentence(gain['unit'], gain['clusters'], gain['queries']), queries=f'{gain["queries"]:,}')
 
 # %% ../nbs/07_report.ipynb #2097e400
