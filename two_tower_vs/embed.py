@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_stamp, in_threads, load_image, load_pixels,
                                read_stamped, replacing)
-from .model import Tower, file_sha256
+from .model import Tower, described, file_sha256
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
 @dataclass
@@ -39,6 +39,12 @@ class Embeddings:
                              'float32 (n, d), C-contiguous, is needed')
         if self.contents is not None and self.contents.shape != (len(v), 16):
             raise ValueError(f'contents of shape {self.contents.shape} for {len(v)} vectors: ({len(v)}, 16) is needed')
+        if not isinstance(v, np.memmap): self._refuse_not_finite()
+    def _refuse_not_finite(self, block=4096):
+        for start in range(0, len(self), block):
+            finite = np.isfinite(self.vectors[start:start+block]).all(1)
+            if not finite.all():
+                raise InputError(f'The vector of {self.paths[start+finite.argmin()]} holds NaN or infinity.')
     def __len__(self): return len(self.paths)
     def rows(self, paths)->np.ndarray:         # int64 (len(paths),), -1 where a path has no row
         "Row numbers of `paths`."
@@ -244,7 +250,8 @@ def _ready(self:Engine, x):
         run = self._made(self.precision)
         if self.cosine is None and run is not self.exact:
             self.cosine = _least_cosine(run(x[:8]), self.exact(x[:8]))
-            if (self.note or self.precision == 'float32') and not self.cosine >= .999:   # bfloat16 may be asked for in spite of it
+            bound = self.note or self.precision == 'float32' or np.isnan(self.cosine)   # bfloat16 may be asked for in spite of it
+            if bound and not self.cosine >= .999:   # NaN too: OpenVINO makes numbers of it, and embed refuses PyTorch's
                 self._fall_back(f'gives other vectors than PyTorch (cosine {self.cosine:.4f})'); run = self.exact
             elif self.note and (self.note.exists() or not has_bfloat16(self.tower.mean.device.type, self.kind)): self._write(self.precision)
         elif run is not self.exact: run(x)   # two threads at once in OpenVINO's very first call wait for each other forever
@@ -363,7 +370,9 @@ def add(self:FeatureCache,
     vectors,    # (n, f)
 )->np.ndarray:  # row numbers (n,)
     "Add features; a full shard is written at once, and others after half a minute."
-    rows = self.starts[-1] + self.n_new + np.arange(len(keys)); self.new.append((keys, vectors.astype(self.dtype)))
+    vectors = vectors.astype(self.dtype)
+    if not np.isfinite(vectors).all(): raise InputError(f'Features for {self.folder} hold NaN or infinity. Nothing of them is kept.')
+    rows = self.starts[-1] + self.n_new + np.arange(len(keys)); self.new.append((keys, vectors))
     self.n_new += len(keys)
     if self.n_new >= self.shard or time.monotonic()-self.since > 30: self.flush()
     return rows
@@ -393,7 +402,7 @@ def vectors(self:FeatureCache, rows)->np.ndarray:   # float32 (len(rows), f)
     for s in np.unique(at):
         some = np.flatnonzero(at == s); r = rows[some]-self.starts[s]
         v,sums = (o[r] for o in _mapped(self.files[s], 'vectors', 'sums'))
-        if (_row_sums(v) != sums).any(): raise _Damaged(self.files[s])
+        if (_row_sums(v) != sums).any() or not np.isfinite(v).all(): raise _Damaged(self.files[s])
         if out is None: out = np.empty((len(rows), v.shape[1]), np.float32)
         out[some] = v
     return out
@@ -462,7 +471,12 @@ class _Batches:
         keys = _array((hashlib.sha256(d+self.suffix).digest() for d in data), 32)
         rows = np.full(len(keys), -1) if self.store is None else self.store.contents.find(keys[:,:16])
         todo = [j for j in range(len(data)) if j not in why and rows[j] < 0]
-        return stamps, keys, rows, self.made(data, keys, todo, why), why
+        features = self.made(data, keys, todo, why)
+        odd = [j for j,feature in features.items() if not np.isfinite(feature).all()]
+        if odd: raise InputError(
+            f'{paths[odd[0]]}: the backbone {described(self.tower.backbone)} makes features with NaN or infinity of it (of {len(odd)} of the '
+            f'{len(features)} pictures of its batch). Use other weights; if few pictures are concerned, try embed: {{precision: float32}}.')
+        return stamps, keys, rows, features, why
 
     def over(self, paths, todo):   # yields numbers of paths, and what came of them
         "All batches, in order"
@@ -583,6 +597,12 @@ def embed(
 # %% ../nbs/01a_embed.ipynb #dab4c01a
 @torch.inference_mode()
 def apply_head(tower, feats:np.ndarray)->np.ndarray:   # unit features (n, f) -> unit vectors (n, d)
-    "What the tower makes of features."
+    "What the tower makes of features. Raises `InputError` where that is NaN or infinite."
     x = torch.from_numpy(feats).to(tower.mean.device)
-    return torch.nn.functional.normalize(tower.head(x).float(), dim=-1).cpu().numpy()
+    vectors = torch.nn.functional.normalize(tower.head(x).float(), dim=-1).cpu().numpy()
+    odd = ~np.isfinite(vectors).all(1)
+    if odd.any():
+        part = 'head on the backbone' if np.isfinite(feats[odd]).all() else 'backbone'
+        raise InputError(f'{odd.sum()} of {len(odd)} vectors hold NaN or infinity: the {part} {described(tower.backbone)} '
+                         'makes them. Train again, with other weights or a lower learning rate.')
+    return vectors

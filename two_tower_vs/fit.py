@@ -105,11 +105,21 @@ def put(params, values):
 def _step(opt, objective, learn, clip, rows, epoch):
     "One step on a batch: its loss"
     opt.zero_grad(); loss = learn(rows, epoch, objective)
-    if not math.isfinite(loss): raise InputError(
-        f'The loss is {loss} in epoch {epoch}: training diverged. Lower train.lr or finetune.lr.')
+    if not math.isfinite(loss): raise _diverged(f'The loss is {loss}', epoch)
     if clip: torch.nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g['params']], clip)
-    opt.step(); clamp_scale(objective.scale)
+    opt.step()
+    scale = objective.scale.exp().item()
+    if not 0 < scale < math.inf: raise _diverged(f'The temperature would be {1/scale if scale else math.inf}', epoch)
+    clamp_scale(objective.scale)
     return loss
+
+def _diverged(what, epoch):
+    return InputError(f'{what} in epoch {epoch}: training diverged. Lower train.lr or finetune.lr.')
+
+def _refuse_not_finite(opt, epoch):
+    "A last step with a finite loss may still break the parameters"
+    for group in opt.param_groups:
+        if not all(bool(p.isfinite().all()) for p in group['params']): raise _diverged('A parameter is NaN or infinite', epoch)
 
 # %% ../nbs/02b_fit.ipynb #6209e531
 def run_phase(
@@ -169,6 +179,7 @@ def _epoch(epoch, epochs, opt, objective, step, bs):
     for i,b in enumerate(bs):
         for g in opt.param_groups: g['lr'] = g['lr0']*schedule((epoch-1)*len(bs)+i, epochs*len(bs))
         losses.append(step(b, epoch))
+    _refuse_not_finite(opt, epoch)
     return dict(epoch=epoch, loss=float(np.mean(losses)), masked=objective.masked, lr=opt.param_groups[0]['lr'],
                 temperature=math.exp(-objective.scale.item()), seconds=round(time.perf_counter()-t, 3))
 

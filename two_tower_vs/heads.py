@@ -8,7 +8,17 @@ __all__ = ['principal_axes', 'PairStats', 'pair_stats', 'closed_form', 'PairHead
 # %% ../nbs/02a_heads.ipynb #3c44b8c5
 import numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass
+from .data import InputError
 from .model import TwoTower
+
+# %% ../nbs/02a_heads.ipynb #654c2f0d
+def _finite(**tensors):
+    "Raise `InputError` where rows hold NaN or infinity"
+    for name,x in tensors.items():
+        finite = x.isfinite()
+        odd = ~(finite.all(1) if finite.ndim > 1 else finite)
+        if odd.any(): raise InputError(f'{int(odd.sum())} of {len(x)} rows of the {name} hold NaN or infinity '
+                                       f'(first: row {int(odd.nonzero()[0])}): no head can be computed from them.')
 
 # %% ../nbs/02a_heads.ipynb #c167768e
 def principal_axes(
@@ -17,6 +27,7 @@ def principal_axes(
     most:int=20_000,# rows that are looked at
 )->torch.Tensor:    # (f, k), orthonormal columns, largest variance first
     "Directions in which features differ most; random ones after them where there are fewer pictures than axes."
+    _finite(features=f)
     x = f[torch.from_numpy(np.random.default_rng(0).permutation(len(f))[:most])]; k = min(k, x.shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -42,6 +53,7 @@ def pair_stats(
     common:bool=False, # one mean for both, as one tower for both needs
 )->PairStats:
     "Statistics of pairs; candidates without a pair are left out."
+    _finite(queries=q, candidates=c)
     some,ci,count = torch.unique(ci, return_inverse=True, return_counts=True); c,count = c[some], count.float()
     mean = torch.zeros_like(c).index_add_(0, ci, q)/count[:,None]   # (m, k)
     mq,mc = [torch.cat([q, c]).mean(0)]*2 if common else (q.mean(0), c.mean(0))
@@ -64,6 +76,7 @@ def closed_form(
     ridge:float=.1,   # of the regression, against the candidates' mean square
 )->tuple:             # the map of both (k, dim), what a pull of 1 adds to the candidates' (k, dim)
     "The two heads as linear maps of centred features."
+    _finite(**vars(s))
     p = _whiten(s, gap, shrink)
     w = p@torch.linalg.eigh(p.T@s.total@p).eigenvectors.flip(1)[:, :dim]
     w = w/(torch.linalg.matrix_norm(w)/w.shape[1]**.5)           # as large as an orthogonal map

@@ -204,6 +204,7 @@ def train(
     share = _known_share(candidates, features.table)
     state = State(folder, _run_key(options, pairs, features, share))
     training = _Run(model, features, share, images_root, state, options).all(skipped)
+    training.state = state
     model.to('cpu').eval()
     return training
 
@@ -401,7 +402,7 @@ def _joined_kinds(parts):
     kinds = list(dict.fromkeys(kind for part in parts for kind in part))
     return {kind:joined([part[kind] for part in parts if kind in part]) for kind in kinds}
 
-# %% ../nbs/03_train.ipynb #c36903cd
+# %% ../nbs/03_train.ipynb #1ce1895a
 @patch
 def told(self:_Run, v, trained)->dict:
     "Answers of the trained model beside those of the baselines, from the rows that the division leaves"
