@@ -22,8 +22,10 @@ from PIL import Image
 import two_tower_vs
 from .catalog import expand, leaves_root, read_paths
 from .data import InputError, in_threads, replacing, thumb
-from .eval import precision_coverage
+from .eval import better_delta, column_names, precision_coverage
+from .export import held_out_words, interval_unit, kept_names, kept_words
 from .query import latency, load_searcher
+from .statistics import fewest_products, unit_sentence
 
 # %% ../nbs/07_report.ipynb #f472817e
 _made_by = {'model/model.json':'train', 'train/history.csv':'train', 'metrics.json':'eval', 'per_query.csv':'eval',
@@ -184,7 +186,7 @@ class Axes:
 
 # %% ../nbs/07_report.ipynb #f49ac4a8
 def intervals(
-    rows,         # (name, {class: (value, low, high) in percent}) from above; class b: untrained, a: trained
+    rows,         # (name, {class: (value, low, high) in percent}) from above; class b: untrained, c: centred, a: the model
     alt:str,      # what is to be seen, in words
     gap:int=34,   # pixels between rows
 )->Markup:
@@ -211,38 +213,93 @@ def _points(c): v,(lo,hi) = c['value'], c['ci95']; return 100*v, 100*lo, 100*hi
 def _gain(c): v,lo,hi = _points(c); return f'{v:+.1f} points, 95 % interval {lo:+.1f} to {hi:+.1f}'
 
 def verdict(
-    delta:dict,    # value and ci95 of the difference
-)->tuple:          # (good, unsure or poor; in words)
+    delta:dict,          # value and ci95 of the difference to the better baseline
+    clusters:int=10**9,  # how many products (or queries) vary independently
+    unit:str='query',    # which of the two
+)->tuple:                # (good, unsure or poor; in words)
     "Did training help?"
-    d = _gain(delta)
-    if delta['value'] <= 0: return 'poor', f'✗ Training did not help: {d}. Check the pairs, or use more of them.'
-    if delta['ci95'][0] <= 0: return 'unsure', f'? The gain may be chance: {d}. More evaluation queries would tell.'
-    return 'good', f'✓ Training helped: {d}.'
+    difference = _gain(delta)
+    low,high = delta['ci95']
+    some = {'product':'products', 'query':'queries'}[unit] if clusters != 1 else unit
+    if delta['value'] == 0:
+        return 'unsure', f'= Trained and untrained find as much: {difference}.'
+    if clusters < fewest_products:
+        return 'unsure', f'? Too few to tell whether training helped: {clusters} {some}; {difference}.'
+    if low > 0:
+        return 'good', f'✓ Training helped: {difference}.'
+    if high < 0:
+        return 'poor', f'✗ Training did not help: {difference}. Check the pairs, or use more of them.'
+    return 'unsure', (f'? Training may not have helped, the difference is within chance: {difference}. '
+                      'More evaluation queries of other products would tell.')
 
-def _summary(m):
-    k = m['k'][0]; one = m['trained'][f'recall@{k}'] == m['trained'][f'hit@{k}']   # one right answer a query
-    n = f'recall@{k}' if one else f'hit@{k}'   # where there are five, recall@1 can't exceed 20 %
-    a,b = _cell(m['trained'][n]), _cell(m['baseline'][n])
-    tone,words = verdict(m['delta'][n])
-    alt = f'{_nice(n)}: untrained {b["value"]} percent ({b["ci"]}), trained {a["value"]} percent ({a["ci"]})'
-    chart = intervals([('untrained', {'b':_points(m['baseline'][n])}), ('trained', {'a':_points(m['trained'][n])})], alt, 44)
-    return dict(metric=_nice(n), queries=f'{m["queries"]:,}', candidates=f'{m["candidates"]:,}', trained=a, baseline=b,
-                tone=tone, verdict=words, where='first' if k == 1 else f'among the first {k}', chart=chart, one=one)
+# %% ../nbs/07_report.ipynb #910ae3af
+_marks = {'baseline':'b', 'centred':'c', 'trained':'a'}
+
+def _series(m):
+    "Heading -> key of metrics.json: baselines and the model, without the difference"
+    return {heading:key for heading,key in column_names(m).items() if key in _marks}
+
+def _independent(m):
+    "(products or queries, how many of them)"
+    found = m.get('intervals') or {}
+    return found.get('unit', 'query'), found.get('clusters', m['queries'])
+
+def _headline(m):
+    "The metric of the first number: where queries have five answers, recall@1 cannot exceed 20 %"
+    k = m['k'][0]
+    one = m['trained'][f'recall@{k}'] == m['trained'][f'hit@{k}']   # one right answer a query
+    return f'recall@{k}' if one else f'hit@{k}', one
+
+def _summary(m, training=None):
+    "What stands at the top of the page"
+    name,one = _headline(m)
+    k = m['k'][0]
+    series = _series(m)
+    cells = {heading:_cell(m[key][name]) for heading,key in series.items()}
+    alt = '; '.join(f'{heading} {c["value"]} percent ({c["ci"]})' for heading,c in cells.items())
+    rows = [(heading, {_marks[key]:_points(m[key][name])}) for heading,key in series.items()]
+    unit,clusters = _independent(m)
+    tone,words = verdict(m[better_delta(m)][name], clusters, unit)
+    if 'kept' in m:
+        tone,words = _not_promoted(m, training)
+    return dict(metric=_nice(name), queries=f'{m["queries"]:,}', candidates=f'{m["candidates"]:,}', kept=m.get('kept'),
+                trained=cells[list(series)[-1]], baseline=cells['untrained'], centred=cells.get('centred'),
+                tone=tone, verdict=words, where='first' if k == 1 else f'among the first {k}',
+                chart=intervals(rows, f'{_nice(name)}: {alt}', 44), unit=interval_unit(m), one=one,
+                against='centred' if better_delta(m) == 'delta_centred' else 'untrained')
+
+def _not_promoted(m, training):
+    "(tone, words) for a run that kept a baseline"
+    training = training or {}
+    same = training.get('promoted') is False and training.get('kept', 'plain') == m['kept']
+    words = kept_words(training) if same else f'Training was not promoted. Kept is {kept_names[m["kept"]]}.'
+    reason = ((training.get('validation') or {}).get('gain') or {}).get('reason')
+    if same and reason in ('worse','recall worse'): return 'poor', f'✗ {words}'
+    return 'unsure', f'= {words}' if reason == 'equal' else f'? {words}'
 
 # %% ../nbs/07_report.ipynb #e9730212
-_parts_of = 'baseline','trained','delta'
-
 def _nice(metric): return re.sub('^(map|mrr)', lambda m: m[0].upper(), metric).replace('recall', 'Recall').replace('hit', 'Hit')
 
-def _row(name, d, metric, **more):
-    return dict(name=shown(name), **{p:_cell(d[p][metric]) if p in d else {} for p in _parts_of}, **more)
+def _row(name, d, metric, columns, **more):
+    cells = [_cell(d[key][metric]) if key in d else {} for key in columns.values()]
+    return dict(name=shown(name), cells=cells, **more)
 
 def _metrics(m):
+    "All metrics, next to both baselines"
+    columns = column_names(m)
+    series = _series(m)
     one = all(m['trained'][f'recall@{k}'] == m['trained'][f'hit@{k}'] for k in m['k'])
-    names = [n for n in m['trained'] if not n.startswith('hit@')]; rows = [_row(_nice(n), m, n) for n in m['trained']]
-    alt = '; '.join(f'{r["name"]}: untrained {r["baseline"]["value"]}, trained {r["trained"]["value"]} percent' for r in rows)
-    chart = intervals([(_nice(n), {c:_points(m[p][n]) for c,p in (('b','baseline'), ('a','trained'))}) for n in names], alt)
-    return dict(one=one, K=m['k'][-1], chart=chart, key=_key([('dot a','trained'), ('dot b','untrained')]),
+    rows = [_row(_nice(name), m, name, columns) for name in m['trained']]
+    alt = '; '.join(f'{row["name"]}: ' + ', '.join(f'{heading} {cell["value"]}' for heading,cell in zip(series, row['cells']))
+                    for row in rows)
+    drawn = [name for name in m['trained'] if not name.startswith('hit@')]
+    chart = intervals([(_nice(name), {_marks[key]:_points(m[key][name]) for key in series.values()}) for name in drawn],
+                      f'In percent. {alt}', 20+12*len(series)-(len(series) == 2)*10)
+    key = _key([(f'dot {_marks[key]}', heading) for heading,key in series.items()])
+    return dict(one=one, K=m['k'][-1], chart=chart, key=key, columns=list(columns), unit=interval_unit(m), kept=m.get('kept'),
+                names=' and '.join([', '.join(list(series)[:-1]), list(series)[-1]]), centred='centred' in m,
+                against='centred' if better_delta(m) == 'delta_centred' else 'untrained', kept_name=kept_names.get(m.get('kept')),
+                own=m.get('self_excluded') and f'{m["self_excluded"]:,}', queries=f'{m["queries"]:,}',
                 rows=[r for r in rows if not (one and r['name'].startswith('Hit'))],
                 leaks=_leaks(m), groups=_groups(m), sizes=_sizes(m))
 
@@ -250,14 +307,16 @@ def _metrics(m):
 def _leaks(m):
     if not (l := m.get('leak_free')): return None
     n = f'recall@{m["k"][0]}'; rows = (f'all {m["queries"]:,} queries', m), (f'{l["queries"]:,} not leaked', l)
-    return dict(leaked=f'{l["leaked"]:,}', queries=f'{m["queries"]:,}', rows=[_row(f'{_nice(n)}, {h}', d, n) for h,d in rows])
+    return dict(leaked=f'{l["leaked"]:,}', queries=f'{m["queries"]:,}',
+                rows=[_row(f'{_nice(n)}, {h}', d, n, column_names(m)) for h,d in rows])
 
 def _groups(m, most=50):
     if not (g := m.get('groups')): return None
-    n = f'recall@{m["k"][0]}'; order = sorted(g.items(), key=lambda o: o[1]['delta'][n]['value'])
+    columns = column_names(m)
+    n = f'recall@{m["k"][0]}'; order = sorted(g.items(), key=lambda o: o[1][columns['difference']][n]['value'])
     some = f'the {most} of {len(g):,} that training helped least' if len(g) > most else 'the least helped come first'
     return dict(caption=f'{_nice(n)} by group, in percent, with 95 % intervals: {some}',
-                rows=[_row(name, d, n, queries=f'{d["queries"]:,}') for name,d in order[:most]])
+                rows=[_row(name, d, n, columns, queries=f'{d["queries"]:,}') for name,d in order[:most]])
 
 def _sizes(m):
     if not (s := m.get('sizes')): return None
@@ -299,7 +358,7 @@ def _queries(m, t, right, pics):
         ('worst', 'Answered worst', 'first hit', 'top1', 'Every query finds its right answer first.'))]
     for c in [c for s in shows for c in s['cards']]: pics.add(c['query'], c['right'], c['wrong'])
     for r in rows: pics.add(r['query'], r['right'], r['top'])
-    return dict(queries=f'{m["queries"]:,}', gained=f'{n["gained"]:,}', lost=f'{n["lost"]:,}', parts=shows, rows=rows,
+    return dict(kept=kept_names.get(m.get('kept')), queries=f'{m["queries"]:,}', gained=f'{n["gained"]:,}', lost=f'{n["lost"]:,}', parts=shows, rows=rows,
                 within='first' if what == 'hit@1' else f'among the first {int(what.split("@")[1])}',
                 kinds={k:len(p) for k,p in parts.items() if len(p)})
 
@@ -340,18 +399,22 @@ def _curve(t, s, least=20):
 def _thin(d, most=250): return d.iloc[np.unique(np.linspace(0, len(d)-1, min(most, len(d))).round().astype(int))]
 
 # %% ../nbs/07_report.ipynb #f5bd2926
-def _match(m, t):
+def _match(m, t, training=None):
     o = m.get('match'); s = None if o is None else float(o['threshold'])
     parts = {} if o is None else {n:_cell(o[n]) for n in ('precision','coverage','refused')}
     lines = [('line a','every query has an answer'), ('line b dash','half of the queries have none')]
-    return dict(threshold=o and f'{s:.2f}', wanted=o and f'{100*o["wanted_precision"]:.0f}', **parts,
+    training = training or {}
+    found = training.get('match') or {}
+    bound = found.get('bound') if o is not None and abs(found.get('threshold', -9)-s) < 1e-6 else None
+    return dict(bound=bound and f'{100*bound:.1f}', held_out=f'{found.get("queries", 0):,}',
+                judged=bool(training.get('validation')), threshold=o and f'{s:.2f}', wanted=o and f'{100*o["wanted_precision"]:.0f}', **parts,
                 scores=_scores(t, s), scores_key=_key([('bar a','right first hits'), ('bar b','best wrong candidate of each query')]),
                 curve=_curve(t, s), curve_key=_key(lines + [('dot w','the threshold')]*(o is not None)))
 
 # %% ../nbs/07_report.ipynb #9311895e
 _phases = {'closed form':('w','closed form: a setting each'), 'choose heads':('a','heads, to choose the epoch'),
-           'heads':('b','heads, on all pairs'), 'choose fine-tuning':('g','fine-tuning, to choose the epoch'),
-           'fine-tuning':('b','fine-tuning, on all pairs'), 'choose renewed heads':('w','heads fitted anew')}
+           'judged heads':('b','heads, to be judged'), 'heads':('b','heads, on all pairs'), 'choose fine-tuning':('g','fine-tuning, to choose the epoch'),
+           'fine-tuning':('b','fine-tuning, on all pairs'), 'choose renewed heads':('w','heads fitted once more')}
 
 def _progress(h, column, percent):
     "One line a phase, over all steps: (svg, legend); None where nothing is recorded"
@@ -363,31 +426,58 @@ def _progress(h, column, percent):
     ax = Axes((1, max(2, len(d))), (max(0, lo-pad), min(hi+pad, 100) if percent else hi+pad),
               ('settings and epochs, one after the other', '%' if percent else column)); names = []
     for _,p in d.groupby((d.phase != d.phase.shift()).cumsum()):
-        c,name = _phases.get(p.phase.iloc[0], ('b', shown(p.phase.iloc[0], 40))); n,p = len(p), _thin(p)
-        dots = (p.epoch == 0).all(); names.append((f'dot {c}' if dots else f'line {c}', f'{name} ({n:,})'))
+        phase = p.phase.iloc[0].partition(', division ')[0]
+        c,name = _phases.get(phase, ('b', shown(phase, 40))); n,p = len(p), _thin(p)
+        dots = (p.epoch == 0).all(); names.append((f'dot {c}' if dots else f'line {c}', name, n))
         for x,y in zip(p.index+1, scale*p[column]) if dots else (): ax.dot(x, y, c, 2.5)
         if not dots: ax.line(p.index+1, scale*p[column], f'line {c}')
     if len(base): ax.line((1, max(2, len(d))), [base.iloc[0]]*2, 'line b dash')
     best = f'at best {max(scale*d[column]):.1f} percent' if percent else f'from {d[column].iloc[0]:.3g} to {d[column].iloc[-1]:.3g}'
-    return ax.svg(f'{column} over {len(d):,} settings and epochs, {best}'), _key(names)
+    return ax.svg(f'{column} over {len(d):,} settings and epochs, {best}'), _key(_counted(names))
+
+def _counted(names):
+    "One line of the legend for each kind of phase, however many divisions have it"
+    steps = {}
+    for mark,name,n in names: steps[mark, name] = steps.get((mark, name), 0) + n
+    return [(mark, f'{name} ({n:,})') for (mark,name),n in steps.items()]
 
 # %% ../nbs/07_report.ipynb #f2a8cb0c
 def _learning(h, chosen):
-    shows = (('recall@1', True, 'Recall@1 on pairs held out from training',
-              'New candidates and known ones weigh the same. The dashed line is the untrained network.'),
+    judge = 'on the pairs that judge' if chosen and chosen.get('judged') else 'on held-out pairs'
+    shows = (('recall@1', True, 'Recall@1 on held-out pairs that choose',
+              f'New and known products weigh as in the catalogue. The dashed line is the untrained network, {judge}.'),
              ('loss', False, 'Training loss', 'Cross-entropy of the right candidate among those of a batch.'))
     charts = [dict(title=title, under=under, svg=c[0], key=c[1]) for column,percent,title,under in shows
               if column in h and (c := _progress(h, column, percent))]
     return dict(chosen=chosen, charts=charts)
 
 def _chosen(model):
-    "What training held out, and what it chose by it"
-    t = model.get('training') or {}; v,c = t.get('validation') or {}, t.get('chosen') or {}
-    if not v.get('trained'): return dict(none=True)
+    "What training held out, what it chose by it, and how it was judged"
+    training = model.get('training') or {}
+    v,c = training.get('validation') or {}, training.get('chosen') or {}
+    told = dict(kept_words=kept_words(training), promoted=training.get('promoted', True), judged=None)
+    if not v.get('trained'): return dict(told, none=True)
     rows = [f'{name} {100*v["untrained"][k]:.1f} → {100*v["trained"][k]:.1f} %' for k,name in (
-        ('new','on candidates never seen'), ('known','on candidates it knows')) if k in v['trained']]
-    return dict(none=False, rows=', '.join(rows), gain=v.get('gain') and _gain(v['gain']), promoted=t.get('promoted', True),
-                epochs=c.get('epochs'), blend=f'{100*c.get("blend", 0):.0f}', tuned=c.get('finetune_epochs'))
+        ('new','on products never seen'), ('known','on products it knows')) if k in v['trained']]
+    if v.get('metrics'): told['judged'] = _judged(training)
+    old = v.get('gain') and 'reason' not in v['gain'] and _gain(v['gain'])
+    return dict(told, none=False, rows=', '.join(rows), gain=old, epochs=c.get('epochs'),
+                blend=f'{100*c.get("blend", 0):.0f}', tuned=c.get('finetune_epochs'))
+
+_tones = {'better':'good', 'worse':'poor', 'recall worse':'poor'}
+_signs = {'good':'✓', 'poor':'✗', 'unsure':'?'}
+
+def _judged(training):
+    "A table of held-out metrics, and the verdict"
+    metrics,gain = training['validation']['metrics'], training['validation']['gain']
+    models = [model for model in ('plain','centred','trained') if model in metrics]
+    rows = [dict(name=_nice(name), cells=[_cell(metrics[model][name]) for model in models])
+            for name in ('hit@1','hit@5','hit@10','mrr') if name in metrics[models[0]]]
+    tone = _tones.get(gain['reason'], 'unsure')
+    helped = 'Training helped.' if gain['reason'] == 'better' else kept_words(training)
+    return dict(columns=[{'plain':'untrained'}.get(model, model) for model in models], rows=rows, tone=tone,
+                verdict=f'{"=" if gain["reason"] == "equal" else _signs[tone]} {helped}', words=held_out_words(training),
+                unit=unit_sentence(gain['unit'], gain['clusters'], gain['queries']), queries=f'{gain["queries"]:,}')
 
 # %% ../nbs/07_report.ipynb #2097e400
 def _index(m, folder, metrics):
@@ -547,10 +637,12 @@ def _truth(gt, t):
 def _view(f, root, gt, pairs, max_pixels):
     "(what the template shows, pictures)"
     M,T,N,X = 'metrics.json', 'per_query.csv', 'model/model.json', 'index/manifest.json'
-    pics,v = Pictures(root), dict(summary=f.part(_summary, M), metrics=f.part(_metrics, M)); m = f[M]
+    training = f.part(_training, N)
+    m = f.read[M] = f.part(lambda d: _with_kept(d, training or {}), M)
+    pics,v = Pictures(root), dict(summary=f.part(lambda d: _summary(d, training), M), metrics=f.part(_metrics, M)); m = f[M]
     about = f.part(lambda d: _about(d, pairs, m, _when(f)), N); right,truth = _truth(gt, f[T]); s = _searcher(f, max_pixels)
     v |= dict(searches=f.part(lambda t: _searches(t, root, truth, s, pics), T),
-              queries=f.part(lambda m,t: _queries(m, t, right, pics), M, T), match=f.part(_match, M, T),
+              queries=f.part(lambda m,t: _queries(m, t, right, pics), M, T), match=f.part(lambda m,t: _match(m, t, training), M, T),
               learning=f.part(lambda h: _learning(h, f.part(_chosen, N)), 'train/history.csv'),
               index=f.part(lambda x: _index(x, f.out/'index', m), X),
               latency=f.part(_recorded, 'query.json') or _now(s, root, f[T]),
@@ -561,6 +653,17 @@ def _view(f, root, gt, pairs, max_pixels):
     return v | dict(missing=_missing(f, v)), pics
 
 # %% ../nbs/07_report.ipynb #7c3817ca
+def _training(model):
+    "What model.json says of training; raises where that is no sense"
+    training = dict(model.get('training') or {})
+    kept_words(training), held_out_words(training)
+    return training
+
+def _with_kept(metrics, training):
+    "Metrics that say what was kept; those of older versions leave it to the model"
+    if 'kept' in metrics or training.get('promoted') is not False: return metrics
+    return metrics | {'kept':training.get('kept', 'plain')}
+
 def _when(f):
     return f'{datetime.fromtimestamp((f.out/"metrics.json").stat().st_mtime):%Y-%m-%d %H:%M}' if f.there('metrics.json') else ''
 

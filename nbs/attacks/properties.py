@@ -45,21 +45,27 @@ def readers_agree(work, rows):
     other = pd.read_csv(io.StringIO(f.getvalue()), dtype=str, keep_default_na=False)
     assert said is None and df.values.tolist() == other.values.tolist(), (said, df, other)
 
-def splits(work, edges, frac, seed, named):
-    "No pair is lost or doubled, no held-out candidate or query is trained on, no series is cut"
+def divisions(work, edges, frac, seed, named, gallery):
+    "No pair is lost or doubled, no held-out product or query is trained on, no series is cut, no candidate is `known`"
     import pandas as pd
-    from two_tower_vs.data import split_pairs
+    from two_tower_vs.validation import PairTable, divide
     df = pd.DataFrame(sorted(edges), columns=['query_path','cand_path']).astype(str)
-    series = {q:str(int(q)//3*3) for q in df.query_path} if named else None
-    train,new,known = split_pairs(df, frac, seed, series)
-    assert len(train) and not set(new.cand_path) & set(train.cand_path) | set(new.cand_path) & set(known.cand_path)
-    assert not set(known.query_path) & set(train.query_path) and set(known.cand_path) <= set(train.cand_path)
-    assert not set(new.query_path) & (set(train.query_path) | set(known.query_path))
-    if named: assert not set(known.query_path.map(series)) & set(train.query_path.map(series))
-    each = pd.concat([train, new, known])
-    assert not each.index.duplicated().any() and set(each.index) <= set(df.index)
-    left = df.drop(each.index)   # pairs of a held-out query with a candidate that is trained on
-    assert left.query_path.isin(new.query_path).all() and not left.cand_path.isin(new.cand_path).any()
+    if not gallery: df.cand_path = 'c' + df.cand_path   # else some queries are candidates too
+    t = PairTable(df)
+    series = np.array([int(q)//3 for q in t.queries]) if named else None
+    d = divide(t, frac=frac, seed=seed, series=series)
+    train,new,known = d.train, d.new, d.known
+    seen = np.concatenate([train, known])
+    among = lambda of, some, others: bool(np.isin(of[some], of[others]).any())
+    assert len(train) and not among(t.product, new, seen) and not among(t.ci, new, seen)
+    assert not among(t.qi, new, seen) and not among(t.qi, known, train)
+    assert np.isin(t.ci[known], t.ci[train]).all()
+    if named: assert not among(series[t.qi], known, train)
+    assert not np.isin(t.same.query_numbers[t.qi[known]], t.same.cand_numbers[t.ci[seen]]).any()
+    each = np.concatenate([train, new, known])
+    assert len(np.unique(each)) == len(each)
+    left = np.setdiff1d(np.arange(len(t)), each)   # pairs of a held-out query with another product
+    assert np.isin(t.qi[left], t.qi[new]).all() and not among(t.product, left, new)
 
 # metrics
 
@@ -115,16 +121,27 @@ def against_torchmetrics(work, seed, n, m):
             assert hit(s, y, top_k=min(k, m)).item() == t[f'hit@{k}'][i]
         assert abs(mrr(s, y).item()-t.mrr[i]) < 1e-6 and abs(ap(s, y).item()-t[f'map@{max(3, m)}'][i]) < 1e-6
 
-def intervals(work, seed, n, m):
-    "Means lie within their intervals' reach, a constant has no width, and the draws are those of redrawing rows"
-    from two_tower_vs.eval import bootstrap, resample
-    rng = np.random.default_rng(seed); x = np.c_[rng.integers(0, 2, (n, m)), np.full(n, .25)].astype(float)
-    mean,lo,hi = bootstrap(x, 200, seed); d = resample(x, 200, seed)
-    assert np.allclose(mean, x.mean(0)) and (lo <= hi).all()
-    assert (lo >= x.min(0)-1e-9).all() and (hi <= x.max(0)+1e-9).all()
-    assert np.allclose([lo[-1],hi[-1]], .25) and np.allclose(d*n, np.round(d*n*4)/4)
-    assert np.array_equal(d, resample(x, 200, seed))
-    se = x.std(0)/n**.5; assert (abs(d.mean(0)-mean) <= 6*se/200**.5+1e-9).all() and (d.std(0) <= 1.5*se+1e-9).all()
+def intervals(work, seed, n, m, products):
+    "Means lie in their intervals, hits alone have Wilson's, names and order of products do not matter, nor which model is first"
+    from scipy.stats import binomtest
+    from two_tower_vs.statistics import interval
+    rng = np.random.default_rng(seed)
+    x = np.c_[rng.integers(0, 2, (n, m)), rng.random(n)].astype(float)
+    clusters = rng.integers(0, products, n)
+    found = interval(x, clusters)
+    assert np.allclose(found.mean, x.mean(0)) and found.clusters == len(np.unique(clusters))
+    assert ((found.low >= 0) & (found.low <= found.mean) & (found.mean <= found.high) & (found.high <= 1)).all()
+    assert found.clusters > 1 or (found.low == 0).all() and (found.high == 1).all()
+    order = rng.permutation(n)
+    again = interval(x[order], 7-clusters[order])
+    assert np.allclose([found.low, found.high], [again.low, again.high])
+    alone = interval(x)
+    for hits,*ends in zip(x.sum(0)[:m].astype(int), alone.low, alone.high):
+        wilson = binomtest(int(hits), n).proportion_ci(method='wilson')
+        assert n == 1 or np.allclose(ends, [wilson.low, wilson.high])
+    difference = x[:,0]-x[:,m]
+    one,other = interval(difference, clusters, paired=True), interval(-difference, clusters, paired=True)
+    assert np.allclose(one.ci95, [-other.high, -other.low])
 
 # index
 
@@ -205,14 +222,15 @@ PROPERTIES = [
      dict(head=st.sampled_from(STARTS), body=st.one_of(st.binary(max_size=200), PIECES))),
     ("data: pandas' parser reads the same", readers_agree, 50, 1000,
      dict(rows=st.lists(st.tuples(PATHS, PATHS).map(list), min_size=1, max_size=9))),
-    ("data: a split loses nothing and leaks nothing", splits, 100, 2000,
+    ("validation: a division loses nothing and leaks nothing", divisions, 100, 2000,
      dict(edges=st.sets(st.tuples(ints(0, 15), ints(0, 5)), min_size=1, max_size=60),
-          frac=st.floats(0, .9), seed=ints(0, 9), named=st.booleans())),
+          frac=st.floats(0, .9), seed=ints(0, 9), named=st.booleans(), gallery=st.booleans())),
     ("metrics: ranks and means are those of sorting all, with ties", metrics, 100, 2000,
      dict(seed=ints(0, 2**32), n=ints(1, 9), m=ints(1, 30), d=ints(2, 9), few=st.booleans(), block=ints(1, 40))),
     ("metrics: recall, hit rate, MRR and MAP are torchmetrics'", against_torchmetrics, 30, 500,
      dict(seed=ints(0, 2**32), n=ints(1, 6), m=ints(1, 30))),
-    ("metrics: bootstrap intervals", intervals, 50, 1000, dict(seed=ints(0, 2**32), n=ints(1, 80), m=ints(1, 4))),
+    ("metrics: intervals that count products", intervals, 50, 1000,
+     dict(seed=ints(0, 2**32), n=ints(1, 80), m=ints(1, 4), products=ints(1, 20))),
     ("index: exact search is brute force, single, batched, saved and loaded", flat, 60, 1000,
      dict(seed=ints(0, 2**32), n=ints(1, 60), d=ints(2, 20), k=ints(1, 80), few=st.booleans())),
     ("index: after any updates as if built anew", updates, 60, 1000,
