@@ -169,17 +169,19 @@ class Run:
         "Replace what bad_images.csv says of these CSV files"
         import pandas as pd
         from two_tower_vs.data import replacing
+        from two_tower_vs.sheet import write_csv
         path = self.out/'bad_images.csv'; old = self._old_bad(path)
         if old is None and rows.empty: return
         new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
-        with replacing(path) as (t,): new.to_csv(t, index=False)
+        with replacing(path) as (t,): write_csv(new, t)
 
     def _old_bad(self, path):
         import pandas as pd
+        from two_tower_vs.sheet import plain_cells
         try: d = pd.read_csv(path, dtype={'path':str}, keep_default_na=False)
         except FileNotFoundError: return None
         except Exception: d = ()
-        if {'file','row','path','reason'} <= set(d): return d
+        if {'file','row','path','reason'} <= set(d): return plain_cells(d)
         from warnings import warn
         warn(f'{path} can not be read; it is written anew.')
 
@@ -217,6 +219,7 @@ def train_stage(r:Run):
     from two_tower_vs.eval import untrained
     from two_tower_vs.fit import main_process
     from two_tower_vs.model import TwoTower, save_model
+    from two_tower_vs.sheet import write_csv
     from two_tower_vs.train import train
     cands = read_table(r.file('candidates'), ['cand_path']).cand_path if r.file('candidates').exists() else None
     print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
@@ -227,7 +230,7 @@ def train_stage(r:Run):
     if not main_process(): sys.exit()   # a helper's work is done
     r.record_bad(t.bad, r.file('pairs'))
     save_model(model if t.promoted else untrained(model), r.out/'model')
-    with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
+    with replacing(r.out/'train/history.csv') as (f,): write_csv(t.history, f)
     t.state.clear()
     print(_training_line(t))
 

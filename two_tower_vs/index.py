@@ -14,6 +14,7 @@ from inspect import signature
 from pathlib import Path
 from warnings import warn
 from .data import InputError, read_table, replacing
+from .sheet import plain_cells, write_csv
 from .catalog import check_paths
 from .model import file_sha256, read_manifest, shorten, steady
 from .embed import Embeddings
@@ -185,7 +186,7 @@ def save_index(
             vectors, cands, manifest):
         with open(vectors, 'wb') as f:   # FAISS itself would print in C what a full disk says
             faiss.write_index(index.faiss, faiss.PyCallbackIOWriter(f.write, 2**20))
-        pd.DataFrame({'cand_path':index.paths}).to_csv(cands, index=False)
+        write_csv(pd.DataFrame({'cand_path':index.paths}), cands)
         index.manifest |= dict(candidates_sha256=file_sha256(cands), index_sha256=file_sha256(vectors),
                                source_sha256=_source_sha256(source) if source else None)
         index.manifest['sha256'] = _seal(index.manifest)
@@ -219,7 +220,7 @@ def _read(manifest, vectors, cands, model_sha256, writable):
     if model_sha256 and m['model_sha256'] != model_sha256: raise InputError(
         f'{manifest.parent} was made by another model ({m["model_sha256"][:8]}…) than the one in use '
         f'({model_sha256[:8]}…): their vectors do not compare. {anew}')
-    table = read_table(cands, ['cand_path']); check_paths(table, cands, cands.parent, must_exist=False)
+    table = plain_cells(read_table(cands, ['cand_path'])); check_paths(table, cands, cands.parent, must_exist=False)
     index = _faiss(vectors, m, writable)
     if (index.d, index.ntotal, len(table)) != (m['dim'], m['rows'], m['rows']): raise InputError(
         f'{vectors} holds {index.ntotal:,} vectors of {index.d}, {cands.name} {len(table):,} candidates, and '

@@ -22,6 +22,7 @@ from PIL import Image
 import two_tower_vs
 from .catalog import leaves_root
 from .data import InputError, in_threads, read_table, replacing, thumb
+from .sheet import plain_cells
 from .eval import precision_coverage
 from .query import latency, load_searcher
 
@@ -91,7 +92,7 @@ def _csv(file, name, **kw):
                     na_values={c:[''] for c in rest}, **kw)
     odd = [] if kw else [c for c in rest if c not in ('row','leaked') and d[c].dtype.kind not in 'iuf']
     if odd: raise ValueError(f'{odd[0]} holds what is no number')
-    return d
+    return plain_cells(d)
 
 def _first_findings(file, most=6):
     "The first rows of each finding; the file may have a million"
