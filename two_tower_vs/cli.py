@@ -63,16 +63,26 @@ def _checked(where, v, p):
     "A value of the right type for parameter `p`"
     want = p.annotation if p.annotation is not p.empty else type(p.default)
     if v is None and p.default is None: return v
+    if want is tuple: return _names(where, v)
     if want is float and isinstance(v, str):   # YAML takes 1e-3, without a dot, for a text
         try: v = float(v)
         except ValueError: pass
     if want is float and type(v) is int: v = float(v)
     if want is list and type(v) is int: v = [v]
     right = type(v) is want and (want is not list or all(type(o) is int for o in v))
-    if not right: _bad(where, f'{shorter(v)} is not '
+    shown = 'this' if where.endswith('.token') else shorter(v)   # a secret stays out of messages
+    if not right: _bad(where, f'{shown} is not '
         f'''{dict(int="a whole number", float="a number", bool="true or false", str="a text",
                   list="a list of whole numbers").get(want.__name__, want.__name__)}''')
     return v
+
+def _names(where, v):
+    "A list of texts; one alone need not be in brackets"
+    names = [v] if isinstance(v, str) else v
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        _bad(where, f'{shorter(v)} is not a list of texts, such as [search.example.org]')
+    return tuple(names)
+
 
 # %% ../nbs/09_cli.ipynb #97a76a75
 def read_config(
@@ -351,8 +361,10 @@ def query_stage(r:Run):
           f'  one query, in ms ({a.runs} runs, {a.threads} threads, {a.engine}):\n{_indent(a.latency.T)}')
 
 def serve_stage(r:Run):
+    from two_tower_vs.access import at_config
     from two_tower_vs.serve import serve
-    serve(r.out, r.root, r.file('query_gt'), r.cfg['query'].get('topk', 10), max_pixels=r.data.max_pixels, **r.cfg['serve'])
+    options = r.cfg['serve'] | dict(token=at_config(r.cfg['serve'].get('token'), r.base))
+    serve(r.out, r.root, r.file('query_gt'), r.cfg['query'].get('topk', 10), max_pixels=r.data.max_pixels, **options)
 
 def _indent(df, **kw):
     return '\n'.join('  '+l for l in df.to_string(**kw).splitlines())
