@@ -65,7 +65,7 @@ def own_names(
 
 def _is_loopback(host):
     address = _address(host)
-    return host == 'localhost' or bool(address) and ipaddress.ip_address(address).is_loopback
+    return host.lower() == 'localhost' or bool(address) and ipaddress.ip_address(address).is_loopback
 
 # %% ../nbs/07a_access.ipynb #7fbb541d
 _least_token = 16   # characters

@@ -217,7 +217,7 @@ class Site:
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
         self.pool,self.batcher,self.measures = ThreadPoolExecutor(cores()+2), Batcher(most=batch), Measures()
-        self.max_upload_pixels = min(max_pixels, max_upload_megapixels*1_000_000)
+        self.max_upload_pixels = max_upload_megapixels*1_000_000
         self.originals = originals
         self.access = access or Access()
         self.connections = Connections(each=per_address)
@@ -413,7 +413,7 @@ def _looked_at(site, searcher, source, most_pixels):
     "Runs in a thread: a `_Picture`, decoded unless it is large"
     data = source() if callable(source) else source
     whole,needed = decoded_pixels(data, searcher.tower.prep['size'])
-    if whole > most_pixels: raise Refusal(
+    if most_pixels and whole > most_pixels: raise Refusal(
         422, 'too many pixels', f'This picture has {whole/1e6:,.0f} megapixels, over the limit of '
         f'{most_pixels/1e6:,.0f} (serve.max_upload_megapixels). Send a smaller one.')
     picture = _Picture(hashlib.sha256(data).digest()[:16], data)
@@ -435,7 +435,7 @@ async def _pixels_of(site, searcher, source, most_pixels):
     return picture
 
 # %% ../nbs/08_serve.ipynb #c5ed8f7a
-async def _searched(site, source, topk, most_pixels)->tuple:   # (what was searched in, answer)
+async def _searched(site, source, topk, most_pixels=None)->tuple:   # (what was searched in, answer)
     "Hits of one picture: its bytes, or a function that reads them"
     now,start = site.now, time.perf_counter()
     picture = await _pixels_of(site, now.searcher, source, most_pixels)
@@ -611,7 +611,7 @@ def _add_search(app, site, topk):
         shows = site.catalog(v); path = pictures.cand(id, v) if query is None else pictures.query(query, v)
         with _admitted(site):
             read = lambda: read_inside(site.root, path)[0]
-            now,answer = await _within(site.timeout, _searched(site, read, topk, site.max_pixels), late)
+            now,answer = await _within(site.timeout, _searched(site, read, topk), late)
         if query is not None and now.shows.version == shows.version: answer = _example(now, query, answer)
         return json_answer(answer)
 
@@ -872,7 +872,9 @@ def _impatient(base, seconds, connections):
         def connection_made(self, transport):
             super().connection_made(transport)
             self._watch()
-            if not connections.add(self): self.refused = True
+            if not connections.add(self):
+                self.refused = True   # and told so, if it asks soon
+                self.loop.call_later(2, transport.close)
         def data_received(self, data):
             if self.refused: return self._refuse(_full)
             super().data_received(data)
@@ -904,9 +906,6 @@ def _uvicorn(app, timeout_s):
     site.tasks = server.server_state.tasks
     return server
 
-# %% ../nbs/08_serve.ipynb #9e058b3b
-_loopback = '127.0.0.1','localhost','::1'
-
 # %% ../nbs/08_serve.ipynb #3164a65d
 def serve(
     out,                   # the folder that a run left behind
@@ -929,12 +928,12 @@ def serve(
     token:str=None,        # that a request must bring; env:NAME or file:PATH say where it is
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
-    sock = _socket(host, port); own = host in _loopback
+    access = make_access(host, hosts, origins, token)
+    sock = _socket(host, port)
     with sock:
-        access = make_access(host, hosts, origins, token)
         app = make_app(out, root, gt, topk, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples, access,
                        max_upload_megapixels=max_upload_megapixels, originals=originals, per_address=per_address)
-        if not own: warn(_open_to(host, access))
+        if access.any_address: warn(_open_to(host, access))
         server = _uvicorn(app, timeout_s)   # before it is announced: imports take a while
         at = sock.getsockname(); name = f'[{host}]' if ':' in host else host
         print(f'serve: {len(app.state.site.now.shows.paths):,} candidates at http://{name}:{at[1]} (Ctrl-C ends it)',
