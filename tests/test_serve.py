@@ -328,15 +328,17 @@ def test_large_pictures_are_decoded_one_at_a_time(project, monkeypatch):
         threads = [threading.Thread(target=lambda: statuses.append(post(client, large).status_code)) for _ in range(7)]
         for thread in threads:
             thread.start()
-        assert entered.wait(10)
-        web.until(lambda: len(statuses) == 3, 5)
-        assert statuses == [503]*3   # at most a quarter of 16 may wait
-        assert post(client, PICTURE).status_code == 200
-        assert client.get('/image/0?side=64').status_code == 200
-        assert len(at_once) == 1
-        go.set()
-        for thread in threads:
-            thread.join()
+        try:
+            assert entered.wait(10)
+            web.until(lambda: len(statuses) == 3, 5)
+            assert statuses == [503]*3   # at most a quarter of 16 may wait
+            assert post(client, PICTURE).status_code == 200
+            assert client.get('/image/0?side=64').status_code == 200
+            assert len(at_once) == 1
+        finally:
+            go.set()
+            for thread in threads:
+                thread.join()
         assert sorted(statuses) == [200]*4 + [503]*3
         assert len(set(at_once)) == 1   # one thread, one after the other
         assert (site.busy, site.busy_large, site.held) == (0, 0, 0)
