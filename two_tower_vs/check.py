@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 from .catalog import expand
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
+from .sheet import write_csv
 from .embed import Engine, FeatureCache, _Batches, _Damaged, _bar, _stored, apply_head, embed
 
 # %% ../nbs/01b_check.ipynb #856f6497
@@ -414,4 +415,4 @@ def save_check(c:Check, folder, images_root):
     folder = Path(folder)
     with replacing(folder/'check.json', folder/'check.csv', folder/'check.png') as (j,t,p):
         j.write_text(json.dumps(c.json(), indent=1, ensure_ascii=False)+chr(10), encoding='utf-8')
-        c.rows.to_csv(t, index=False); show_check(c, images_root, cell=1.1, colors=0).save(p)
+        write_csv(c.rows, t); show_check(c, images_root, cell=1.1, colors=0).save(p)

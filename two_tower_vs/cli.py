@@ -63,16 +63,26 @@ def _checked(where, v, p):
     "A value of the right type for parameter `p`"
     want = p.annotation if p.annotation is not p.empty else type(p.default)
     if v is None and p.default is None: return v
+    if want is tuple: return _names(where, v)
     if want is float and isinstance(v, str):   # YAML takes 1e-3, without a dot, for a text
         try: v = float(v)
         except ValueError: pass
     if want is float and type(v) is int: v = float(v)
     if want is list and type(v) is int: v = [v]
     right = type(v) is want and (want is not list or all(type(o) is int for o in v))
-    if not right: _bad(where, f'{shorter(v)} is not '
+    shown = 'this' if where.endswith('.token') else shorter(v)   # a secret stays out of messages
+    if not right: _bad(where, f'{shown} is not '
         f'''{dict(int="a whole number", float="a number", bool="true or false", str="a text",
                   list="a list of whole numbers").get(want.__name__, want.__name__)}''')
     return v
+
+def _names(where, v):
+    "A list of texts; one alone need not be in brackets"
+    names = [v] if isinstance(v, str) else v
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        _bad(where, f'{shorter(v)} is not a list of texts, such as [search.example.org]')
+    return tuple(names)
+
 
 # %% ../nbs/09_cli.ipynb #97a76a75
 def read_config(
@@ -174,17 +184,19 @@ class Run:
         "Replace what bad_images.csv says of these CSV files"
         import pandas as pd
         from two_tower_vs.data import replacing
+        from two_tower_vs.sheet import write_csv
         path = self.out/'bad_images.csv'; old = self._old_bad(path)
         if old is None and rows.empty: return
         new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
-        with replacing(path) as (t,): new.to_csv(t, index=False)
+        with replacing(path) as (t,): write_csv(new, t)
 
     def _old_bad(self, path):
         import pandas as pd
+        from two_tower_vs.sheet import plain_cells
         try: d = pd.read_csv(path, dtype={'path':str}, keep_default_na=False)
         except FileNotFoundError: return None
         except Exception: d = ()
-        if {'file','row','path','reason'} <= set(d): return d
+        if {'file','row','path','reason'} <= set(d): return plain_cells(d)
         from warnings import warn
         warn(f'{path} can not be read; it is written anew.')
 
@@ -222,6 +234,7 @@ def train_stage(r:Run):
     from two_tower_vs.data import replacing
     from two_tower_vs.fit import main_process
     from two_tower_vs.model import TwoTower, save_model
+    from two_tower_vs.sheet import write_csv
     from two_tower_vs.train import train
     cands = read_paths(r.file('candidates'), ['cand_path'], r.root).cand_path if r.file('candidates').exists() else None
     print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
@@ -232,7 +245,7 @@ def train_stage(r:Run):
     if not main_process(): sys.exit()   # a helper's work is done
     r.record_bad(t.bad, r.file('pairs'))
     save_model(model, r.out/'model')
-    with replacing(r.out/'train/history.csv') as (f,): t.history.to_csv(f, index=False)
+    with replacing(r.out/'train/history.csv') as (f,): write_csv(t.history, f)
     t.state.clear()
     print(_training_line(t))
 
@@ -371,8 +384,10 @@ def query_stage(r:Run):
           f'  one query, in ms ({a.runs} runs, {a.threads} threads, {a.engine}):\n{_indent(a.latency.T)}')
 
 def serve_stage(r:Run):
+    from two_tower_vs.access import at_config
     from two_tower_vs.serve import serve
-    serve(r.out, r.root, r.file('query_gt'), r.cfg['query'].get('topk', 10), max_pixels=r.data.max_pixels, **r.cfg['serve'])
+    options = r.cfg['serve'] | dict(token=at_config(r.cfg['serve'].get('token'), r.base))
+    serve(r.out, r.root, r.file('query_gt'), r.cfg['query'].get('topk', 10), max_pixels=r.data.max_pixels, **options)
 
 def _indent(df, **kw):
     return '\n'.join('  '+l for l in df.to_string(**kw).splitlines())

@@ -19,6 +19,7 @@ from PIL import Image
 from uuid import uuid4
 from .catalog import (BadImage, InputError, bad_rows, drop_bad, expand, file_stamp, list_images, read_bytes,
                                   read_candidates, read_gt, read_pairs, read_stamped, read_table)
+from .sheet import write_csv
 
 # %% ../nbs/00_data.ipynb #d15c0001
 class DiskError(InputError, OSError):
@@ -376,9 +377,9 @@ def _demo_images(folder, side, limit):
 def _demo_tables(folder, names, seed):
     names = list(np.random.default_rng(seed).permutation(names)); cut = round(.7*len(names))
     df = pd.DataFrame({'query_path':[f'line/{n}.png' for n in names], 'cand_path':[f'color/{n}.png' for n in names]})
-    df[:cut].to_csv(folder/'pairs.csv', index=False)
-    df[['cand_path']].sort_values('cand_path').to_csv(folder/'candidates.csv', index=False)
-    df[cut:].rename(columns={'cand_path':'gt_cand_path'}).to_csv(folder/'query_gt.csv', index=False)
+    write_csv(df[:cut], folder/'pairs.csv')
+    write_csv(df[['cand_path']].sort_values('cand_path'), folder/'candidates.csv')
+    write_csv(df[cut:].rename(columns={'cand_path':'gt_cand_path'}), folder/'query_gt.csv')
     (folder/'config.yaml').write_text(demo_config); (folder/'ATTRIBUTION.txt').write_text(credit+'\n')
 
 # %% ../nbs/00_data.ipynb #4babf018

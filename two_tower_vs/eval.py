@@ -15,6 +15,7 @@ from pathlib import Path
 from warnings import warn
 from .catalog import expand
 from .data import bad_rows, drop_bad, image_grid, picture, replacing, thumb, InputError
+from .sheet import write_csv
 from .model import TwoTower, shorten
 from .embed import Embeddings, embed
 from .truth import SamePictures, picture_numbers
@@ -352,7 +353,7 @@ def _best_wrong(qrow, crow, top, score, m):
 def save_evaluation(e:Evaluation, folder):
     "Write metrics.json and per_query.csv."
     with replacing(Path(folder)/'metrics.json', Path(folder)/'per_query.csv') as (m,p):
-        m.write_text(json.dumps(e.metrics, indent=1)+'\n'); e.queries.to_csv(p, index=False)
+        m.write_text(json.dumps(e.metrics, indent=1)+'\n'); write_csv(e.queries, p)
 
 # %% ../nbs/04_eval.ipynb #0aa768d9
 def show_worst(

@@ -16,6 +16,7 @@ from warnings import catch_warnings, simplefilter, warn
 from . import __version__
 from .catalog import expand
 from .data import InputError, bad_rows, disk_errors, drop_bad, replacing
+from .sheet import write_csv
 from .model import TwoTower, Tower, file_sha256
 from .embed import Embeddings, embed, _first_pixels
 from .eval import _percent, column_names
@@ -44,7 +45,7 @@ def save_vectors(
 ):
     "Write vectors and their paths."
     if len(files) == 1: return _parquet(e, name, files[0])
-    np.save(files[0], e.vectors); pd.DataFrame({name:e.paths}).to_csv(files[1], index=False)
+    np.save(files[0], e.vectors); write_csv(pd.DataFrame({name:e.paths}), files[1])
 
 # %% ../nbs/06a_export.ipynb #d6c9347d
 _needed = 'onnx','onnxscript','onnxruntime'

@@ -19,6 +19,7 @@ from uuid import uuid4
 from .catalog import InputError, expand, read_bytes, _endings
 from .data import BadImage, DiskError, cores, disk_errors, in_threads, load_image, replacing, tidy
 from .folders import Listing, list_files
+from .sheet import write_csv
 
 # %% ../nbs/00b_init.ipynb #b5756f00
 def list_folder(
@@ -409,7 +410,7 @@ def init(
                  f'and add --layout {" or ".join(other)}.')
     _refuse_existing(base, config)   # the copies took a while
     with _disk(), replacing(*(base/n for n in _files), config) as files:
-        for f,table in zip(files, tables): table.to_csv(f, index=False)
+        for f,table in zip(files, tables): write_csv(table, f)
         files[-1].write_text(_config.format(said=said, root=json.dumps(written, ensure_ascii=False), seed=seed,
                                             train='views: 0' if layout == 'augment' else ''), encoding='utf-8')
     return Project(config, layout, *tables, lines)

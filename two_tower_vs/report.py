@@ -22,6 +22,7 @@ from PIL import Image
 import two_tower_vs
 from .catalog import expand, leaves_root, read_paths
 from .data import InputError, in_threads, replacing, thumb
+from .sheet import plain_cells
 from .eval import better_delta, column_names, precision_coverage
 from .export import held_out_words, interval_unit, kept_names, kept_words
 from .query import latency, load_searcher
@@ -93,7 +94,7 @@ def _csv(file, name, **kw):
                     na_values={c:[''] for c in rest}, **kw)
     odd = [] if kw else [c for c in rest if c not in ('row','leaked') and d[c].dtype.kind not in 'iuf']
     if odd: raise ValueError(f'{odd[0]} holds what is no number')
-    return d
+    return plain_cells(d)
 
 def _first_findings(file, most=6):
     "The first rows of each finding; the file may have a million"

@@ -13,7 +13,6 @@ from fastcore.basics import patch
 from functools import partial
 from types import SimpleNamespace
 from warnings import warn
-from .catalog import expand
 from .data import InputError, bad_rows, drop_bad
 from .model import Own, Tower, TwoTower, best_device
 from .embed import embed, preset_by_name
@@ -197,7 +196,6 @@ def train(
 )->Training:
     "Train two towers on pairs of pictures. Raises `InputError`."
     progress = progress if main_process() else False
-    images_root = expand(images_root)
     options = _check(dict(locals()))
     model.to(best_device())
     features,skipped = _readable(model, pairs, images_root, cache, views, on_bad, name,
