@@ -6,7 +6,7 @@
 __all__ = ['strips', 'white_level', 'to_bytes', 'profile_mode', 'profile_transform', 'check_background', 'chosen_ground',
            'to_rgb']
 
-# %% ../nbs/00_color.ipynb #d4caf5a3
+# %% ../nbs/00_color.ipynb #534f623f
 import hashlib
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor
 from .catalog import InputError
 
-# %% ../nbs/00_color.ipynb #6941edae
+# %% ../nbs/00_color.ipynb #96ab840b
 def strips(
     im:Image.Image,
     pixels:int=2**22, # in a strip, about
@@ -24,7 +24,7 @@ def strips(
     height = max(1, pixels//im.width)
     return [(0, y, im.width, min(y + height, im.height)) for y in range(0, im.height, height)]
 
-# %% ../nbs/00_color.ipynb #fe04eec0
+# %% ../nbs/00_color.ipynb #faeae688
 def white_level(
     highest:float,   # the largest value of the picture
     dtype,           # of its values
@@ -45,7 +45,7 @@ def to_bytes(
     values = np.nan_to_num(values.astype(np.float64), posinf=white)
     return (values.clip(0, white)*(255/white)).round().astype(np.uint8)
 
-# %% ../nbs/00_color.ipynb #4898d5fc
+# %% ../nbs/00_color.ipynb #0ce83854
 def _white(im):
     "The white level of a deep picture; None for 8 bits"
     if im.mode[0] not in 'IF':
@@ -56,7 +56,7 @@ def _white(im):
     tops = [np.nan_to_num(np.asarray(im.crop(box)), posinf=0).max() for box in strips(im)]
     return white_level(max(tops), dtype)
 
-# %% ../nbs/00_color.ipynb #ae4baac8
+# %% ../nbs/00_color.ipynb #fcaffe19
 _intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _spaces = {'RGB ':'RGB', 'CMYK':'CMYK', 'GRAY':'L'}   # of profiles; modes of Pillow
 _transforms = {}   # (hash of a profile, mode): transform, or None where it would change nothing
@@ -85,7 +85,7 @@ def _made_transform(profile, mode):
     except Exception:   # a profile never refuses a picture
         return None
 
-# %% ../nbs/00_color.ipynb #d487e912
+# %% ../nbs/00_color.ipynb #7e346c46
 def profile_mode(im:Image.Image)->str:
     "The mode in which a profile is applied to a picture of this mode."
     if im.mode == 'CMYK':
@@ -106,7 +106,7 @@ def profile_transform(
         _transforms[key] = _made_transform(profile, mode)
     return _transforms.get(key)
 
-# %% ../nbs/00_color.ipynb #bc609ee5
+# %% ../nbs/00_color.ipynb #203d3744
 def check_background(
     background, # as written in the settings
 )->str:
@@ -140,7 +140,7 @@ def _with_alpha(im):
     "Mode RGBA; Pillow has no direct way from grey that was multiplied by its alpha"
     return (im.convert('LA') if im.mode == 'La' else im).convert('RGBA')
 
-# %% ../nbs/00_color.ipynb #00545096
+# %% ../nbs/00_color.ipynb #3d0603f2
 @dataclass
 class _Plan:
     "What is known of the whole picture before its strips are converted"
@@ -184,7 +184,7 @@ def _from_lab(im):
     lab,srgb = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')
     return ImageCms.profileToProfile(im, lab, srgb, outputMode='RGB')
 
-# %% ../nbs/00_color.ipynb #947a5459
+# %% ../nbs/00_color.ipynb #b1a8b372
 def to_rgb(
     im:Image.Image,         # any mode
     background:str='auto',  # the ground of transparent pictures: auto, white, black or #rrggbb

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TiffHeader', 'tiff_header', 'pillow_reads', 'array_to_image', 'read_tiff', 'jxl_header', 'read_jxl']
 
-# %% ../nbs/00_extras.ipynb #7707a2d5
+# %% ../nbs/00_extras.ipynb #02e2ad28
 import logging
 import re
 import struct
@@ -16,7 +16,7 @@ from PIL import Image
 from .catalog import BadImage
 from .color import strips, to_bytes, white_level
 
-# %% ../nbs/00_extras.ipynb #f8c8b449
+# %% ../nbs/00_extras.ipynb #a6d6a090
 _wanted = {256:'width', 257:'height', 258:'bits', 259:'compression', 262:'photometric', 277:'channels',
            284:'planes', 338:'extra', 339:'sample'}
 _sizes = {1:'B', 3:'H', 4:'I', 16:'Q'}   # types of TIFF that hold whole numbers
@@ -49,7 +49,7 @@ class TiffHeader:
                  '(big-endian BigTIFF)' if self.big and self.order == '>' else '']
         return ' '.join(word for word in words if word)
 
-# %% ../nbs/00_extras.ipynb #a6bfdc71
+# %% ../nbs/00_extras.ipynb #af38d8d5
 def tiff_header(
     data:bytes, # a TIFF file
 )->TiffHeader:  # None where there is none
@@ -79,7 +79,7 @@ def _read_entry(data, header, at):
         at, = struct.unpack_from(header.order + ('Q' if header.big else 'I'), data, at)
     setattr(header, _wanted[tag], struct.unpack_from(header.order + _sizes[kind], data, at)[0])
 
-# %% ../nbs/00_extras.ipynb #b8ea750d
+# %% ../nbs/00_extras.ipynb #674afc16
 def pillow_reads(
     header:TiffHeader,
 )->bool:
@@ -104,7 +104,7 @@ def _pillow_reads_16(header, planar):
         return False
     return not planar or header.compression != 1 and header.extra != 1 and header.channels > 2
 
-# %% ../nbs/00_extras.ipynb #a17b46dc
+# %% ../nbs/00_extras.ipynb #3c727be1
 logging.getLogger('tifffile').addHandler(logging.NullHandler())   # what matters is in the refusal
 
 def _package(name, extra, what):
@@ -138,7 +138,7 @@ def array_to_image(
         values = 255 - values
     return Image.fromarray(np.ascontiguousarray(values))
 
-# %% ../nbs/00_extras.ipynb #44369eb6
+# %% ../nbs/00_extras.ipynb #43f5fa42
 def read_tiff(
     data:bytes,
     header:TiffHeader,
@@ -179,7 +179,7 @@ def _page_image(values, page):
         return Image.frombytes(mode, im.size, im.tobytes()).convert(im.mode)
     return im
 
-# %% ../nbs/00_extras.ipynb #16a65b30
+# %% ../nbs/00_extras.ipynb #932e9581
 class _Bits:
     "Numbers from a string of bits, the lowest bit of a byte first"
     def __init__(self, data):
@@ -235,7 +235,7 @@ def _jxl_extra_channels(bits):
     bits.take(1)
     return bits.choice((0,0), (0,1), (4,2), (12,1))
 
-# %% ../nbs/00_extras.ipynb #ab892823
+# %% ../nbs/00_extras.ipynb #dd5720f6
 def _codestream(data):
     "Where the bits of a JPEG XL begin: at once, or in a box of a container"
     if data[:2] == b'\xff\x0a':

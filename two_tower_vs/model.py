@@ -12,6 +12,7 @@ import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from difflib import get_close_matches
 from pathlib import Path
 from PIL import Image
+from .color import check_background
 from .data import InputError, file_stamp, replacing
 
 # %% ../nbs/01_model.ipynb #fde3aeba
@@ -152,7 +153,7 @@ class Tower(nn.Module):
     def __init__(self,
         backbone:nn.Module, # float images (b, 3, s, s) -> features (b, f)
         head:nn.Module,     # unit features (b, f) -> (b, d)
-        prep:dict,          # size, mean, std, interpolation
+        prep:dict,          # size, mean, std, interpolation, background
         n_features:int,     # f
     ):
         super().__init__()
@@ -210,15 +211,18 @@ class TwoTower(nn.Module):
         weights:str=None,                  # a local file with the backbone's weights
         levels:int=3,                      # stages before the last whose features are used too
         seed:int=42,                       # of what starts at random
+        background:str='auto',             # the ground of transparent pictures: auto, white, black or #rrggbb
     ):
         super().__init__()
         if share not in ('all','backbone','none'): raise InputError(f'share is {share!r}. Use all, backbone or none.')
         _in_bounds(embed_dim=embed_dim, image_size=image_size, levels=levels, seed=seed)
         self.config = dict(backbone=backbone, pretrained=pretrained, embed_dim=embed_dim, share=share,
-                           image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed)
+                           image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed,
+                           background=check_background(background))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net,prep = make_backbone(backbone, pretrained, image_size, weights)
+            prep = {**prep, 'background':self.config['background']}
             own = f = _n_features(net, prep, backbone)
             if levels and (stages := _stages(net, prep['size'], levels)):
                 net = Levels(net, stages, own); f = _n_features(net, prep, backbone)
@@ -330,10 +334,9 @@ def _read_model(file, desc):
                          'Make it anew with --stage train.') from e
     if inside != d: raise InputError(f'{desc} was changed since training: {_changed(inside, d)}. '
                                      'Make it anew with --stage train.')
-    model.config,model.sha256 = {k:d.get(k, 0) for k in model.config}, sha
+    model.config,model.sha256 = {k:d.get(k, model.config[k] if k == 'background' else 0) for k in model.config}, sha
     model.training_info = d.get('training', {})
     return model.eval()
-
 
 # %% ../nbs/01_model.ipynb #1d51de0f
 def _inside(file):
@@ -347,7 +350,7 @@ def _rebuilt(d, shapes):
     if d['embed_dim'] and shapes.get('query.head.bias') != [d['embed_dim']]:
         raise ValueError(f'embed_dim is {d["embed_dim"]}, and the head has other weights')
     model = TwoTower(**{k:d[k] for k in ('backbone','embed_dim','share','image_size','seed')},
-                     levels=d.get('levels', 0), pretrained=False)
+                     levels=d.get('levels', 0), pretrained=False, background=d.get('background', 'auto'))
     own = {k:list(v.shape) for k,v in _own_tensors(model).items()}
     odd = [k for k in {**own, **shapes} if own.get(k) != shapes.get(k)]
     if odd: raise ValueError(f'{len(odd)} tensors are missing, too many, or of another shape (first: {odd[0]})')
@@ -355,7 +358,6 @@ def _rebuilt(d, shapes):
 
 def _changed(a, b):
     return _short(', '.join(f'{k} was {a.get(k)}, is {b.get(k)}' for k in {**a,**b} if a.get(k) != b.get(k)))
-
 
 # %% ../nbs/01_model.ipynb #40b3c170
 def shorten(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['formats', 'decoding_version', 'load_image', 'load_pixels', 'web_type', 'picture_header']
 
-# %% ../nbs/00_pictures.ipynb #28cb962b
+# %% ../nbs/00_pictures.ipynb #112206b4
 import ctypes
 import logging
 import re
@@ -24,7 +24,7 @@ from .color import profile_mode, profile_transform, strips, to_rgb
 from .extras import jxl_header, pillow_reads, read_jxl, read_tiff, tiff_header
 from .kinds import file_kind, jpeg_variant
 
-# %% ../nbs/00_pictures.ipynb #291ac92a
+# %% ../nbs/00_pictures.ipynb #0562c2ff
 formats = ('JPEG','PNG','WEBP','AVIF','HEIC','GIF','BMP','TIFF','JPEG2000','PPM','TGA','ICO','PCX','DDS','PSD')
 decoding_version = 2   # part of the keys of cached features: raise it when decoded pixels change
 
@@ -35,7 +35,7 @@ with suppress(Exception):   # libtiff writes to stderr by itself; where it can't
     _tiff.TIFFSetErrorHandler(None)
     _tiff.TIFFSetWarningHandler(None)
 
-# %% ../nbs/00_pictures.ipynb #ea0b2ba6
+# %% ../nbs/00_pictures.ipynb #e9948300
 @dataclass
 class _Found:
     "A picture of which only the header has been read"
@@ -66,7 +66,7 @@ def _turn(im):
         return 1
     return turn if turn in range(1, 9) else 1
 
-# %% ../nbs/00_pictures.ipynb #a83cb0d6
+# %% ../nbs/00_pictures.ipynb #76762ea2
 def _by_heif(data):
     import pi_heif
     heif = pi_heif.open_heif(data, convert_hdr_to_8bit=True)   # the header; it turns as HEIF says
@@ -88,7 +88,7 @@ def _by_jxl(data):
     width,height,extra = header
     return _Found(width, height, lambda: read_jxl(data, width, height), cost=max(1, extra)*width*height)
 
-# %% ../nbs/00_pictures.ipynb #89dda9b9
+# %% ../nbs/00_pictures.ipynb #bc9350ac
 def _by_ico(data):
     "The directory of an icon may lie about sizes, and Pillow decodes while it opens: so ask the pictures in it"
     count, = struct.unpack_from('<H', data, 4)
@@ -103,7 +103,7 @@ def _by_ico(data):
     width,height = max(sizes, key=lambda size: size[0]*size[1])
     return _Found(width, height, lambda: _by_pillow(data, 'ICO').load())
 
-# %% ../nbs/00_pictures.ipynb #08514c22
+# %% ../nbs/00_pictures.ipynb #6f6624af
 def _by_psd(data):
     "Only the merged picture is read, where there is one"
     bits,mode = struct.unpack_from('>HH', data, 22)
@@ -135,7 +135,7 @@ _special = {'HEIF':_by_heif, 'TIFF':_by_tiff, 'JPEG XL':_by_jxl, 'ICO':_by_ico, 
 def _find(data, kind):
     return _special[kind](data) if kind in _special else _by_pillow(data, kind)
 
-# %% ../nbs/00_pictures.ipynb #e0d4bbb8
+# %% ../nbs/00_pictures.ipynb #d674a887
 class _Room:
     "Pictures being decoded share so many pixels; one that is larger is alone"
     def __init__(self, limit):
@@ -169,7 +169,7 @@ def _check_bounds(found, data, max_pixels):
     if found.cost > 8*max_pixels:
         raise BadImage(f'{pixels/1e6:,.0f} megapixels with that many channels are over the limit max_pixels={max_pixels:,}')
 
-# %% ../nbs/00_pictures.ipynb #e759c857
+# %% ../nbs/00_pictures.ipynb #87af5468
 _needed = {b'tRNS', b'eXIf'}   # of a PNG's chunks that may be left out, those that change what is seen
 
 def _png_without_notes(data):
@@ -195,7 +195,7 @@ def _png_profile(chunk):
         profile = unpack.decompress(packed, 4_000_000)
         return profile if unpack.eof else None
 
-# %% ../nbs/00_pictures.ipynb #6cd808e2
+# %% ../nbs/00_pictures.ipynb #d56016ab
 _turns = dict(zip(range(2, 9), (Image.Transpose[name] for name in (
     'FLIP_LEFT_RIGHT','ROTATE_180','FLIP_TOP_BOTTOM','TRANSPOSE','ROTATE_270','TRANSVERSE','ROTATE_90'))))
 
@@ -248,7 +248,7 @@ def _decoded(data, wish, then):
     except Exception as e:
         raise e if isinstance(e, BadImage) else BadImage(_reason(e, data, kind.name)) from e
 
-# %% ../nbs/00_pictures.ipynb #2cd99d37
+# %% ../nbs/00_pictures.ipynb #4083c7f5
 def _reason(error, data, kind):
     "A decoder's exception in a few words"
     text = str(error)
@@ -265,7 +265,7 @@ def _reason(error, data, kind):
         return f'a variant of {name} that is not read; save it as JPEG'
     return f'a damaged {name} file'
 
-# %% ../nbs/00_pictures.ipynb #e7adac0f
+# %% ../nbs/00_pictures.ipynb #52cdd8f5
 def load_image(
     src,                        # path, bytes or open binary file; a path may lead into a tar
     max_pixels:int=100_000_000, # larger pictures are refused unread (at most Pillow's own limit, 179 million)
@@ -277,7 +277,7 @@ def load_image(
         src = read_bytes(src) if isinstance(src, (str, Path)) else src.read()
     return _decoded(src, _Wish(max_pixels, side, background), lambda im: im)
 
-# %% ../nbs/00_pictures.ipynb #a8b0ac2e
+# %% ../nbs/00_pictures.ipynb #05f7326c
 def load_pixels(
     src,                        # path or bytes; a path may lead into a tar
     max_pixels:int=100_000_000, # as in `load_image`, with `side` and `background`
@@ -316,7 +316,7 @@ def _plain_jpeg(data, max_pixels, side):
     except Exception:
         return None
 
-# %% ../nbs/00_pictures.ipynb #973d219c
+# %% ../nbs/00_pictures.ipynb #ec855b87
 _web = {'JPEG':'image/jpeg', 'PNG':'image/png', 'GIF':'image/gif', 'WEBP':'image/webp', 'AVIF':'image/avif', 'BMP':'image/bmp',
         'ICO':'image/x-icon'}
 
