@@ -51,8 +51,6 @@ class _Found:
 
 def _by_pillow(data, name):
     im = Image.open(BytesIO(data), formats=(name,))
-    for key in ('xmp', 'XML:com.adobe.xmp'):   # where Pillow would look for an orientation, too
-        im.info.pop(key, None)
     def load():
         im.load()
         return im
@@ -60,6 +58,8 @@ def _by_pillow(data, name):
 
 def _turn(im):
     "The orientation in EXIF; one that can't be read turns nothing"
+    for key in ('xmp', 'XML:com.adobe.xmp'):   # where Pillow would look, too
+        im.info.pop(key, None)
     try:
         turn = im.getexif().get(0x0112, 1)
     except Exception:
@@ -218,7 +218,7 @@ def _decode(data, kind, wish, then, profile=None):
         im = found.load()
         if profile:
             im.info['icc_profile'] = profile
-        turn = im.info.get('turn', found.turn)
+        turn = im.info.get('turn') or _turn(im)   # Pillow turns TIFF while it decodes, and says so only then
         return then(to_rgb(_turned(im, turn), wish.background))
 
 def _turned(im, turn):

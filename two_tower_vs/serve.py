@@ -22,6 +22,7 @@ from pathlib import Path
 from warnings import warn
 from PIL import Image
 from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped, read_table
+from .pictures import web_type
 from .index import load_index
 from .query import Searcher, load_searcher, match_threshold, on_gpu
 
@@ -151,9 +152,8 @@ def shown(
 )->tuple:                      # (bytes, content type)
     "A picture as it is sent. Raises `Refusal`."
     try:
-        if side is None:
-            with Image.open(BytesIO(data), formats=formats) as im: return data, Image.MIME[im.format]
-        im = load_image(data, max_pixels, side); im.thumbnail((side, side)); out = BytesIO()
+        if side is None and (kind := web_type(data)): return data, kind
+        im = load_image(data, max_pixels, side); im.thumbnail((side or 2048,)*2); out = BytesIO()   # HEIC, TIFF: browsers can't show them
         im.save(out, 'JPEG', quality=90); return out.getvalue(), 'image/jpeg'
     except Exception as e:
         if not isinstance(e, BadImage): e = 'not an image, or of an unknown format'
