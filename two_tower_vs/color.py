@@ -162,6 +162,8 @@ def _strip_to_rgb(im, plan):
         return _from_lab(im)
     if plan.white:
         im = Image.fromarray(to_bytes(np.asarray(im), plan.white))
+    if im.mode in ('La', 'RGBa'):   # colours multiplied by alpha
+        im = im.convert(im.mode.upper())
     alpha = None
     if plan.ground:
         grey = profile_mode(im) == 'L'

@@ -98,9 +98,7 @@ def pillow_reads(
     return header.sample == 1 and header.bits < 16
 
 def _pillow_reads_16(header, planar):
-    if header.photometric == 0 or header.extra == 1 and header.channels == 2:
-        return False
-    if header.channels > 4:
+    if header.photometric == 0 or header.channels == 2 or header.channels > 4:
         return False
     return not planar or header.compression != 1 and header.extra != 1 and header.channels > 2
 

@@ -15,13 +15,14 @@ import warnings
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from .catalog import BadImage, read_bytes
 from .color import profile_mode, profile_transform, strips, to_rgb
-from .extras import jxl_header, pillow_reads, read_jxl, read_tiff, tiff_header
+from .extras import array_to_image, jxl_header, pillow_reads, read_jxl, read_tiff, tiff_header
 from .kinds import file_kind, jpeg_variant
 
 # %% ../nbs/00_pictures.ipynb #0562c2ff
@@ -75,11 +76,21 @@ def _by_heif(data):
 def _by_tiff(data):
     header = tiff_header(data)
     if header is None or pillow_reads(header):
-        return _by_pillow(data, 'TIFF')
+        found = _by_pillow(data, 'TIFF')
+        if header and (header.sample, header.bits) == (1, 32):
+            found.load = partial(_unsigned, found.load)
+        return found
     bytes_each = header.channels*header.bits//8
     found = _Found(header.width, header.height, lambda: read_tiff(data, header))
     found.cost = max(1, bytes_each//4)*header.width*header.height
     return found
+
+def _unsigned(load):
+    "Pillow has only signed 32-bit integers"
+    im = load()
+    out = array_to_image(np.asarray(im).view(np.uint32))
+    out.info = im.info
+    return out
 
 def _by_jxl(data):
     header = jxl_header(data)
