@@ -1,13 +1,16 @@
 """Pictures as people have them: each kind made from scratch, the right pixels or the right reason."""
 import json
+import os
 import random
 import re
 import struct
+import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import product
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -168,6 +171,33 @@ def test_heic():
     assert pictures.picture_header(HEIC['turned']) == (64, 48, 1)
     assert outcome(HEIC['plain'], max_pixels=100) == '64 x 48 is 0 megapixels, over the limit max_pixels=100'
     assert outcome(HEIC['plain'][:300]) == 'a damaged HEIC file'
+
+
+def flipped(data, number):
+    "A damaged file, always the same for a number"
+    chance = random.Random(number)
+    data = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(data))
+        kind = chance.randrange(4)
+        if kind == 0:
+            data[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            size = chance.choice((1, 2, 4))
+            data[at:at+size] = chance.choice((b'\xff'*size, bytes(size), chance.randbytes(size)))
+        elif kind == 2:
+            del data[at:at+chance.randrange(1, 9)]
+        else:
+            data[at:at] = data[at:at+chance.randrange(40)]
+    return bytes(data)
+
+
+def test_damaged_heic_does_not_end_the_process():
+    code = ('from test_pictures import HEIC, flipped, outcome\n'
+            'for i in range(600, 820): outcome(flipped(list(HEIC.values())[i % len(HEIC)], i))')   # 790 did
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parent, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_heic_in_threads():

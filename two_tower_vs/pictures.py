@@ -69,9 +69,21 @@ def _turn(im):
 
 # %% ../nbs/00_pictures.ipynb #76762ea2
 def _by_heif(data):
-    import pi_heif
-    heif = pi_heif.open_heif(data, convert_hdr_to_8bit=True)   # the header; it turns as HEIF says
-    return _Found(*heif.size, heif.to_pillow)
+    import _pi_heif
+    one_thread,eight_bits,bgr,sixteen_bits,packed,decoder,unlimited = 1, True, False, True, True, '', False
+    images = _pi_heif.load_file(data, one_thread, eight_bits, bgr, sixteen_bits, packed, decoder, unlimited)
+    primary = next(image for image in images if image is not None and image.primary)
+    (width, height),_ = primary.size_mode
+    return _Found(width, height, partial(_heif_image, primary))
+
+def _heif_image(primary):
+    pixels = primary.data   # decoded here, and turned as HEIF says
+    size,mode = primary.size_mode
+    im = Image.frombytes(mode, size, pixels, 'raw', mode, primary.stride)
+    profile = primary.color_profile
+    if profile and profile['type'] in ('rICC', 'prof'):
+        im.info['icc_profile'] = profile['data']
+    return im
 
 def _by_tiff(data):
     header = tiff_header(data)
