@@ -76,8 +76,9 @@ def _made_transform(profile, mode):
         source = ImageCms.getOpenProfile(BytesIO(profile))
         if _spaces.get(source.profile.xcolor_space) != mode:
             return None
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile('sRGB'), mode, 'RGB', _intent,
-                                            ImageCms.Flags.BLACKPOINTCOMPENSATION)
+        srgb = ImageCms.createProfile('sRGB')
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+        transform = ImageCms.buildTransform(source, srgb, mode, 'RGB', _intent, flags)
         cube = _colour_cube(mode)
         plain = np.asarray(cube.convert('RGB')).astype(int)
         moved = np.asarray(ImageCms.applyTransform(cube, transform)).astype(int)
@@ -114,8 +115,8 @@ def check_background(
     text = str(background).lower()
     if text in ('auto', 'white', 'black') or re.fullmatch('#[0-9a-f]{6}', text):
         return text
-    raise InputError(f'data.background is {background!r}, which is no ground. Write auto, white, black '
-                     "or a colour in quotes, such as '#f0f0f0'.")
+    raise InputError(f'data.background is {background!r}, which is no ground. '
+                     "Write auto, white, black or a colour in quotes, such as '#f0f0f0'.")
 
 _light = 204   # 80 % of 255
 
@@ -150,7 +151,8 @@ class _Plan:
 
 def _plan(im, background):
     ground = chosen_ground(im, background) if _is_transparent(im) else None
-    return _Plan(_white(im), profile_transform(im.info.get('icc_profile'), profile_mode(im)), ground)
+    transform = profile_transform(im.info.get('icc_profile'), profile_mode(im))
+    return _Plan(_white(im), transform, ground)
 
 def _is_transparent(im):
     if im.mode == 'LAB' or im.mode[0] in 'IF' or not im.has_transparency_data:

@@ -17,13 +17,15 @@ from .catalog import BadImage
 from .color import strips, to_bytes, white_level
 
 # %% ../nbs/00_extras.ipynb #a6d6a090
-_wanted = {256:'width', 257:'height', 258:'bits', 259:'compression', 262:'photometric', 277:'channels',
-           284:'planes', 338:'extra', 339:'sample'}
+_wanted = {256:'width', 257:'height', 258:'bits', 259:'compression', 262:'photometric',
+           277:'channels', 284:'planes', 338:'extra', 339:'sample'}
 _sizes = {1:'B', 3:'H', 4:'I', 16:'Q'}   # types of TIFF that hold whole numbers
-_compressions = {1:'', 2:'fax', 3:'fax', 4:'fax', 5:'LZW', 6:'old JPEG', 7:'JPEG', 8:'Deflate', 32946:'Deflate', 32773:'PackBits',
-                 34887:'LERC', 34925:'LZMA', 50000:'Zstandard', 50001:'WebP', 50002:'JPEG XL', 52546:'JPEG XL',
-                 33003:'JPEG 2000', 33004:'JPEG 2000', 33005:'JPEG 2000', 34712:'JPEG 2000', 22610:'JPEG XR', 34934:'JPEG XR'}
-_classic = {'', 'fax', 'LZW', 'JPEG', 'Deflate', 'PackBits'}
+_compressions = {1:'', 2:'fax', 3:'fax', 4:'fax', 5:'LZW', 6:'old JPEG', 7:'JPEG', 8:'Deflate',
+                 32946:'Deflate', 32773:'PackBits', 34887:'LERC', 34925:'LZMA', 50000:'Zstandard',
+                 50001:'WebP', 50002:'JPEG XL', 52546:'JPEG XL', 22610:'JPEG XR', 34934:'JPEG XR',
+                 33003:'JPEG 2000', 33004:'JPEG 2000', 33005:'JPEG 2000', 34712:'JPEG 2000'}
+_colours = {0:'grey', 1:'grey', 2:'RGB', 3:'palette', 5:'CMYK', 6:'YCbCr', 8:'Lab'}   # photometric
+_values = {1:'', 2:'signed ', 3:''}   # sample
 
 @dataclass
 class TiffHeader:
@@ -34,20 +36,30 @@ class TiffHeader:
     height:int = 0
     bits:int = 1         # of a value
     compression:int = 1
-    photometric:int = 1  # 0: white is 0; 1: black is 0; 2: RGB; 3: palette; 5: CMYK; 6: YCbCr; 8: Lab
+    photometric:int = 1  # 0: grey whose white is 0; else as in _colours
     channels:int = 1
     planes:int = 1       # 2: each channel by itself
-    extra:int = -1       # of the first channel beyond colour: 1 alpha that colours are multiplied by, 2 alpha
+    extra:int = -1       # channel beyond colour: 1 alpha that colours are multiplied by, 2 alpha
     sample:int = 1       # 1 unsigned, 2 signed, 3 floating point
 
     def __str__(self):
-        kinds = {1:f'{self.bits}-bit', 2:f'signed {self.bits}-bit', 3:f'{self.bits}-bit floating-point'}
-        colours = {0:'grey', 1:'grey', 2:'RGB', 3:'palette', 5:'CMYK', 6:'YCbCr', 8:'Lab'}
         compression = _compressions.get(self.compression, f'compression {self.compression}')
-        words = [kinds.get(self.sample, f'{self.bits}-bit'), colours.get(self.photometric, '') + ('A' if self.extra in (1, 2) else ''),
-                 'TIFF', f'({compression})' if compression else '', 'in separate planes' if self.planes == 2 and self.channels > 1 else '',
-                 '(big-endian BigTIFF)' if self.big and self.order == '>' else '']
+        colour = _colours.get(self.photometric, '')
+        words = [f'{_values.get(self.sample, "")}{self.bits}-bit']
+        if self.sample == 3:
+            words.append('floating-point')
+        words += [colour + ('A' if self.extra in (1, 2) else ''), 'TIFF']
+        if compression:
+            words.append(f'({compression})')
+        if self.planar:
+            words.append('in separate planes')
+        if self.big and self.order == '>':
+            words.append('(big-endian BigTIFF)')
         return ' '.join(word for word in words if word)
+
+    @property
+    def planar(self)->bool:
+        return self.planes == 2 and self.channels > 1
 
 # %% ../nbs/00_extras.ipynb #af38d8d5
 def tiff_header(
@@ -87,20 +99,24 @@ def pillow_reads(
     name = _compressions.get(header.compression, '?')
     if header.big and header.order == '>' or name in ('LERC', 'JPEG XL', 'JPEG XR', 'JPEG 2000'):
         return False
-    planar = header.planes == 2 and header.channels > 1
     if header.sample == 1 and header.bits <= 8:
-        return not planar or header.photometric in (2, 5, 6) and (header.channels == 3 or header.extra != 1 and header.channels == 4)
+        return not header.planar or _pillow_reads_planes(header)
     if header.sample == 1 and header.bits == 16:
-        return _pillow_reads_16(header, planar)
-    if header.bits == 32:   # one channel; Pillow takes the byte order of compressed values for the machine's
+        return _pillow_reads_16(header)
+    if header.bits == 32:   # Pillow takes the byte order of compressed values for the machine's
         alone = header.channels == 1 and header.photometric == 1
         return alone and (header.order == '<' or header.compression == 1 and header.sample != 1)
     return header.sample == 1 and header.bits < 16
 
-def _pillow_reads_16(header, planar):
+def _pillow_reads_planes(header):
+    if header.photometric not in (2, 5, 6):
+        return False
+    return header.channels == 3 or header.channels == 4 and header.extra != 1
+
+def _pillow_reads_16(header):
     if header.photometric == 0 or header.channels == 2 or header.channels > 4:
         return False
-    return not planar or header.compression != 1 and header.extra != 1 and header.channels > 2
+    return not header.planar or header.compression != 1 and header.extra != 1
 
 # %% ../nbs/00_extras.ipynb #3c727be1
 logging.getLogger('tifffile').addHandler(logging.NullHandler())   # what matters is in the refusal
@@ -148,9 +164,11 @@ def read_tiff(
     try:
         with tifffile.TiffFile(BytesIO(data)) as file:
             page = file.pages[0]
-            if (page.imagewidth, page.imagelength, page.imagedepth) != (header.width, header.height, 1):
+            size = page.imagewidth, page.imagelength, page.imagedepth
+            if size != (header.width, header.height, 1):
                 raise ValueError('another size than the header says')
-            if page.photometric not in (0, 1, 2, 5) or page.samplesperpixel > 8 or page.dtype is None:
+            is_known = page.photometric in (0, 1, 2, 5) and page.dtype is not None
+            if not is_known or page.samplesperpixel > 8:
                 raise ValueError('colours that are not read')
             values = page.asarray(maxworkers=1).reshape(page.shape)
             im = _page_image(values, page)

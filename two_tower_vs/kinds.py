@@ -81,7 +81,8 @@ _pictures = {name:re.compile(start, re.S) for name,start in _pictures.items()}
 # %% ../nbs/00_kinds.ipynb #e4efa00c
 _text = rb'(\xef\xbb\xbf)?\s*'
 _others = {
-    'an HTML page': _text + rb'(<!--.*?-->\s*)?(?i:<!doctype\s+html|<html|<head|<body|<script|<title)',
+    'an HTML page':
+        _text + rb'(<!--.*?-->\s*)?(?i:<!doctype\s+html|<html|<head|<body|<script|<title)',
     'a Git LFS pointer (run git lfs pull)': rb'version https://(git-lfs|hawser)\.github',
     'an XML file': _text + rb'<\?xml',
     'JSON': _text + rb'(\{\s*["}]|\[\s*[\[{"\]\d-])',
@@ -153,7 +154,8 @@ def file_kind(
 
 # %% ../nbs/00_kinds.ipynb #bca3335a
 _frames = {0xc3:'lossless', 0xc7:'lossless', 0xcb:'lossless', 0xcf:'lossless',
-           0xc5:'hierarchical', 0xc6:'hierarchical', 0xcd:'hierarchical', 0xce:'hierarchical', 0xf7:'LS'}
+           0xc5:'hierarchical', 0xc6:'hierarchical', 0xcd:'hierarchical', 0xce:'hierarchical',
+           0xf7:'LS'}
 _frame_markers = set(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc} | {0xf7}
 
 def _frame(data):
