@@ -20,7 +20,7 @@ from heic import HEIC
 from PIL import Image, ImageCms, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from two_tower_vs import color, pictures
+from two_tower_vs import check, color, embed, pictures
 from two_tower_vs.catalog import BadImage, InputError, list_images
 from two_tower_vs.check import fingerprints
 from two_tower_vs.data import load_image, load_pixels
@@ -524,6 +524,23 @@ def test_background_is_part_of_the_model(tmp_path):
     assert load_model(tmp_path).query.prep['background'] == 'white'
     with pytest.raises(InputError, match='Write auto, white, black'):
         TwoTower(**options, background='green')
+
+
+def test_cached_features_depend_on_the_decoding(monkeypatch, tmp_path):
+    tower = TwoTower(pretrained=False, image_size=32, embed_dim=8).query
+    before = backbone_key(tower)
+    PICTURE.save(tmp_path/'a.png')
+    fingerprints(['a.png'], tmp_path, tmp_path/'cache')
+    made = []
+    real = check._fingerprint
+    monkeypatch.setattr(check, '_fingerprint', lambda *args: made.append(1) or real(*args))
+    fingerprints(['a.png'], tmp_path, tmp_path/'cache')
+    assert not made
+    for module in (embed, check):
+        monkeypatch.setattr(module, 'decoding_version', 99)
+    assert backbone_key(tower) != before
+    fingerprints(['a.png'], tmp_path, tmp_path/'cache')
+    assert made
 
 
 def test_models_of_before_load(tmp_path):
