@@ -575,7 +575,8 @@ def drop_bad(
     return df
 
 # %% ../nbs/00_catalog.ipynb #3646afd8
-_endings = tuple('.jpg .jpeg .jfif .png .webp .avif .gif .bmp .tif .tiff .jp2 .ppm .pgm'.split())
+_endings = tuple(('.jpg .jpeg .jfif .jpe .mpo .png .apng .webp .avif .avifs .heic .heif .hif .jxl .gif .bmp .dib .tif .tiff '
+                  '.jp2 .j2k .jpf .jpx .j2c .jpc .pbm .pgm .ppm .pnm .pfm .tga .ico .pcx .dds .psd').split())
 
 def list_images(
     images_root,     # a folder; ~ and $VARIABLES are filled in

@@ -21,25 +21,21 @@ from .catalog import expand
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
 from .sheet import write_csv
 from .embed import Engine, FeatureCache, _Batches, _Damaged, _bar, _stored, apply_head, embed
+from .pictures import decoding_version, picture_header
 
 # %% ../nbs/01b_check.ipynb #856f6497
 def _fingerprint(data, digest, max_pixels):   # float32 (16,): whole numbers below 2^16, except the last
     "8 x 16 bits of the content's hash, 4 x 16 bits of the perceptual hash, width, height, EXIF's turn, spread"
     from imagehash import phash
     im = Image.fromarray(load_pixels(data, max_pixels, 128))   # raises BadImage
-    with Image.open(BytesIO(data)) as head: (w,h),turn = head.size, _turn(head)
+    w,h,turn = picture_header(data)
     grey = np.asarray(im.convert('L').resize((64,64), Image.Resampling.BOX))
     bits = np.packbits(phash(im).hash.ravel())
     return np.r_[np.frombuffer(digest[:16], np.uint16), bits.view(np.uint16), w, h, turn, grey.std()].astype(np.float32)
 
-def _turn(head):
-    try: t = head.getexif().get(0x0112, 1)
-    except Exception: return 1   # EXIF that can't be read turns nothing
-    return t if t in range(1, 9) else 1
-
 class _Prints(_Batches):
     "What threads do with batches of paths: fingerprints instead of features"
-    def __init__(self, store, max_pixels): super().__init__(None, None, store, 32, max_pixels, b'fingerprint 1', None)
+    def __init__(self, store, max_pixels): super().__init__(None, None, store, 32, max_pixels, f'fingerprint 1 {decoding_version}'.encode(), None)
     def made(self, data, keys, todo, why):
         out = {}
         for j in todo:
@@ -181,7 +177,7 @@ def find_turned(
                          'degrees':90*best[hit], 'gain':up[hit].round(3)}).sort_values('gain', ascending=False)
 
 def _pixels(path, tower, kw):
-    try: return tower.pixels(load_pixels(path, kw.get('max_pixels', 100_000_000), tower.prep['size']))
+    try: return tower.pixels(load_pixels(path, kw.get('max_pixels', 100_000_000), tower.prep['size'], tower.prep.get('background', 'auto')))
     except BadImage: return None
 
 # %% ../nbs/01b_check.ipynb #1ac7d11c

@@ -25,7 +25,10 @@ class Data:
         query_gt:str='query_gt.csv',     # query_path,gt_cand_path: for evaluation
         on_bad:str=None,              # unreadable pictures: error or skip; default: skip in candidates, error elsewhere
         max_pixels:int=100_000_000,      # larger pictures count as unreadable
+        background:str='auto',           # the ground of transparent pictures: auto, white, black or '#rrggbb'
     ):
+        from two_tower_vs.color import check_background
+        self.background = check_background(background)
         self.images_root,self.pairs,self.candidates,self.query_gt,self.on_bad,self.max_pixels = (
             images_root,pairs,candidates,query_gt,on_bad,max_pixels)
 
@@ -47,7 +50,7 @@ def schema()->dict:   # section -> {key: its parameter}
     wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries','sizes',
              'root','out','desc','view','preset','tuning','strict','leaked'}
     keys = lambda n,f: {k:p for k,p in signature(f).parameters.items()
-                        if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels'})
+                        if p.default is not p.empty and (n == 'data' or k not in wired | {'on_bad','max_pixels','background'})
                         and (n,k) != ('index','chunk')}
     return {n:keys(n, f) for n,f in sections.items()}
 
@@ -169,7 +172,7 @@ class Run:
     def baseline(self):
         "The untrained query tower, without a head"
         from two_tower_vs.model import TwoTower
-        return TwoTower(**{**self.cfg['model'], 'embed_dim':None}, seed=self.seed).query
+        return TwoTower(**{**self.cfg['model'], 'embed_dim':None}, seed=self.seed, background=self.data.background).query
     @cached_property
     def leaked(self):
         "Evaluation queries that training has seen, as find_leaks gives them"
@@ -239,7 +242,7 @@ def train_stage(r:Run):
     cands = read_paths(r.file('candidates'), ['cand_path'], r.root).cand_path if r.file('candidates').exists() else None
     print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
           f'and {r.pairs.cand_path.nunique():,} candidates')
-    model = TwoTower(**r.cfg['model'], seed=r.seed)
+    model = TwoTower(**r.cfg['model'], seed=r.seed, background=r.data.background)
     t = train(model, r.pairs, r.root, r.cache, r.out/'train', candidates=cands, on_bad=r.on_bad('error'),
               name=r.file('pairs'), seed=r.seed, embedding=r.embedding, tuning=r.cfg['finetune'], **r.cfg['train'])
     if not main_process(): sys.exit()   # a helper's work is done
@@ -295,7 +298,7 @@ def _same_settings(r, model):
     "Warn where the config's model is another than the trained one"
     from warnings import warn
     kept = ('embed_dim','share') if model.config['embed_dim'] is None else ()   # the untrained backbone: it has no heads
-    odd = [f'{k} {model.config[k]} (now {v})' for k,v in r.cfg['model'].items() if k in model.config and model.config[k] != v and k not in kept]
+    odd = [f'{k} {model.config[k]} (now {v})' for k,v in {**r.cfg['model'], 'background':r.data.background}.items() if k in model.config and model.config[k] != v and k not in kept]
     if odd: warn(f'The model in {r.out}/model was trained with other settings of model: {", ".join(odd)}. '
                  'It is used as it is; train anew to use those of the config.')
 

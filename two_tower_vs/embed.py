@@ -25,6 +25,7 @@ from .catalog import expand
 from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_stamp, in_threads, load_image, load_pixels,
                                read_stamped, replacing)
 from .model import Tower, described, file_sha256
+from .pictures import decoding_version
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
 @dataclass
@@ -56,9 +57,10 @@ class Embeddings:
 
 # %% ../nbs/01a_embed.ipynb #da4733ab
 def backbone_key(tower:Tower)->str:
-    "A hash of all that decides a feature: the backbone's weights and the preprocessing."
+    "A hash of all that decides a feature: the backbone's weights, the preprocessing and the version of the decoding."
     stages = getattr(tower.backbone, 'stages', [])
-    h = hashlib.sha256(json.dumps([type(tower.backbone).__name__, stages, tower.prep], sort_keys=True).encode())
+    parts = [type(tower.backbone).__name__, stages, tower.prep, decoding_version]
+    h = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for k,v in tower.backbone.state_dict().items():
         h.update(f'{k} {tuple(v.shape)}'.encode())
         h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -495,7 +497,7 @@ class _Batches:
         except BadImage as e: why[j] = str(e); return b'', None
 
     def pixels(self, data, key):
-        load = load_image if self.changed else load_pixels; im = load(data, self.max_pixels, self.tower.prep['size'])
+        load = load_image if self.changed else load_pixels; im = load(data, self.max_pixels, self.tower.prep['size'], self.tower.prep.get('background', 'auto'))
         return self.tower.pixels(self.changed(im, key) if self.changed else im)
 
     def made(self, data, keys, todo, why):   # {position: feature}
@@ -530,7 +532,7 @@ def _first_pixels(paths, tower, max_pixels, n=32):
     "Pixels of the first pictures that can be read"
     out = []
     for p in paths:
-        try: out.append(tower.pixels(load_pixels(p, max_pixels, tower.prep['size'])))
+        try: out.append(tower.pixels(load_pixels(p, max_pixels, tower.prep['size'], tower.prep.get('background', 'auto'))))
         except BadImage: continue
         if len(out) == n: break
     return np.stack(out) if out else None

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
+from .color import check_background
 from .data import InputError, file_stamp, replacing
 from .weights import load_weights, one_line, packaged_weights, refuse_not_finite
 
@@ -187,7 +188,7 @@ class Tower(nn.Module):
     def __init__(self,
         backbone:nn.Module, # float images (b, 3, s, s) -> features (b, f)
         head:nn.Module,     # unit features (b, f) -> (b, d)
-        prep:dict,          # size, mean, std, interpolation
+        prep:dict,          # size, mean, std, interpolation, background
         n_features:int,     # f
     ):
         super().__init__()
@@ -245,15 +246,18 @@ class TwoTower(nn.Module):
         weights:str=None,                  # a local file with the backbone's weights
         levels:int=3,                      # stages before the last whose features are used too
         seed:int=42,                       # of what starts at random
+        background:str='auto',             # the ground of transparent pictures: auto, white, black or #rrggbb
     ):
         super().__init__()
         if share not in ('all','backbone','none'): raise InputError(f'share is {share!r}. Use all, backbone or none.')
         _in_bounds(embed_dim=embed_dim, image_size=image_size, levels=levels, seed=seed)
         self.config = dict(backbone=backbone, pretrained=pretrained, embed_dim=embed_dim, share=share,
-                           image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed)
+                           image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed,
+                           background=check_background(background))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net,prep = make_backbone(backbone, pretrained, image_size, weights)
+            prep = {**prep, 'background':self.config['background']}
             own = f = _n_features(net, prep, backbone)
             if levels and (stages := _stages(net, prep['size'], levels)):
                 net = Levels(net, stages, own); f = _n_features(net, prep, backbone)
@@ -389,7 +393,7 @@ def _read_model(file, desc):
                                      'Make it anew with --stage train.')
     refuse_not_finite(tensors, file, 'Make it again with --stage train, with other weights or a lower learning rate.')
     for tower in (model.query, model.cand): tower.backbone.source = f'{d["backbone"]} in {file}'
-    model.config,model.sha256 = {k:d.get(k, 0) for k in model.config}, sha
+    model.config,model.sha256 = {k:d.get(k, model.config[k] if k == 'background' else 0) for k in model.config}, sha
     model.training_info = d.get('training', {})
     return model.eval()
 
@@ -405,7 +409,7 @@ def _rebuilt(d, shapes):
     if d['embed_dim'] and shapes.get('query.head.bias') != [d['embed_dim']]:
         raise ValueError(f'embed_dim is {d["embed_dim"]}, and the head has other weights')
     model = TwoTower(**{k:d[k] for k in ('backbone','embed_dim','share','image_size','seed')},
-                     levels=d.get('levels', 0), pretrained=False)
+                     levels=d.get('levels', 0), pretrained=False, background=d.get('background', 'auto'))
     if 'centre_weight' in shapes:
         model.set_centre(*(torch.zeros(shapes[f'centre_{n}']) for n in ('weight','query_bias','cand_bias')))
     own = {k:list(v.shape) for k,v in _own_tensors(model).items()}

@@ -37,7 +37,8 @@ class Searcher:
 
     def pixels(self, src)->np.ndarray:                # uint8 (3, s, s)
         "Decode a file or bytes. Raises `BadImage`."
-        return self.tower.pixels(load_pixels(src, self.max_pixels, self.tower.prep['size']))
+        return self.tower.pixels(load_pixels(src, self.max_pixels, self.tower.prep['size'],
+                                             self.tower.prep.get('background', 'auto')))
 
     def vectors(self, pixels:np.ndarray)->np.ndarray: # uint8 (b, 3, s, s) -> float32 (b, d)
         "Query vectors of decoded pictures."

@@ -25,6 +25,7 @@ from .access import Access, Refusal, json_answer, make_access
 from .catalog import expand, inside_root, read_paths
 from .connections import Connections
 from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped
+from .pictures import picture_header
 from .index import load_index
 from .originals import as_jpeg, for_browsers, is_rewritten
 from .query import Searcher, load_searcher, match_threshold, on_gpu
@@ -144,7 +145,7 @@ def shown(
     if originals == 'none': side = side or _largest_side
     try:
         if side is None:
-            with Image.open(BytesIO(data), formats=formats): pass   # else it is no picture
+            picture_header(data)   # else it is no picture
             return for_browsers(data, originals == 'exact', max_pixels)
         im = load_image(data, max_pixels, side)
         im.thumbnail((side, side))
@@ -292,8 +293,10 @@ def decoded_pixels(
 )->tuple:       # (pixels of the picture, pixels that decoding gives); zeros where that is not known
     "Read from the header; nothing is decoded."
     try:
-        with Image.open(BytesIO(data), formats=formats) as image:
-            whole = image.width*image.height
+        width,height,_ = picture_header(data)
+        whole = width*height
+        if data[:3] != b'\xff\xd8\xff': return whole, whole
+        with Image.open(BytesIO(data), formats=['JPEG']) as image:
             image.draft(None, (side, side))
             return whole, whole if 'progressive' in image.info else image.width*image.height
     except Exception:
