@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_stamp, in_threads, load_image, load_pixels,
                                read_stamped, replacing)
 from .model import Tower, file_sha256
+from .settings import bounded, whole
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
 @dataclass
@@ -548,6 +549,7 @@ def _space(n, d, folder, most=2**28):
             return np.memmap(f, np.float32, 'w+', shape=(n, d))
 
 # %% ../nbs/01a_embed.ipynb #8cf6f451
+@bounded(batch_size=whole(1, 4096), view=whole(0, 1_000_000), max_pixels=whole(1, 2_000_000_000))
 def embed(
     tower:Tower,
     paths,                      # of pictures, as in a CSV

@@ -15,6 +15,7 @@ from pathlib import Path
 from warnings import warn
 from .data import bad_rows, drop_bad, image_grid, picture, replacing, thumb, InputError
 from .model import TwoTower, shorten
+from .settings import bounded, whole, wholes
 from .embed import Embeddings, embed
 
 # %% ../nbs/04_eval.ipynb #cd87ea4d
@@ -117,6 +118,7 @@ def nearest(q:Embeddings, c:Embeddings, k:int)->tuple:   # candidate numbers (n,
     return i, s
 
 # %% ../nbs/04_eval.ipynb #e47172c9
+@bounded(k=wholes(1, 1_000_000, least=1), seed=whole(0, 2**31-1))
 def evaluate(
     model:TwoTower,
     gt:pd.DataFrame,             # what read_gt gave
@@ -133,7 +135,6 @@ def evaluate(
 )->Evaluation:
     "Recall@K and its kin with 95 % intervals, beside those of the untrained backbone. Raises `InputError`."
     ks,kw = sorted(set(k)), {**(embedding or {}), 'progress':progress}
-    if not ks or ks[0] < 1: raise InputError(f'k is {list(k)}. Give numbers from 1, such as 1 5 10.')
     q,c = _embedded(model, gt.query_path.unique(), candidates.cand_path, images_root, cache, **kw)
     drop_bad(candidates, c.bad, names[1], on_bad or 'skip')
     answers = gt.loc[drop_bad(gt[['query_path']], q.bad, names[0], on_bad or 'error').index]

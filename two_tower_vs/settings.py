@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['Bound', 'whole', 'number', 'Several', 'wholes', 'refuse_outside', 'bounded', 'bounds_of', 'configured']
 
-# %% ../nbs/00_settings.ipynb #385d1271
+# %% ../nbs/00_settings.ipynb #75a3b701
 import math
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from numbers import Integral, Real
 from reprlib import repr as shorter
-from .catalog import InputError
 
-# %% ../nbs/00_settings.ipynb #b93f77c4
+# %% ../nbs/00_settings.ipynb #53b91fea
 @dataclass(frozen=True)
 class Bound:
     "The numbers that one setting may have."
@@ -41,7 +40,7 @@ class Bound:
         high = f'below {self.high:,}' if self.below else f'{self.high:,}'
         return f'{noun} {low} to {high}'
 
-# %% ../nbs/00_settings.ipynb #47655922
+# %% ../nbs/00_settings.ipynb #3cfcd3ee
 def whole(
     low:int,
     high:int,
@@ -61,7 +60,7 @@ def number(
     open_high = below is not None
     return Bound(Real, above if open_low else low, below if open_high else high, open_low, open_high)
 
-# %% ../nbs/00_settings.ipynb #6e8f1fb9
+# %% ../nbs/00_settings.ipynb #a0f6c9a5
 @dataclass(frozen=True)
 class Several:
     "A list of numbers, each within the same bound."
@@ -90,20 +89,19 @@ def wholes(
     "A list of whole numbers from `low` to `high`."
     return Several(whole(low, high), least)
 
-# %% ../nbs/00_settings.ipynb #b98f913b
+# %% ../nbs/00_settings.ipynb #a0983683
 def refuse_outside(
     where:str,    # what a message calls the setting
     value,
     bound,
-    default=None, # of the setting; if it is None, so may the value be
+    optional:bool=False,  # may it be None, whatever the bound says?
 ):
     "Raise `InputError` unless the value fits its bound."
-    may_be_none = bound.optional or default is None
-    if value is None and may_be_none:
+    optional = optional or bound.optional
+    if bound.fits(value) or (value is None and optional):
         return
-    if bound.fits(value):
-        return
-    rest = ', or leave it out' if may_be_none else ''
+    from two_tower_vs.catalog import InputError   # late, since it imports pandas: `--help` should not wait for that
+    rest = ', or leave it out' if optional else ''
     raise InputError(f'{where} is {_shown(value)}. Use {bound.text()}{rest}.')
 
 def _shown(value):
@@ -117,7 +115,7 @@ def _shown(value):
     except ValueError:   # Python does not print numbers of more than 4,300 digits
         return 'a number of thousands of digits'
 
-# %% ../nbs/00_settings.ipynb #f92240a1
+# %% ../nbs/00_settings.ipynb #1e374a94
 def bounded(
     **bounds,  # parameter -> Bound or Several
 ):
@@ -125,15 +123,16 @@ def bounded(
     def decorate(f):
         sig = signature(f)
         name = f.__qualname__.removesuffix('.__init__')
-        defaults = {key: sig.parameters[key].default for key in bounds}
+        optional = {key: sig.parameters[key].default is None for key in bounds}
         @wraps(f)
         def checked(*args, **kwargs):
             try:
                 given = sig.bind(*args, **kwargs).arguments
             except TypeError:   # f itself says best what is wrong with the call
                 return f(*args, **kwargs)
-            for key in bounds.keys() & given.keys():
-                refuse_outside(f'{name}: {key}', given[key], bounds[key], defaults[key])
+            for key in given:
+                if key in bounds:
+                    refuse_outside(f'{name}: {key}', given[key], bounds[key], optional[key])
             return f(*args, **kwargs)
         checked.bounds = bounds
         return checked
@@ -146,12 +145,12 @@ def bounds_of(
     f = f.__init__ if isinstance(f, type) else f
     return getattr(f, 'bounds', {})
 
-# %% ../nbs/00_settings.ipynb #230f33b3
+# %% ../nbs/00_settings.ipynb #1037b0ec
 def configured(
     where:str,    # what a message calls the setting
     value,        # as YAML gives it
     bound,
-    default=None, # of the setting
+    optional:bool=False,  # may it be None?
 ):
     "A number or list of a config file, as its function takes it. Raises `InputError`."
     meant = value
@@ -160,7 +159,7 @@ def configured(
     elif isinstance(bound, Bound) and bound.kind is Real and isinstance(value, str):
         meant = _number_in(value)
     if meant is None or not bound.fits(meant):
-        refuse_outside(where, value, bound, default)
+        refuse_outside(where, value, bound, optional)
         return None
     return float(meant) if isinstance(bound, Bound) and bound.kind is Real else meant
 
