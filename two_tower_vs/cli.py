@@ -10,7 +10,7 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'sections', 'schema', 'read_co
 # %% ../nbs/09_cli.ipynb #965f0d8f
 import argparse, errno, os, re, shlex, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from reprlib import repr as shorter   # a value may be as long as a config file
 from pathlib import Path
 import two_tower_vs
@@ -32,6 +32,7 @@ class Data:
             images_root,pairs,candidates,query_gt,on_bad,max_pixels)
 
 # %% ../nbs/09_cli.ipynb #80543cea
+@cache
 def sections()->dict:   # section -> the function or class that takes its keys
     "Whose signatures are the sections of config.yaml."
     from two_tower_vs.model import TwoTower
@@ -49,6 +50,7 @@ def sections()->dict:   # section -> the function or class that takes its keys
 _wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries','sizes',
           'root','out','desc','view','preset','tuning','strict','leaked'}   # parameters that the stages set
 
+@cache
 def schema()->dict:   # section -> {key: its parameter}
     "What config.yaml may hold."
     from inspect import signature
