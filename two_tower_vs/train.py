@@ -88,7 +88,7 @@ def _weights(model): return [p for b in _backbones(model) for p in b.parameters(
 # %% ../nbs/03_train.ipynb #37d1b231
 @bounded(lr=number(above=0, high=1_000_000), decay=number(above=0, high=1), frozen=number(0, below=1),
          batch_size=whole(2, 65_536), chunk=whole(1, 4096), size=whole(8, 4096), hard_negatives=whole(0, 1000),
-         margin=number(0, 1), clip=number(above=0, high=1_000_000), patience=whole(0, 100_000))
+         margin=number(0, 1), clip=number(above=0, high=1_000_000), patience=whole(1, 100_000))
 def finetune(
     lr:float=1e-3,              # highest learning rate of the backbone's last block; the heads have train.lr
     decay:float=.8,             # of the learning rate, from each block to the one before it
