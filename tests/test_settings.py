@@ -45,19 +45,30 @@ def refusal(path):
         return str(e)
 
 
+# What zero means something for; every other value of ODD is refused everywhere.
+ZERO = {'levels', 'near', 'cosine', 'min_side', 'turns', 'epochs', 'weight_decay', 'views', 'val_frac', 'absent',
+        'finetune_epochs', 'frozen', 'hard_negatives', 'margin', 'port'}
+
+
+def allowed(bound, key, text):
+    if text == '[]':
+        return key == 'matryoshka'
+    if text == '-0.0':
+        return key in ZERO and bound.kind.__name__ == 'Real'
+    return text == '0' and key in ZERO
+
+
 @pytest.mark.parametrize('section,key', NUMBERS)
 def test_odd_values_are_accepted_or_refused_with_the_range(section, key, tmp_path):
     bound = bound_of(section, key)
     config = tmp_path/'config.yaml'
     for text in ODD:
         config.write_text(f'{section}: {{{key}: {text}}}')
-        value = yaml.safe_load(text)
-        listed = [value] if isinstance(bound, Several) and type(value) is int else value
         said = refusal(config)
-        if bound.fits(listed):
+        if allowed(bound, key, text):
             assert said is None, (text, said)
         else:
-            assert said.startswith(f'{config}: {section}.{key} is '), (text, said)
+            assert said and said.startswith(f'{config}: {section}.{key} is '), (text, said)
             assert bound.text() in said, (text, said)
             assert '\n' not in said and len(said) < 500
 
@@ -70,9 +81,9 @@ def test_both_ends_are_accepted(section, key, tmp_path):
         assert read_config(config)[section][key] == value
 
 
-def refused_values(bound):
-    values = [math.nan, math.inf, -math.inf, -1e308, 1e308, '1e400', '1', True, 10**400, [math.nan], [-1], [True], {}, b'1']
-    return [value for value in values if not bound.fits(value)]
+def refused_values():
+    "Whatever the bound"
+    return [math.nan, math.inf, -math.inf, -1e308, 1e308, '1e400', '1', True, 10**400, [math.nan], [-1], [True], {}, b'1']
 
 
 def arguments_of(f):
@@ -86,7 +97,7 @@ def arguments_of(f):
 def test_the_api_refuses_what_the_config_refuses(section, key):
     f = sections()[section]
     bound = bound_of(section, key)
-    for value in refused_values(bound):
+    for value in refused_values():
         with pytest.raises(InputError) as e:
             f(**{**arguments_of(f), **SPARE.get(section, {}), key: value})
         assert f'{f.__name__}: {key} is ' in str(e.value)
