@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 from .catalog import expand
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
+from .settings import bounded, number, whole
 from .sheet import write_csv
 from .embed import Engine, FeatureCache, _Batches, _Damaged, _bar, _stored, apply_head, embed
 from .pictures import decoding_version, picture_header
@@ -324,6 +325,7 @@ class Check:
                 'findings':[{**r, 'remedy':remedies[r['finding']]} for r in f.to_dict('records')]}
 
 # %% ../nbs/01b_check.ipynb #cfb2e5ee
+@bounded(near=whole(0, 64), cosine=number(0, 1), min_side=whole(0, 100_000), turns=whole(0, 1_000_000))
 def check(
     pairs:pd.DataFrame,         # tables as read_pairs, read_candidates and read_gt give them with on_bad='skip';
     candidates:pd.DataFrame,    # None where there is none

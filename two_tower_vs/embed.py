@@ -26,6 +26,7 @@ from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_sta
                                read_stamped, replacing)
 from .model import Tower, described, file_sha256
 from .pictures import decoding_version
+from .settings import bounded, whole
 
 # %% ../nbs/01a_embed.ipynb #beff1c8a
 @dataclass
@@ -606,6 +607,7 @@ def _space(n, d, folder, most=2**28):
             return np.memmap(f, np.float32, 'w+', shape=(n, d))
 
 # %% ../nbs/01a_embed.ipynb #8cf6f451
+@bounded(batch_size=whole(1, 4096), view=whole(0, 1_000_000), max_pixels=whole(1, 2_000_000_000))
 def embed(
     tower:Tower,
     paths,                      # of pictures, as in a CSV

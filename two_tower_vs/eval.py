@@ -17,6 +17,7 @@ from .catalog import expand
 from .data import bad_rows, drop_bad, image_grid, picture, replacing, thumb, InputError
 from .sheet import write_csv
 from .model import TwoTower, shorten
+from .settings import bounded, wholes
 from .embed import Embeddings, embed
 from .truth import SamePictures, picture_numbers
 from .statistics import compare, components, interval
@@ -197,6 +198,7 @@ def _without_own(scores, found, row, own):
     return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
 
 # %% ../nbs/04_eval.ipynb #e47172c9
+@bounded(k=wholes(1, 1_000_000, least=1))
 def evaluate(
     model:TwoTower,
     gt:pd.DataFrame,             # what read_gt gave
@@ -213,7 +215,6 @@ def evaluate(
     "Recall@K and its kin with 95 % intervals, beside those of two baselines. Raises `InputError`."
     ks = sorted(set(k))
     kw = {**(embedding or {}), 'progress':progress}
-    if not ks or ks[0] < 1: raise InputError(f'k is {list(k)}. Give numbers from 1, such as 1 5 10.')
     q,c = _embedded(model, gt.query_path.unique(), candidates.cand_path, images_root, cache, **kw)
     drop_bad(candidates, c.bad, names[1], on_bad or 'skip')
     answers = gt.loc[drop_bad(gt[['query_path']], q.bad, names[0], on_bad or 'error').index]

@@ -20,6 +20,7 @@ from .sheet import plain_cells, write_csv
 from .catalog import check_paths
 from .model import file_sha256, read_manifest, shorten, steady
 from .embed import Embeddings
+from .settings import bounded, bounds_of, number, whole
 from .ann import add, check_finite, choose, configure, factory as spec_of, flat_enough, megabytes, nearest, new_index, thorough, tune
 
 # %% ../nbs/05_index.ipynb #749d17af
@@ -144,6 +145,8 @@ def same_sketch(
     return (np.abs(a - b) <= 1e-4).all(1)
 
 # %% ../nbs/05_index.ipynb #0672b732
+@bounded(recall_target=number(above=0, high=1), memory_mb=whole(1, 1_000_000_000), nprobe=whole(1, 2**20),
+         ef_search=whole(1, 2**16), k_factor=number(1, 1024), dim=whole(1, 16_384), chunk=whole(1, 2**24))
 def build_index(
     cands:Embeddings,            # of the candidate tower; the vectors may be a memory map
     model_sha256:str,            # of the model that made them
@@ -162,7 +165,7 @@ def build_index(
     "Build, tune and measure an index. Raises `InputError`."
     import faiss
     _check_embeddings(cands, queries)
-    _in_bounds(recall_target, memory_mb, factory, nprobe=nprobe, ef_search=ef_search, k_factor=k_factor)
+    _few_links(factory)
     asked = dict(kind=kind, recall_target=recall_target, memory_mb=memory_mb, factory=factory, nprobe=nprobe,
                  ef_search=ef_search, k_factor=k_factor, dim=dim)
     x,q = _first(cands.vectors, queries, dim, sizes or ())
@@ -190,17 +193,9 @@ def _check_embeddings(cands, queries):
         f'The queries have {found} dimensions, the candidates {wanted}: they come from different models.')
 
 # %% ../nbs/05_index.ipynb #1a5b0c5d
-_most = dict(nprobe=2**20, ef_search=2**16, k_factor=1024)   # beyond, a search only takes more memory
-
-def _in_bounds(recall_target, memory_mb, spec, **settings):
-    if not 0 < recall_target <= 1: raise InputError(
-        f'index.recall_target is {recall_target}. Use a share, such as 0.98.')
-    if memory_mb is not None and memory_mb < 1: raise InputError(
-        f'index.memory_mb is {memory_mb}. Use a positive number, or leave it out.')
+def _few_links(spec):
     if any(int(m) > 512 for m in re.findall(r'(?:HNSW|NSG)(\d+)', spec or '')): raise InputError(
         f'index.factory {spec!r} has more links a vector than 512, and would take memory without end. Use 16 to 64.')
-    for k,v in settings.items():
-        if v is not None and not 1 <= v <= _most[k]: raise InputError(f'index.{k} is {v}. Use 1 to {_most[k]:,}.')
 
 def _said(e):
     "FAISS's reason, without the place in its own source"
@@ -213,7 +208,6 @@ def _made(spec, x, chunk, kind, asked, q, exact):
         if kind != 'factory': raise
         raise InputError(f'index.factory {spec!r} can not be filled or searched ({_said(e)}). '
                          'Use another, or index.kind.') from e
-
 
 # %% ../nbs/05_index.ipynb #4e520858
 def _first(x, queries, dim, sizes):
@@ -350,7 +344,7 @@ def _sound(m):
     names = dict(nprobe='nprobe', efSearch='ef_search', k_factor_rf='k_factor'); a = m.get('recall_vs_exact')
     number = lambda v, low, top: type(v) in (int, float) and low <= v <= top
     return (all(type(m.get(k)) is t for k,t in _types.items()) and all(type(m.get(k, t())) is t for k,t in _may.items())
-            and all(k in names and number(v, 1, _most[names[k]]) for k,v in m['search'].items())
+            and all(k in names and number(v, 1, bounds_of(build_index)[names[k]].high) for k,v in m['search'].items())
             and (a is None or type(a) is dict and number(a.get('value'), 0, 1) and {'k','queries'} <= set(a)))
 
 _one = threading.Lock()

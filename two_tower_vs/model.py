@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from PIL import Image
 from .color import check_background
 from .data import InputError, file_stamp, replacing
+from .settings import bounded, whole
 from .weights import load_weights, one_line, packaged_weights, refuse_not_finite
 
 # %% ../nbs/01_model.ipynb #fde3aeba
@@ -225,18 +226,12 @@ def _head(f, d, own):
     return h
 
 # %% ../nbs/01_model.ipynb #b0d5c0de
-# what memory and FAISS can bear
-_bounds = dict(embed_dim=(1, 16_384), image_size=(8, 4096), levels=(0, 100), seed=(0, 2**31-1))
-
-def _in_bounds(**settings):
-    for k,v in settings.items():
-        low,top = _bounds[k]
-        if v is not None and not low <= v <= top: raise InputError(f'{k} is {v}. Use a number from {low} to {top:,}.')
-
+#| export
 
 # %% ../nbs/01_model.ipynb #f32b4f9b
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
+    @bounded(embed_dim=whole(1, 16_384, optional=True), image_size=whole(8, 4096), levels=whole(0, 100), seed=whole(0, 2**31-1))
     def __init__(self,
         backbone:str='efficientnet_lite0', # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
         pretrained:bool=True,              # start from trained weights?
@@ -250,7 +245,6 @@ class TwoTower(nn.Module):
     ):
         super().__init__()
         if share not in ('all','backbone','none'): raise InputError(f'share is {share!r}. Use all, backbone or none.')
-        _in_bounds(embed_dim=embed_dim, image_size=image_size, levels=levels, seed=seed)
         self.config = dict(backbone=backbone, pretrained=pretrained, embed_dim=embed_dim, share=share,
                            image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed,
                            background=check_background(background))

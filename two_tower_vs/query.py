@@ -20,6 +20,7 @@ from .data import BadImage, InputError, file_stamp, image_grid, in_threads, load
 from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
 from .embed import Engine, apply_head
 from .index import Index, load_index
+from .settings import bounded, whole
 
 # %% ../nbs/06_query.ipynb #f90ef6f9
 class Searcher:
@@ -228,6 +229,7 @@ def _pixels(s, f):
     except BadImage as e: return str(e)
 
 # %% ../nbs/06_query.ipynb #9bacf570
+@bounded(topk=whole(1, 1_000_000), runs=whole(1, 100_000), batch_size=whole(1, 4096))
 def query(
     s:Searcher,
     images:list,     # files and folders
@@ -236,7 +238,6 @@ def query(
     batch_size:int=32,
 )->Answers:
     "Search with pictures. Raises `InputError`."
-    if topk < 1 or runs < 1: raise InputError('query: topk and runs must be 1 or more.')
     files,good,vecs = image_files(images), [], []
     read = in_threads(lambda f: (f, _pixels(s, f)), files)
     while block := list(islice(read, batch_size)):
