@@ -50,7 +50,7 @@ def megabytes(
         each = code*(1+16*lists) + 8 + d*(2 if 'fp16' in refine else 1) + 4*d*lists
     return n*each/2**20
 
-# %% ../nbs/04a_ann.ipynb #29d90cfd
+# %% ../nbs/04a_ann.ipynb #34b2270d
 def check_finite(
     vectors:np.ndarray, # (n, d), in memory or mapped
     what:str,           # they are, for the message
@@ -147,7 +147,7 @@ def agreement(
     _,rows = index.search(q, exact.rows.shape[1])
     return float(exact.as_good(rows, q).mean())
 
-# %% ../nbs/04a_ann.ipynb #a9719cb1
+# %% ../nbs/04a_ann.ipynb #8c446ba1
 def _clock(index, q, k): t = time.perf_counter(); index.search(q, k); return time.perf_counter()-t
 
 def throughput(index, q, k:int=10)->float:   # queries a second in a batch

@@ -167,7 +167,8 @@ class _Room:
             with self.change: self.used -= n; self.change.notify_all()
 
 _room = _Room(200_000_000)
-
+if hasattr(os, 'register_at_fork'):   # in a child process no picture is being decoded
+    os.register_at_fork(after_in_child=lambda: _room.__init__(_room.most))
 
 # %% ../nbs/00_data.ipynb #c90d7a42
 @contextmanager

@@ -198,8 +198,8 @@ class Engine:
             except DiskError: raise
             except Exception as e:
                 self._fall_back(f'is not installed or can not run this network ({type(e).__name__}: {str(e)[:100]})')
-        gpu = precision == 'bfloat16' and self.tower.mean.device.type == 'cuda'
-        return _torch_engine(self.tower, precision) if gpu else self.exact
+        low = precision == 'bfloat16' and (self.kind == 'torch' or self.tower.mean.device.type == 'cuda')
+        return _torch_engine(self.tower, precision) if low else self.exact
 
     def _fall_back(self, why):
         self.name = 'torch'
@@ -269,7 +269,7 @@ def __call__(self:Engine, x:np.ndarray)->np.ndarray:
         raise InputError(f'The GPU has too little memory for {len(x)} pictures of {x.shape[-1]} pixels at once. '
                          'Lower embed.batch_size or take a smaller backbone.') from e
 
-# %% ../nbs/01a_embed.ipynb #d25a0c92
+# %% ../nbs/01a_embed.ipynb #4bbab809
 _engines = WeakSet()   # of this process
 
 @patch
@@ -289,7 +289,7 @@ def _restart_engines():
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_restart_engines)
 
-# %% ../nbs/01a_embed.ipynb #f696dc42
+# %% ../nbs/01a_embed.ipynb #1203173b
 _libraries = 'two_tower_vs','torch','torchvision','timm','openvino','numpy','pillow','simplejpeg'
 
 @patch

@@ -210,7 +210,8 @@ class Site:
     "The searcher of the moment, threads, limits and counts."
     held_most = 256*2**20   # bytes of uploads at one time, and of answers that nobody has read yet
     most_open = 500         # connections
-    def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples):
+    def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples, embedding=None):
+        self.embedding = embedding or {}
         for k,v in dict(max_upload_mb=max_upload_mb, timeout_s=timeout_s, waiting=waiting, batch=batch).items():
             if v < 1: raise InputError(f'serve.{k} is {v}. Use 1 or more.')
         if not Path(root).is_dir(): raise InputError(
@@ -228,7 +229,7 @@ class Site:
 # %% ../nbs/08_serve.ipynb #b6dd4f91
 @patch
 def _load(self:Site):
-    s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels)
+    s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels, **self.embedding)
     s.index = on_gpu(load_index(self.out/'index', s.index.manifest['model_sha256'],
                                 writable=True))   # not mapped: see above
     if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
@@ -571,6 +572,7 @@ def make_app(
     examples:bool=True, # are the evaluation queries shown?
     hosts=(),         # names that the server answers to; none: to any
     every:float=1,    # seconds between looks for a new index
+    embedding:dict=None, # engine and precision, as for Searcher
 ):                    # a FastAPI app; app.state.site is its Site
     "The API and the page. Raises `InputError` where there is no model or no index."
     from fastapi import FastAPI
@@ -579,7 +581,7 @@ def make_app(
     from two_tower_vs import __version__
     logging.getLogger('python_multipart').addHandler(logging.NullHandler())   # the answer says it already
     if not 1 <= topk <= _most_hits: raise InputError(f'topk is {topk}. Use 1 to {_most_hits:,}.')
-    site = Site(out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples)
+    site = Site(out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples, embedding)
     app = FastAPI(title='two_tower_vs', version=__version__, docs_url=None, redoc_url=None,
                   lifespan=_watching(site, every))
     app.state.site = site; app.add_middleware(_Guard, site=site, hosts=set(hosts))
@@ -707,12 +709,13 @@ def serve(
     waiting:int=128,       # searches under way; more are asked to come again
     batch:int=8,           # pictures that go through the model together, at most
     examples:bool=True,    # are the evaluation queries shown?
+    embedding:dict=None,   # engine and precision, as for Searcher
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
     sock = _socket(host, port); own = host in _loopback
     with sock:
         app = make_app(out, root, gt, topk, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples,
-                       hosts=(*_loopback[:2], '[::1]') if own else ())
+                       hosts=(*_loopback[:2], '[::1]') if own else (), embedding=embedding)
         if not own: warn(f'Anybody who can reach {host} may search and see the candidates. '
                          'Without --host, only this machine may.')
         server = _uvicorn(app, timeout_s)   # before it is announced: imports take a while
