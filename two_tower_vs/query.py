@@ -24,7 +24,7 @@ from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
 from .embed import Engine, apply_head, has_bfloat16
 from .index import Index, load_index, whole_number
 
-# %% ../nbs/06_query.ipynb #dd8e507b
+# %% ../nbs/06_query.ipynb #253f245c
 @dataclass
 class Picture:
     "A picture to search with."
@@ -55,7 +55,9 @@ def _decoded(image, max_pixels):
     if not (image.width and image.height): raise BadImage('it has no pixels')
     if image.width*image.height > max_pixels: raise BadImage(
         f'{image.width} x {image.height} pixels, over the limit max_pixels={max_pixels:,}')
-    try: return np.array(to_rgb(ImageOps.exif_transpose(image)))
+    try:
+        image = ImageOps.exif_transpose(image)
+        return np.array(to_rgb(image.convert('LA') if image.mode == 'La' else image))   # Pillow has no other way from La
     except Exception as e: raise BadImage(f'a PIL image that cannot be decoded ({e})'[:160]) from e
 
 # %% ../nbs/06_query.ipynb #f90ef6f9
@@ -112,7 +114,7 @@ def match_threshold(
     warn(f"The threshold for a match was found with vectors of {m['model_dim']} numbers, and the index has {m['dim']}: "
          'hits are not marked as match or no match.')
 
-# %% ../nbs/06_query.ipynb #ed29e83d
+# %% ../nbs/06_query.ipynb #5a6ee6a2
 def _engine(tower, index, kind, precision, cache, key):
     "An engine for queries; `auto` takes the precision of the candidates' vectors, where this machine has it"
     made = index.manifest.get('precision')
@@ -206,7 +208,7 @@ def _loaded(out):   # (model, key of its backbone, if it is known)
         with suppress(Exception): return _light(out), key   # load_model will say what is wrong
     return load_model(out/'model'), None
 
-# %% ../nbs/06_query.ipynb #fa11d5ef
+# %% ../nbs/06_query.ipynb #1c1892d3
 @patch
 def __reduce__(self:Searcher):
     if self.source is None: raise InputError(
