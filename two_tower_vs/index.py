@@ -95,7 +95,7 @@ class Index:
         content = np.frombuffer(bytes(content)[:16], np.uint8)
         return (rows >= 0) & (self.contents[rows] == content).all(-1)
 
-# %% ../nbs/05_index.ipynb #ad747081
+# %% ../nbs/05_index.ipynb #39130905
 def whole_number(
     value,     # what somebody gave
     name:str,  # of the setting
@@ -129,7 +129,7 @@ def _one_thread():
     try: yield
     finally: faiss.omp_set_num_threads(n)
 
-# %% ../nbs/05_index.ipynb #3e1e3c61
+# %% ../nbs/05_index.ipynb #93fc237c
 def sketch(
     vectors:np.ndarray, # (n, d), in memory or mapped
     chunk:int=65536,    # rows read at once
@@ -182,7 +182,7 @@ def build_index(
         metric='inner_product', model_sha256=model_sha256, recall_vs_exact=recall, tried=tries, asked=asked,
         trained_on=len(x), faiss=faiss.__version__, **(cands.made_by or {})), sketches=sketch(x), contents=cands.contents)
 
-# %% ../nbs/05_index.ipynb #97a7ea16
+# %% ../nbs/05_index.ipynb #9a376d69
 def _check_embeddings(cands, queries):
     "Raise `InputError` for what can't be indexed"
     if not isinstance(cands, Embeddings): raise InputError(
@@ -332,7 +332,7 @@ def _read(manifest, vectors, cands, rows, model_sha256, writable):
     known = _known_rows(rows, m['rows']) if 'rows_sha256' in m else {}
     return Index(index, table.cand_path.tolist(), m, sketches=known.get('sketch'), contents=known.get('content'))
 
-# %% ../nbs/05_index.ipynb #84f0bd73
+# %% ../nbs/05_index.ipynb #ee683171
 def _known_rows(file, n):
     "What rows.safetensors tells of n rows: sketch, content, or less"
     from safetensors.numpy import load

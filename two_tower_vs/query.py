@@ -24,7 +24,7 @@ from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
 from .embed import Engine, apply_head, has_bfloat16
 from .index import Index, load_index, whole_number
 
-# %% ../nbs/06_query.ipynb #253f245c
+# %% ../nbs/06_query.ipynb #be84b503
 @dataclass
 class Picture:
     "A picture to search with."
@@ -114,7 +114,7 @@ def match_threshold(
     warn(f"The threshold for a match was found with vectors of {m['model_dim']} numbers, and the index has {m['dim']}: "
          'hits are not marked as match or no match.')
 
-# %% ../nbs/06_query.ipynb #5a6ee6a2
+# %% ../nbs/06_query.ipynb #703b66cf
 def _engine(tower, index, kind, precision, cache, key):
     "An engine for queries; `auto` takes the precision of the candidates' vectors, where this machine has it"
     made = index.manifest.get('precision')
@@ -208,7 +208,7 @@ def _loaded(out):   # (model, key of its backbone, if it is known)
         with suppress(Exception): return _light(out), key   # load_model will say what is wrong
     return load_model(out/'model'), None
 
-# %% ../nbs/06_query.ipynb #1c1892d3
+# %% ../nbs/06_query.ipynb #8632dd2c
 @patch
 def __reduce__(self:Searcher):
     if self.source is None: raise InputError(
@@ -274,6 +274,16 @@ def _pale(im, pale):
     return im and pale and Image.blend(im.convert('L'), Image.new('L', im.size, 255), .7).convert('RGB') or im
 
 # %% ../nbs/06_query.ipynb #9470baa0
+def _listed(paths):
+    "A list of paths, from one or several"
+    if isinstance(paths, (str, os.PathLike)): return [paths]
+    try: paths = list(paths)
+    except TypeError: paths = [paths]
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)): raise InputError(
+            f'{shorter(path)} is no path. Give paths of pictures or folders; Searcher.search takes other kinds of pictures.')
+    return paths
+
 def latency(
     s:Searcher,
     files:list,      # pictures that can be read; they are taken in turn
@@ -329,16 +339,6 @@ class Answers:
                 'runs':self.runs, 'threads':self.threads, 'engine':self.engine}
 
 # %% ../nbs/06_query.ipynb #d83dc723
-def _listed(paths):
-    "A list of paths, from one or several"
-    if isinstance(paths, (str, os.PathLike)): return [paths]
-    try: paths = list(paths)
-    except TypeError: paths = [paths]
-    for path in paths:
-        if not isinstance(path, (str, os.PathLike)): raise InputError(
-            f'{shorter(path)} is no path. Give paths of pictures or folders; Searcher.search takes other kinds of pictures.')
-    return paths
-
 def image_files(
     paths, # of files and folders: one, or a list
 )->list:
