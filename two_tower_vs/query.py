@@ -42,6 +42,7 @@ def _given(src):
     raise InputError(f'{shorter(src)}{opened} is no picture. '
                      'Give a path, bytes, a file opened in binary mode, a PIL image or an array.')
 
+# %% ../nbs/06_query.ipynb #467e02e7
 def _from_array(array):
     "An array as a PIL image"
     grey,color = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
@@ -229,13 +230,14 @@ def _one_thread_in_child():
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_one_thread_in_child)
 
-# %% ../nbs/06_query.ipynb #6fcf3954
+# %% ../nbs/06_query.ipynb #0ccf8080
 def others(
     hits:pd.DataFrame, # as Searcher.search gives them
 )->pd.DataFrame:
     "The hits that are not the picture itself: these decide whether there is a match."
     return hits[~hits.same_picture] if 'same_picture' in hits else hits
 
+# %% ../nbs/06_query.ipynb #6fcf3954
 def show_hits(
     answers:dict,  # picture (a path) -> its hits, as Searcher.search gives them
     images_root,   # the folder that cand_path starts from
