@@ -153,6 +153,7 @@ class Run:
         if self.data.on_bad not in (None,'error','skip'):
             _bad(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')
         self.embedding = dict(self.cfg['embed'], max_pixels=self.data.max_pixels)
+        self.engine = {k:v for k,v in self.cfg['embed'].items() if k in ('engine','precision')}   # of queries too
     def _take(self, section, **flags):
         "A flag of the command line is worth more than the config file"
         bounds = bounds_of(sections()[section])
@@ -377,9 +378,10 @@ def _tried(tries):
     return f'index: tried on a sample, the fastest that will do first\n{_indent(t, index=False, na_rep="")}'
 
 def _real_queries(r, model, most=1000):
-    "Query-tower vectors to tune on: of the evaluation queries, or else of the training pairs"
+    "Query-tower vectors to tune on: of the evaluation queries, or else of the training pairs; None where there are neither"
     import numpy as np
     from two_tower_vs.embed import embed
+    if not (r.file('query_gt').exists() or r.file('pairs').exists()): return None
     paths = (r.gt if r.file('query_gt').exists() else r.pairs).query_path.unique()
     paths = paths[np.sort(np.random.default_rng(r.seed).permutation(len(paths))[:most])]
     return embed(model.query, paths, r.root, r.cache, desc='queries', **r.embedding).vectors
@@ -390,7 +392,7 @@ def query_stage(r:Run):
     from two_tower_vs.index import edited
     from two_tower_vs.query import load_searcher, query, save_answers
     if not r.image: _bad('--stage query', 'it needs --image: a picture, several, or a folder')
-    s = load_searcher(r.out, max_pixels=r.data.max_pixels)
+    s = load_searcher(r.out, max_pixels=r.data.max_pixels, **r.engine)
     if edited(s.index, r.file('candidates')): warn(
         f'{r.file("candidates")} was changed after the index was made; hits come from the list in {r.out}/index. '
         'Run --stage index to bring it up to date.')
@@ -403,7 +405,8 @@ def serve_stage(r:Run):
     from two_tower_vs.access import at_config
     from two_tower_vs.serve import serve
     options = r.cfg['serve'] | dict(token=at_config(r.cfg['serve'].get('token'), r.base))
-    serve(r.out, r.root, r.file('query_gt'), r.cfg['query'].get('topk', 10), max_pixels=r.data.max_pixels, **options)
+    serve(r.out, r.root, r.file('query_gt'), r.cfg['query'].get('topk', 10), max_pixels=r.data.max_pixels,
+          embedding=r.engine, **options)
 
 def _indent(df, **kw):
     return '\n'.join('  '+l for l in df.to_string(**kw).splitlines())

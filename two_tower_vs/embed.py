@@ -208,8 +208,8 @@ class Engine:
             except DiskError: raise
             except Exception as e:
                 self._fall_back(f'is not installed or can not run this network ({type(e).__name__}: {str(e)[:100]})')
-        gpu = precision == 'bfloat16' and self.tower.mean.device.type == 'cuda'
-        return _torch_engine(self.tower, precision) if gpu else self.exact
+        low = precision == 'bfloat16' and (self.kind == 'torch' or self.tower.mean.device.type == 'cuda')
+        return _torch_engine(self.tower, precision) if low else self.exact
 
     def _fall_back(self, why):
         self.name = 'torch'

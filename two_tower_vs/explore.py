@@ -17,7 +17,7 @@ from .catalog import expand
 from .data import InputError, in_threads, picture, replacing, thumb
 from .embed import Embeddings
 from .eval import nearest, never, ranks
-from .query import Searcher, show_hits
+from .query import Searcher, others, show_hits
 
 # %% ../nbs/06b_explore.ipynb #7c5f658f
 def _need(package, what):
@@ -304,11 +304,13 @@ def search(self:_SearchBox, src, name, right=()):
     except InputError as e:
         self.hits.children = (); self.message.value = html.escape(f'{name} can not be searched with: {e}.'); return
     least = -np.inf if self.searcher.threshold is None else self.searcher.threshold
+    first = others(hits).score[:1]   # the picture itself is no match
     under = (hits.score < least).to_numpy()
-    self.message.value = html.escape(f'{name}: ' + (f'{len(hits)} hits' if not under[:1].any() else
-                                     f'no match, since the best hit scores {hits.score[0]:.2f} and not {least:.2f}'))
+    none = (first < least).any()
+    self.message.value = html.escape(f'{name}: ' + (f'{len(hits)} hits' if not none else
+                                     f'no match, since the best hit scores {first.iloc[0]:.2f} and not {least:.2f}'))
     tiles = [self._hit(h, h.cand_path in right) for h in hits.itertuples()]
-    if under.any() and not under[0]:
+    if under.any() and not none:
         tiles.insert(under.argmax(), _lines(self.w, (f'no match: below {least:.2f}', None), width='100%'))
     self.hits.children = (self._query(src), *tiles)
 
@@ -320,7 +322,8 @@ def _query(self:_SearchBox, src):
 
 @patch
 def _hit(self:_SearchBox, h, right):
-    said = (f'{h.rank}: {h.score:.2f}', None), *([('✓ right', '#15803d')] if right else []), (h.cand_path, None)
+    own = getattr(h, 'same_picture', False)
+    said = ('the same picture' if own else f'{h.rank}: {h.score:.2f}', None), *([('✓ right', '#15803d')] if right else []), (h.cand_path, None)
     return self.w.VBox([self._picture(self.root/h.cand_path, 112), _lines(self.w, *said, width='112px')])
 
 @patch

@@ -63,23 +63,29 @@ class Index:
         vectors = as_vectors(vector, 1)[None]
         return next(self.batch_hits(vectors, k))
 
-    def batch_hits(self, vectors:np.ndarray, k:int=10, block:int=1024):   # yields what `hits` gives, in their order
-        "The nearest candidates of many query vectors (n, d), `block` of them searched at once. Raises `InputError`."
-        vectors = self._queries(vectors)
-        k = whole_number(k, 'k')
+    def batch_hits(self,
+        vectors:np.ndarray, # (n, d)
+        k:int=10,
+        block:int=1024,     # queries searched at once
+        contents=None,      # of the queries' files, as same_picture takes them; None: not known
+    ):                      # yields what `hits` gives, in their order
+        "The nearest candidates of many query vectors. Raises `InputError`."
+        vectors,k,block = self._queries(vectors), whole_number(k, 'k'), whole_number(block, 'block')
         most = 2**24//max(1, min(k, len(self.paths)))   # long lists take memory
-        return self._tables(vectors, k, max(1, min(whole_number(block, 'block'), most)))
+        contents = [None]*len(vectors) if contents is None else contents
+        return self._tables(vectors, k, max(1, min(block, most)), contents)
 
-    def _tables(self, vectors, k, block):
+    def _tables(self, vectors, k, block, contents):
         for start in range(0, len(vectors), block):
-            for scores,rows in zip(*self.search(vectors[start:start+block], k)):
-                yield self.table(scores, rows)
+            found = self.search(vectors[start:start+block], k)
+            for scores,rows,content in zip(*found, contents[start:start+block]):
+                yield self._table(scores[rows >= 0], rows[rows >= 0], content)
 
-    def table(self, scores, rows)->pd.DataFrame:   # rank, cand_path, score
-        "What a search found for one query, without the rows that stand for nothing."
-        scores,rows = scores[rows >= 0], rows[rows >= 0]
+    def _table(self, scores, rows, content):
         paths = [self.paths[row] for row in rows]
-        return pd.DataFrame({'rank':np.arange(1, len(rows)+1), 'cand_path':paths, 'score':scores})
+        hits = pd.DataFrame({'rank':np.arange(1, len(rows)+1), 'cand_path':paths, 'score':scores})
+        own = self.same_picture(rows, content)
+        return hits.assign(same_picture=own) if own.any() else hits
 
     def same_picture(self,
         rows:np.ndarray, # of candidates, as `search` gives them
@@ -113,7 +119,7 @@ def as_vectors(
         f'{shorter(vectors)} is no vector. Give {wanted}.')
     if array.ndim != ndim: raise InputError(f'These vectors have the shape {array.shape}. Give {wanted}.')
     with np.errstate(over='ignore'): array = np.ascontiguousarray(array, dtype=np.float32)
-    check_finite(array.reshape(-1, array.shape[-1]), 'These vectors')
+    check_finite(np.atleast_2d(array), 'These vectors')
     return array
 
 # %% ../nbs/05_index.ipynb #664afc8b
@@ -348,6 +354,12 @@ def _sound(m):
             and (a is None or type(a) is dict and number(a.get('value'), 0, 1) and {'k','queries'} <= set(a)))
 
 _one = threading.Lock()
+
+def _another_lock():
+    global _one
+    _one = threading.Lock()   # its holder may have stayed with the parent process
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_another_lock)
 
 # %% ../nbs/05_index.ipynb #090eaa00
 def _faiss(file, m, writable):

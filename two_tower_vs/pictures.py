@@ -8,6 +8,7 @@ __all__ = ['formats', 'decoding_version', 'load_image', 'load_pixels', 'web_type
 # %% ../nbs/00_pictures.ipynb #112206b4
 import ctypes
 import logging
+import os
 import re
 import struct
 import threading
@@ -187,6 +188,8 @@ class _Room:
                 self.changed.notify_all()
 
 _room = _Room(200_000_000)
+if hasattr(os, 'register_at_fork'):   # in a child process no picture is being decoded
+    os.register_at_fork(after_in_child=lambda: _room.__init__(_room.limit))
 
 def _check_bounds(found, data, max_pixels):
     pixels = found.width*found.height

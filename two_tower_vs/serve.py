@@ -208,7 +208,8 @@ class Site:
     most_tasks = 500        # requests under way; a connection may ask several things at once
     large = 8_000_000       # pixels, from which a picture waits in the queue of large ones
     def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples,
-                 max_upload_megapixels=64, originals='clean', per_address=100, access=None):
+                 max_upload_megapixels=64, originals='clean', per_address=100, access=None, embedding=None):
+        self.embedding = embedding or {}
         if originals not in ('clean','exact','none'): raise InputError(
             f'serve.originals is {originals!r}. Use clean, exact or none.')
         root = expand(root)
@@ -234,7 +235,7 @@ class Site:
 # %% ../nbs/08_serve.ipynb #b6dd4f91
 @patch
 def _load(self:Site):
-    s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels)
+    s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels, **self.embedding)
     s.index = on_gpu(load_index(self.out/'index', s.index.manifest['model_sha256'],
                                 writable=True))   # not mapped: see above
     if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
@@ -752,6 +753,7 @@ def make_app(
     max_upload_megapixels:int=64, # larger uploads are refused
     originals:str='clean', # how a picture's file is sent: clean, without its metadata; exact; or none, only thumbnails
     per_address:int=100, # connections of one address; 0: no bound
+    embedding:dict=None, # engine and precision, as for Searcher
 ):                    # a FastAPI app; app.state.site is its Site
     "The API and the page. Raises `InputError` where there is no model or no index."
     from fastapi import FastAPI, Security
@@ -761,7 +763,7 @@ def make_app(
     from two_tower_vs import __version__
     logging.getLogger('python_multipart').addHandler(logging.NullHandler())   # the answer says it already
     site = Site(out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples, max_upload_megapixels,
-                originals, per_address, access)
+                originals, per_address, access, embedding)
     bearer = [Security(HTTPBearer(auto_error=False, description='serve.token'))] if site.access.token else []
     app = FastAPI(title='two_tower_vs', version=__version__, docs_url=None, redoc_url=None, description=_about,
                   lifespan=_watching(site, every), dependencies=bearer)
@@ -932,13 +934,15 @@ def serve(
     hosts:tuple=(),        # names that the server answers to, besides this machine's own; * is any
     origins:tuple=(),      # of other sites' pages that may use the API: https://shop.example.org
     token:str=None,        # that a request must bring; env:NAME or file:PATH say where it is
+    embedding:dict=None,   # engine and precision, as for Searcher
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
     access = make_access(host, hosts, origins, token)
     sock = _socket(host, port)
     with sock:
         app = make_app(out, root, gt, topk, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples, access,
-                       max_upload_megapixels=max_upload_megapixels, originals=originals, per_address=per_address)
+                       max_upload_megapixels=max_upload_megapixels, originals=originals, per_address=per_address,
+                       embedding=embedding)
         if access.any_address: warn(_open_to(host, access))
         server = _uvicorn(app, timeout_s)   # before it is announced: imports take a while
         at = sock.getsockname(); name = f'[{host}]' if ':' in host else host

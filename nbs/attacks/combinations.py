@@ -127,7 +127,7 @@ def other_stages(r, long):
         (seen[0], flip, 'a flipped bit'),
                             *((s, byte, 'a flipped byte') for s in shards[:2]),
                                 *((Path('index')/n, flip, 'a flipped bit') for n in
-                            ('vectors.faiss', 'candidates.csv', 'manifest.json')),
+                            ('vectors.faiss', 'rows.safetensors', 'candidates.csv', 'manifest.json')),
                                 (Path('bad_images.csv'), write(b''), 'empty'),
                             (Path('bad_images.csv'), write(b'\0'*100), 'zeros'),
                                 (Path('bad_images.csv'), write(b'a,b\n1,2\n'), 'another table')]:
