@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from warnings import warn
+from weakref import WeakSet
 from PIL import Image
 from .access import Access, Refusal, json_answer, make_access
 from .catalog import expand, inside_root, read_paths
@@ -40,8 +41,15 @@ class Batcher:
         most:int=8,       # pictures in a batch
     ):
         self.sizes = [2**i for i in range(most.bit_length()) if 2**i <= most][::-1]
-        self.todo,self.change,self.open = deque(), threading.Condition(), True
-        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers or cores())]
+        self.workers = workers or cores()
+        self.start()
+
+    def start(self):
+        "A new queue and new threads; those of a parent process are not in a forked child."
+        self.todo = deque()
+        self.change = threading.Condition()
+        self.open = True
+        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.workers)]
         for t in self.threads: t.start()
 
     def __call__(self,
@@ -202,6 +210,16 @@ class Served:
     shows:Catalog
 
 # %% ../nbs/08_serve.ipynb #2eba5bab
+_sites = WeakSet()   # of this process
+
+def _restart_sites():
+    "A server that forks its workers after the app is made (gunicorn with preload) leaves them without threads"
+    for site in list(_sites):
+        site.open_pools()
+        site.batcher.start()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_restart_sites)
+
 class Site:
     "The searcher of the moment, threads, limits and counts."
     held_most = 256*2**20   # bytes of uploads at one time, and of answers that nobody has read yet
@@ -217,16 +235,22 @@ class Site:
             f"images_root {root} is not a folder. Set data.images_root to the one that the candidates' paths start from.")
         self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
         self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
-        self.pool,self.batcher,self.measures = ThreadPoolExecutor(cores()+2), Batcher(most=batch), Measures()
+        self.batcher = Batcher(most=batch)
+        self.measures = Measures()
         self.max_upload_pixels = max_upload_megapixels*1_000_000
         self.originals = originals
         self.access = access or Access()
         self.connections = Connections(each=per_address)
-        self.large_pool = ThreadPoolExecutor(1)
+        self.open_pools()
         self.most_large = max(1, waiting//4)
         self.busy = self.busy_large = self.held = self.unread = 0
         self.tasks = ()   # requests under way
         self.stamps = self._stamps(); self.now = self.before = None; self.now = self._load()
+        _sites.add(self)
+
+    def open_pools(self):
+        self.pool = ThreadPoolExecutor(cores()+2)
+        self.large_pool = ThreadPoolExecutor(1)
 
     def _stamps(self):
         files = 'index/manifest.json','model/model.json','model/model.safetensors','per_query.csv'
