@@ -192,7 +192,7 @@ def intervals(
     gap:int=34,   # pixels between rows
 )->Markup:
     "Values with their intervals, one line a row."
-    h = gap*len(rows)+46; l,r,b = 84,_width-16,h-34; lo = min([0, *(v[1] for _,d in rows for v in d.values())])
+    h = gap*len(rows)+46; l,r,b = 100,_width-16,h-34; lo = min([0, *(v[1] for _,d in rows for v in d.values())])
     X = lambda v: l+(v-lo)/(100-lo)*(r-l); parts = [_rule(X(t), 6, X(t), b, 'grid') for t in ticks(lo, 100)]
     parts += [_text(X(t), b+18, f'{t:g}') for t in ticks(lo, 100)]
     for i,(name,d) in enumerate(rows):
