@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs-check readme notebooks benchmarks attacks clean
+.PHONY: help demo test docs-check readme notebooks benchmarks attacks pins bounds clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -34,11 +34,28 @@ benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, em
 attacks: .venv/.dev ## bad data, crashes, misuse: minutes (ARGS=--long: half an hour; ARGS="--long --store": write the table of the docs)
 	$(BIN)/python nbs/attacks/attack.py $(ARGS)
 
+pins: .venv/.made ## pin the newest versions that settings.ini allows, for every platform, in constraints.txt (ARGS="--constraint FILE": no newer ones than FILE names)
+	@$(BIN)/python -m pip install -qq 'uv>=0.9,<1'
+	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.10 --upgrade --no-annotate --custom-compile-command 'make pins' \
+	  $(ARGS) --quiet --output-file constraints.txt
+
+RESOLUTION ?= lowest-direct
+EXTRAS := parquet,onnx,explore,tiff,jxl
+bounds: ## tests and demo with the oldest versions that settings.ini allows (RESOLUTION=highest: the newest), in ./.bounds
+	"$(PYTHON)" -m venv --clear .bounds
+	.bounds/bin/python -m pip install -qq 'uv>=0.9,<1'
+	.bounds/bin/uv pip install --quiet --python .bounds/bin/python --resolution $(RESOLUTION) --editable '.[$(EXTRAS)]' \
+	  'pytest>=8.3' 'httpx>=0.28' 'hypothesis>=6.120'
+	.bounds/bin/python -m pytest -q tests
+	cd .bounds && bin/two_tower_vs --stage demo
+
 clean: ## delete what the commands above wrote, except .venv
-	rm -rf _docs _proc build dist *.egg-info demo nbs/demo nbs/out nbs/nbdev.yml
+	rm -rf _docs _proc build dist *.egg-info demo nbs/demo nbs/out nbs/nbdev.yml .bounds
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# .venv: each stamp says what is installed and is redone when settings.ini or setup.py changes
+# .venv: each stamp says what is installed and is redone when its requirements or their versions change.
+# What builds packages is pinned too: it is installed first, and no isolated environment fetches a newer one.
+INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
 .venv/.made:
 	@command -v "$(PYTHON)" >/dev/null || \
 	  { echo "$(PYTHON) not found: install Python 3.10 or newer, or run make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -49,12 +66,14 @@ clean: ## delete what the commands above wrote, except .venv
 	@"$(PYTHON)" -m venv .venv
 	@touch $@
 
-.venv/.run: .venv/.made settings.ini setup.py
+.venv/.run: .venv/.made settings.ini setup.py constraints.txt
 	@echo "Setting up .venv: several GB and a few minutes the first time"
-	@$(BIN)/python -m pip install -qq --use-pep517 --editable .
+	@$(INSTALL) setuptools wheel
+	@$(INSTALL) --no-build-isolation --use-pep517 --editable .
 	@touch $@
 
-.venv/.dev: .venv/.made settings.ini setup.py
+.venv/.dev: .venv/.made settings.ini setup.py constraints.txt
 	@echo "Setting up .venv with the tools for developers: several GB and a few minutes the first time"
-	@$(BIN)/python -m pip install -qq --use-pep517 --editable '.[dev]'
+	@$(INSTALL) setuptools wheel
+	@$(INSTALL) --no-build-isolation --use-pep517 --editable '.[dev]'
 	@touch .venv/.run $@

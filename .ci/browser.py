@@ -184,6 +184,23 @@ def no_match(v, pic):
         assert spoken == [None if now is None else ', match' if i < now else ', no match' for i in range(10)], spoken
 
 @test
+def same(v, pic):
+    "the picture that is searched with is marked as the same picture, and is neither match nor no match"
+    for matches in (1, 0):
+        def changed(route):
+            r = route.fetch(); a = r.json(); hits = a['hits']; assert hits[0]['same_picture'] and 'match' not in hits[0]
+            for i,h in enumerate(hits[1:]): h['match'] = i < matches
+            route.fulfill(response=r, json=a | {'threshold':.5})
+        v.page.route(lambda u: u.startswith(f'{v.url}/search?id='), changed); v.page.goto(f'{v.url}/?id=3'); v.wait(' ms')
+        marks = v.page.locator('#hits li', has=v.page.locator('.same', has_text='The same picture')).locator('.name').all_text_contents()
+        assert marks == [v.truth.candidates[3]], marks
+        assert ('1 of them a match' if matches else 'none of them a match') in v.status(), v.status()
+        line = v.page.locator('#hits .limit').text_content(); assert line.startswith('No match from here on:' if matches else 'No match:'), line
+        at = [li.get_attribute('class') or '' for li in v.page.locator('#hits li').all()].index('limit'); assert at == 1+matches
+        assert v.page.locator('#hits button').first.text_content().count('match') == 0
+        v.page.unroute_all(); v.page.route('**/*', v._watch)
+
+@test
 def examples(v, pic):
     "browse all queries, successes and failures: the kinds, their counts and their pictures are those of per_query.csv"
     strip = lambda: [b.get_attribute('title') for b in v.page.locator('#strip button').all()]
@@ -346,6 +363,7 @@ def shapes(browser, url, truth, pic, shots, axe):   # yields (name, problems)
             look('start'); v.give(pic, 'drop'); v.wait(' ms'); look('hits')
             v.answer(lambda: v.page.locator('#strip button').first.click()); look('example')
             v.change(matched(4)); v.page.reload(); v.wait('4 of them a match'); look('no-match')
+            v.page.goto(f'{url}/?id=3'); v.wait(' ms'); look('same')
             v.give(pic[:99], 'drop'); v.wait('not a readable'); v.expected(422); look('broken')
         except Exception as e: look.found.append(f'{type(e).__name__}: {str(e)[:300]}')
         yield f'{name}: fits, and axe-core finds nothing serious' if axe else f'{name}: fits', look.found + v.close()
@@ -473,7 +491,41 @@ def results(project=None, shots=None):   # yields (test, problems)
             except Exception as e: found = [f'{type(e).__name__}: {str(e)[:600]}']
             yield f.__doc__, found + v.close()
         yield from shapes(browser, url, truth, pic, shots, axe)
+        yield from logins(browser, project, pic, shots, axe)
         if file: yield from maps(browser, file, shots, axe)
+
+TOKEN = 'a token of the browser test'.replace(' ', '-')
+
+@contextlib.contextmanager
+def locked(project):   # the same server, with a token
+    import yaml
+    config = project/'with-token.yaml'; d = yaml.safe_load((project/'config.yaml').read_text())
+    config.write_text(yaml.safe_dump(d | {'serve':(d.get('serve') or {}) | {'token':TOKEN}}))
+    try:
+        with server(config) as url: yield url
+    finally: config.unlink()
+
+def login(v, pic, look):
+    "a server with a token: the page asks for it once, says when it is another one, and then works, pictures included"
+    p = v.page; look('login'); assert p.locator('#ask').is_hidden() and p.locator('#strip button').count() == 0
+    assert v.focused('#token') == 0 and p.get_by_label('This server wants a token').is_visible()
+    p.locator('#token').fill('not the token'); p.keyboard.press('Enter'); p.locator('#refused', has_text='not the token of this server').wait_for()
+    p.locator('#token').fill('another-token'); p.keyboard.press('Enter'); p.wait_for_function('() => document.querySelector("#refused").textContent.includes("not the token")'); look('login-refused')
+    p.wait_for_timeout(100); v.expected(401)
+    p.locator('#token').fill(TOKEN); p.keyboard.press('Enter'); p.locator('#strip button').first.wait_for(); assert p.locator('#login').is_hidden()
+    v.answer(lambda: v.give(pic, 'drop')); p.wait_for_function('() => [...document.querySelectorAll("#hits img")].some(i => i.complete && i.naturalWidth)')
+    assert TOKEN not in p.evaluate('() => document.cookie + JSON.stringify(sessionStorage) + JSON.stringify(localStorage)')
+    p.reload(); p.locator('#strip button').first.wait_for()
+    v.context.clear_cookies(); v.give(pic, 'drop'); p.locator('#login').wait_for(); p.wait_for_timeout(300)
+    assert set(v.refused) == {401}; v.refused.clear()   # of the search, and of pictures that were still to come
+
+def logins(browser, project, pic, shots, axe):
+    with locked(project) as url:
+        for name,context in views(shots):
+            v = Visit(browser, url, wait='#login', **context); look = Look(v, name, shots, axe)
+            try: login(v, pic, look)
+            except Exception as e: look.found.append(f'{type(e).__name__}: {str(e)[:600]}')
+            yield f'{login.__doc__} ({name})', look.found + v.close()
 
 def first_query(url):
     with urllib.request.urlopen(f'{url}/query/0') as r: return r.read()

@@ -31,7 +31,7 @@ def notebooks_in(nbs):
 def workshop():
     "A temporary folder with a copy of the sources in `repo`; its name holds a space, as a user's may"
     with tempfile.TemporaryDirectory(prefix='two tower ') as tmp:
-        skip = '.git .venv _proc _docs build dist *.egg-info __pycache__ demo out'.split()
+        skip = '.git .venv .bounds _proc _docs build dist *.egg-info __pycache__ demo out'.split()
         shutil.copytree(ROOT, Path(tmp)/'repo', symlinks=True, ignore=shutil.ignore_patterns(*skip))
         yield Path(tmp)
 

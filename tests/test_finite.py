@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from two_tower_vs.data import InputError
 from two_tower_vs.embed import Embeddings, FeatureCache, apply_head, embed
-from two_tower_vs.fit import Objective, PairTable, State, direct, run_phase
+from two_tower_vs.fit import Objective, State, direct, run_phase
 from two_tower_vs.heads import PairHeads, closed_form, pair_stats
 from two_tower_vs.loss import clamp_scale, log_scale
 from two_tower_vs.model import TwoTower, file_sha256, load_model, save_model, shorten
+from two_tower_vs.validation import PairTable
 
 
 def broken(path, number, name='conv1.0.weight'):

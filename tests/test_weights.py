@@ -242,7 +242,7 @@ def test_what_does_not_fit_shows_both_sides(tmp_path):
     torch.save([torch.ones(2)], tmp_path/'w.pth')
     assert 'only list' in refusal(tmp_path/'w.pth')
     torch.save(trained(), tmp_path/'w.pth')
-    assert 'timm.models.resnet.ResNet' in refusal(tmp_path/'w.pth')
+    assert 'timm.models.resnet.BasicBlock' in refusal(tmp_path/'w.pth')
     torch.save({'name\nwith a line break': torch.ones(2)}, tmp_path/'w.pth')
     refusal(tmp_path/'w.pth')
     (tmp_path/'w.pth').write_bytes((8).to_bytes(8, 'little') + b'{"a": 1}')

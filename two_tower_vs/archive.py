@@ -70,7 +70,7 @@ class _Table:
         i = self.keys.searchsorted(hash(name), 'right')-1   # of several, the last
         if i >= 0 and self.keys[i] == hash(name): return tuple(self.places[i].tolist())
 
-# %% ../nbs/00_archive.ipynb #654e53ed
+# %% ../nbs/00_archive.ipynb #b8380d95
 _tables,_guard = OrderedDict(), threading.Lock()
 max_members = 16_000_000   # in the tables of all tars together
 
@@ -84,6 +84,14 @@ def _table(f, tar):
     with t.lock:
         if t.keys is None: t.read(f); _forget()
     return t
+
+def _in_child():
+    "Of a process that was forked: its other threads stayed with the parent, and with them who holds the lock"
+    global _guard
+    _guard = threading.Lock()
+    _tables.clear()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_in_child)
 
 def _forget():
     with _guard:

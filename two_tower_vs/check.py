@@ -17,27 +17,26 @@ from os.path import abspath, join
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from PIL import Image
+from .catalog import expand
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
+from .settings import bounded, number, whole
+from .sheet import write_csv
 from .embed import Engine, FeatureCache, _Batches, _Damaged, _bar, _stored, apply_head, embed
+from .pictures import decoding_version, picture_header
 
 # %% ../nbs/01b_check.ipynb #856f6497
 def _fingerprint(data, digest, max_pixels):   # float32 (16,): whole numbers below 2^16, except the last
     "8 x 16 bits of the content's hash, 4 x 16 bits of the perceptual hash, width, height, EXIF's turn, spread"
     from imagehash import phash
     im = Image.fromarray(load_pixels(data, max_pixels, 128))   # raises BadImage
-    with Image.open(BytesIO(data)) as head: (w,h),turn = head.size, _turn(head)
+    w,h,turn = picture_header(data)
     grey = np.asarray(im.convert('L').resize((64,64), Image.Resampling.BOX))
     bits = np.packbits(phash(im).hash.ravel())
     return np.r_[np.frombuffer(digest[:16], np.uint16), bits.view(np.uint16), w, h, turn, grey.std()].astype(np.float32)
 
-def _turn(head):
-    try: t = head.getexif().get(0x0112, 1)
-    except Exception: return 1   # EXIF that can't be read turns nothing
-    return t if t in range(1, 9) else 1
-
 class _Prints(_Batches):
     "What threads do with batches of paths: fingerprints instead of features"
-    def __init__(self, store, max_pixels): super().__init__(None, None, store, 32, max_pixels, b'fingerprint 1', None)
+    def __init__(self, store, max_pixels): super().__init__(None, None, store, 32, max_pixels, f'fingerprint 1 {decoding_version}'.encode(), None)
     def made(self, data, keys, todo, why):
         out = {}
         for j in todo:
@@ -54,7 +53,7 @@ def fingerprints(
     progress:bool=None,         # a progress bar, as in embed
 )->tuple:                       # (DataFrame: content, phash, width, height, turn, spread; {unreadable path: reason})
     "Read every picture once. Equal content numbers mean equal bytes."
-    paths = list(dict.fromkeys(paths)); full = [join(abspath(root), p) for p in paths]
+    paths = list(dict.fromkeys(paths)); full = [join(abspath(expand(root)), p) for p in paths]
     with TemporaryDirectory() if cache is None else nullcontext(cache) as folder:
         store = FeatureCache(Path(folder)/'fingerprints')
         rows,bad = _stored(_Prints(store, max_pixels), full, partial(_bar, len(paths), 'reading', progress))
@@ -167,7 +166,7 @@ def find_turned(
     some = pairs.iloc[:,:2].drop_duplicates(pairs.columns[0]).sample(frac=1, random_state=seed).head(sample)
     c = embed(tower, some.iloc[:,1].unique(), root, cache, desc='comparing', **kw); paths,px = [], []
     for q,a in some.itertuples(index=False):
-        if a not in c.bad and (p := _pixels(join(root, q), tower, kw)) is not None: paths.append((q, a)); px.append(p)
+        if a not in c.bad and (p := _pixels(join(expand(root), q), tower, kw)) is not None: paths.append((q, a)); px.append(p)
     if not paths: return pd.DataFrame(columns=['path','other','degrees','gain'])
     engine = Engine(tower, kw.get('engine', 'auto'), cache, precision=kw.get('precision', 'auto'))
     x,C = np.stack(px), c.vectors[c.rows([a for _,a in paths])]
@@ -179,7 +178,7 @@ def find_turned(
                          'degrees':90*best[hit], 'gain':up[hit].round(3)}).sort_values('gain', ascending=False)
 
 def _pixels(path, tower, kw):
-    try: return tower.pixels(load_pixels(path, kw.get('max_pixels', 100_000_000), tower.prep['size']))
+    try: return tower.pixels(load_pixels(path, kw.get('max_pixels', 100_000_000), tower.prep['size'], tower.prep.get('background', 'auto')))
     except BadImage: return None
 
 # %% ../nbs/01b_check.ipynb #1ac7d11c
@@ -326,6 +325,7 @@ class Check:
                 'findings':[{**r, 'remedy':remedies[r['finding']]} for r in f.to_dict('records')]}
 
 # %% ../nbs/01b_check.ipynb #cfb2e5ee
+@bounded(near=whole(0, 64), cosine=number(0, 1), min_side=whole(0, 100_000), turns=whole(0, 1_000_000))
 def check(
     pairs:pd.DataFrame,         # tables as read_pairs, read_candidates and read_gt give them with on_bad='skip';
     candidates:pd.DataFrame,    # None where there is none
@@ -403,7 +403,7 @@ def show_check(
         d = c.rows[c.rows.finding == finding].drop_duplicates('path').head(most)
         for k in ('path','other'):
             if not d[k].any(): continue
-            rows.append([(thumb(Path(images_root)/p, side) or Image.new('RGB', (side,side), '#eee')) if p else None for p in d[k]])
+            rows.append([(thumb(expand(images_root)/p, side) or Image.new('RGB', (side,side), '#eee')) if p else None for p in d[k]])
             titles.append([short(p) for p in d[k]]); names.append(finding.replace(' ', chr(10)) if k == 'path' else 'like')
     if not rows: return image_grid([[None]*4], titles=[['nothing to show', '', '', '']])
     return image_grid([r + [None]*(most-len(r)) for r in rows], titles, names, cell=cell, **grid)
@@ -413,4 +413,4 @@ def save_check(c:Check, folder, images_root):
     folder = Path(folder)
     with replacing(folder/'check.json', folder/'check.csv', folder/'check.png') as (j,t,p):
         j.write_text(json.dumps(c.json(), indent=1, ensure_ascii=False)+chr(10), encoding='utf-8')
-        c.rows.to_csv(t, index=False); show_check(c, images_root, cell=1.1, colors=0).save(p)
+        write_csv(c.rows, t); show_check(c, images_root, cell=1.1, colors=0).save(p)

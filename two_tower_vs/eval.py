@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
 from warnings import warn
+from .catalog import expand
 from .data import bad_rows, drop_bad, image_grid, picture, replacing, thumb, InputError
+from .sheet import write_csv
 from .model import TwoTower, shorten
+from .settings import bounded, wholes
 from .embed import Embeddings, embed
 from .truth import SamePictures, picture_numbers
 from .statistics import compare, components, interval
@@ -195,6 +198,7 @@ def _without_own(scores, found, row, own):
     return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
 
 # %% ../nbs/04_eval.ipynb #e47172c9
+@bounded(k=wholes(1, 1_000_000, least=1))
 def evaluate(
     model:TwoTower,
     gt:pd.DataFrame,             # what read_gt gave
@@ -211,7 +215,6 @@ def evaluate(
     "Recall@K and its kin with 95 % intervals, beside those of two baselines. Raises `InputError`."
     ks = sorted(set(k))
     kw = {**(embedding or {}), 'progress':progress}
-    if not ks or ks[0] < 1: raise InputError(f'k is {list(k)}. Give numbers from 1, such as 1 5 10.')
     q,c = _embedded(model, gt.query_path.unique(), candidates.cand_path, images_root, cache, **kw)
     drop_bad(candidates, c.bad, names[1], on_bad or 'skip')
     answers = gt.loc[drop_bad(gt[['query_path']], q.bad, names[0], on_bad or 'error').index]
@@ -351,7 +354,7 @@ def _best_wrong(qrow, crow, top, score, m):
 def save_evaluation(e:Evaluation, folder):
     "Write metrics.json and per_query.csv."
     with replacing(Path(folder)/'metrics.json', Path(folder)/'per_query.csv') as (m,p):
-        m.write_text(json.dumps(e.metrics, indent=1)+'\n'); e.queries.to_csv(p, index=False)
+        m.write_text(json.dumps(e.metrics, indent=1)+'\n'); write_csv(e.queries, p)
 
 # %% ../nbs/04_eval.ipynb #0aa768d9
 def show_worst(
@@ -369,7 +372,7 @@ def show_worst(
     right = gt.drop_duplicates('query_path').set_index('query_path').gt_cand_path
     paths = w.query_path, right[w.query_path], w.top1
     place = [f'rank {r}' if r < never else 'never' for r in w.r]
-    return image_grid([[thumb(Path(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
+    return image_grid([[thumb(expand(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
                       titles=[['']*len(w), place, ['']*len(w)], names=['query','right','first hit'], cell=cell, **grid)
 
 # %% ../nbs/04_eval.ipynb #77045607
@@ -391,7 +394,7 @@ def show_changes(
     paths = w.query_path, right[w.query_path], w.wrong
     place = lambda r: 'never' if pd.isna(r) else f'{r}'
     moved = [f'{place(b)} → {place(r)}' for b,r in zip(w.baseline_rank, w['rank'])]
-    return image_grid([[thumb(Path(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
+    return image_grid([[thumb(expand(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
                       titles=[list(w.change), moved, ['now' if c == 'lost' else 'before' for c in w.change]],
                       names=['query','right','wrong hit'], cell=cell, **grid)
 

@@ -13,10 +13,11 @@ from io import BytesIO
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from urllib.parse import quote
+from .catalog import expand
 from .data import InputError, in_threads, picture, replacing, thumb
 from .embed import Embeddings
 from .eval import nearest, never, ranks
-from .query import Searcher, show_hits
+from .query import Searcher, others, show_hits
 
 # %% ../nbs/06b_explore.ipynb #7c5f658f
 def _need(package, what):
@@ -78,7 +79,7 @@ def _tile(src, side):
     for x,y in ((a,b), (b,a)): d.line((a, x, b, y), fill='#8a919e', width=max(1, side//24))
     return out, False
 
-def _tiles(paths, root, side): return list(in_threads(lambda p: _tile(Path(root)/p, side), paths))
+def _tiles(paths, root, side): return list(in_threads(lambda p: _tile(expand(root)/p, side), paths))
 
 def _sheet(tiles, columns):
     "Tiles in rows, as one picture"
@@ -135,7 +136,7 @@ def show_training(
     some = known.iloc[_drawn(len(known), pairs, seed)]; asked = gt[gt.query_path.isin(some.query_path)]
     rest = [p for p in before[1].paths if p not in set(asked.gt_cand_path)]
     rest = [rest[i] for i in _drawn(len(rest), others, seed)]
-    shots = [thumb(Path(images_root)/p, 48) for p in some.gt_cand_path]
+    shots = [thumb(expand(images_root)/p, 48) for p in some.gt_cand_path]
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 3.5), layout='constrained'); fig.get_layout_engine().set(h_pad=.08); n = len(some)
     for ax,(q,c),name in zip(fig.subplots(1, 2), (before, after), names):
@@ -265,7 +266,7 @@ def search_widget(
     "A box to search with pictures. Raises `InputError` without ipywidgets."
     right = {} if gt is None else gt.groupby('query_path').gt_cand_path.apply(set).to_dict()
     names = [list(right)[i] for i in _drawn(len(right), examples, seed)]
-    return _SearchBox(searcher, Path(images_root), names, right, topk)
+    return _SearchBox(searcher, expand(images_root), names, right, topk)
 
 # %% ../nbs/06b_explore.ipynb #4ab1fe0b
 class _SearchBox:
@@ -303,11 +304,13 @@ def search(self:_SearchBox, src, name, right=()):
     except InputError as e:
         self.hits.children = (); self.message.value = html.escape(f'{name} can not be searched with: {e}.'); return
     least = -np.inf if self.searcher.threshold is None else self.searcher.threshold
+    first = others(hits).score[:1]   # the picture itself is no match
     under = (hits.score < least).to_numpy()
-    self.message.value = html.escape(f'{name}: ' + (f'{len(hits)} hits' if not under[:1].any() else
-                                     f'no match, since the best hit scores {hits.score[0]:.2f} and not {least:.2f}'))
+    none = (first < least).any()
+    self.message.value = html.escape(f'{name}: ' + (f'{len(hits)} hits' if not none else
+                                     f'no match, since the best hit scores {first.iloc[0]:.2f} and not {least:.2f}'))
     tiles = [self._hit(h, h.cand_path in right) for h in hits.itertuples()]
-    if under.any() and not under[0]:
+    if under.any() and not none:
         tiles.insert(under.argmax(), _lines(self.w, (f'no match: below {least:.2f}', None), width='100%'))
     self.hits.children = (self._query(src), *tiles)
 
@@ -319,7 +322,8 @@ def _query(self:_SearchBox, src):
 
 @patch
 def _hit(self:_SearchBox, h, right):
-    said = (f'{h.rank}: {h.score:.2f}', None), *([('✓ right', '#15803d')] if right else []), (h.cand_path, None)
+    own = getattr(h, 'same_picture', False)
+    said = ('the same picture' if own else f'{h.rank}: {h.score:.2f}', None), *([('✓ right', '#15803d')] if right else []), (h.cand_path, None)
     return self.w.VBox([self._picture(self.root/h.cand_path, 112), _lines(self.w, *said, width='112px')])
 
 @patch

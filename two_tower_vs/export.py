@@ -14,7 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from warnings import catch_warnings, simplefilter, warn
 from . import __version__
+from .catalog import expand
 from .data import InputError, bad_rows, disk_errors, drop_bad, replacing
+from .sheet import write_csv
 from .model import TwoTower, Tower, file_sha256
 from .embed import Embeddings, embed, _first_pixels
 from .eval import _percent, column_names
@@ -43,7 +45,7 @@ def save_vectors(
 ):
     "Write vectors and their paths."
     if len(files) == 1: return _parquet(e, name, files[0])
-    np.save(files[0], e.vectors); pd.DataFrame({name:e.paths}).to_csv(files[1], index=False)
+    np.save(files[0], e.vectors); write_csv(pd.DataFrame({name:e.paths}), files[1])
 
 # %% ../nbs/06a_export.ipynb #d6c9347d
 _needed = 'onnx','onnxscript','onnxruntime'
@@ -382,7 +384,7 @@ def _save_towers(model, towers, at, cands, root, max_pixels, n=16):
     agree,p,x = {}, None, None
     for f,tower,e in towers:
         e = e or cands; some = e.paths[:n]
-        x = _first_pixels([os.path.join(root, o) for o in some], tower, max_pixels, n)
+        x = _first_pixels([os.path.join(expand(root), o) for o in some], tower, max_pixels, n)
         if x is None or len(x) < len(some):
             raise InputError(f'Pictures changed while they were exported, such as {some[0]}. Export again.')
         alike = model.config['share'] == 'backbone' and model.config['embed_dim']

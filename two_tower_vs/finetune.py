@@ -115,7 +115,7 @@ class PictureBatches:
 
     def pixels(self, tower, paths, epoch):
         "Augmented pictures, uint8 (n, 3, s, s)"
-        def one(p): return tower.pixels(augment(load_image(self.root/p, self.max_pixels, tower.prep['size']),
+        def one(p): return tower.pixels(augment(load_image(self.root/p, self.max_pixels, tower.prep['size'], tower.prep.get('background', 'auto')),
                                                 random.Random(f'{self.seed} {epoch} {p}'), self.preset), self.size)
         return torch.from_numpy(np.stack(list(in_threads(one, paths)))).to(tower.mean.device)
 

@@ -13,7 +13,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
+from .color import check_background
 from .data import InputError, file_stamp, replacing
+from .settings import bounded, whole
 from .weights import load_weights, one_line, packaged_weights, refuse_not_finite
 
 # %% ../nbs/01_model.ipynb #fde3aeba
@@ -187,7 +189,7 @@ class Tower(nn.Module):
     def __init__(self,
         backbone:nn.Module, # float images (b, 3, s, s) -> features (b, f)
         head:nn.Module,     # unit features (b, f) -> (b, d)
-        prep:dict,          # size, mean, std, interpolation
+        prep:dict,          # size, mean, std, interpolation, background
         n_features:int,     # f
     ):
         super().__init__()
@@ -224,18 +226,12 @@ def _head(f, d, own):
     return h
 
 # %% ../nbs/01_model.ipynb #b0d5c0de
-# what memory and FAISS can bear
-_bounds = dict(embed_dim=(1, 16_384), image_size=(8, 4096), levels=(0, 100), seed=(0, 2**31-1))
-
-def _in_bounds(**settings):
-    for k,v in settings.items():
-        low,top = _bounds[k]
-        if v is not None and not low <= v <= top: raise InputError(f'{k} is {v}. Use a number from {low} to {top:,}.')
-
+#| export
 
 # %% ../nbs/01_model.ipynb #f32b4f9b
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
+    @bounded(embed_dim=whole(1, 16_384, optional=True), image_size=whole(8, 4096), levels=whole(0, 100), seed=whole(0, 2**31-1))
     def __init__(self,
         backbone:str='efficientnet_lite0', # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
         pretrained:bool=True,              # start from trained weights?
@@ -245,15 +241,17 @@ class TwoTower(nn.Module):
         weights:str=None,                  # a local file with the backbone's weights
         levels:int=3,                      # stages before the last whose features are used too
         seed:int=42,                       # of what starts at random
+        background:str='auto',             # the ground of transparent pictures: auto, white, black or #rrggbb
     ):
         super().__init__()
         if share not in ('all','backbone','none'): raise InputError(f'share is {share!r}. Use all, backbone or none.')
-        _in_bounds(embed_dim=embed_dim, image_size=image_size, levels=levels, seed=seed)
         self.config = dict(backbone=backbone, pretrained=pretrained, embed_dim=embed_dim, share=share,
-                           image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed)
+                           image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed,
+                           background=check_background(background))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net,prep = make_backbone(backbone, pretrained, image_size, weights)
+            prep = {**prep, 'background':self.config['background']}
             own = f = _n_features(net, prep, backbone)
             if levels and (stages := _stages(net, prep['size'], levels)):
                 net = Levels(net, stages, own); f = _n_features(net, prep, backbone)
@@ -389,7 +387,7 @@ def _read_model(file, desc):
                                      'Make it anew with --stage train.')
     refuse_not_finite(tensors, file, 'Make it again with --stage train, with other weights or a lower learning rate.')
     for tower in (model.query, model.cand): tower.backbone.source = f'{d["backbone"]} in {file}'
-    model.config,model.sha256 = {k:d.get(k, 0) for k in model.config}, sha
+    model.config,model.sha256 = {k:d.get(k, model.config[k] if k == 'background' else 0) for k in model.config}, sha
     model.training_info = d.get('training', {})
     return model.eval()
 
@@ -405,7 +403,7 @@ def _rebuilt(d, shapes):
     if d['embed_dim'] and shapes.get('query.head.bias') != [d['embed_dim']]:
         raise ValueError(f'embed_dim is {d["embed_dim"]}, and the head has other weights')
     model = TwoTower(**{k:d[k] for k in ('backbone','embed_dim','share','image_size','seed')},
-                     levels=d.get('levels', 0), pretrained=False)
+                     levels=d.get('levels', 0), pretrained=False, background=d.get('background', 'auto'))
     if 'centre_weight' in shapes:
         model.set_centre(*(torch.zeros(shapes[f'centre_{n}']) for n in ('weight','query_bias','cand_bias')))
     own = {k:list(v.shape) for k,v in _own_tensors(model).items()}

@@ -11,6 +11,7 @@ async function get(url, options) {   // the API's answer; an Error in words othe
   try { r = await fetch(url, options) }
   catch (e) { if (e.name === 'AbortError') throw e; throw new Error('The server does not answer. Is it still running?') }
   const d = await r.json().catch(() => null)
+  if (r.status === 401) login()
   if (!r.ok || !d) throw Object.assign(new Error(d?.error?.detail ?? `The server answered with status ${r.status}.`), {status: r.status})
   return d
 }
@@ -80,9 +81,9 @@ $('preview').addEventListener('error', () => { $('preview').hidden = true })   /
 
 function hits(a, now) {
   const none = a.hits.findIndex(h => h.match === false), list = a.hits.map(h => hit(h, a))
-  if (none >= 0) list.splice(none, 0, el('li', {className: 'limit'}, `${none ? 'No match from here on' : 'No match'}: scores under ${a.threshold.toFixed(2)}`))
+  const matches = a.hits.filter(h => h.match).length   // the same picture is none, and not "no match" either
+  if (none >= 0) list.splice(none, 0, el('li', {className: 'limit'}, `${matches ? 'No match from here on' : 'No match'}: scores under ${a.threshold.toFixed(2)}`))
   $('hits').replaceChildren(...list); $('results').hidden = false
-  const matches = a.hits.filter(h => h.match).length
   say(`${plural(a.hits.length, 'hit')} in ${a.latency_ms.total.toFixed(a.latency_ms.total < 10 ? 1 : 0)} ms` +
       (a.threshold == null ? '' : matches ? `, ${matches} of them a match` : ', none of them a match'))
   if (a.query) example(a)
@@ -93,6 +94,7 @@ function hit(h, a) {
     tile(image(h.id, a.version, 256)),
     el('span', {className: 'score'}, el('span', {}, el('span', {className: 'sr'}, 'Hit '), `${h.rank}`),
        h.right ? el('span', {className: 'right'}, '✓ right') : '', el('span', {}, el('span', {className: 'sr'}, 'score '), h.score.toFixed(3))),
+    h.same_picture ? el('span', {className: 'same'}, 'The same picture') : '',
     el('span', {className: 'name'}, h.cand_path),
     el('span', {className: 'sr'}, `${h.match == null ? '' : h.match ? ', match' : ', no match'}. Search with this picture`))
   b.addEventListener('click', () => go({id: h.id, v: a.version}))
@@ -173,17 +175,39 @@ addEventListener('keydown', e => {
 // The link to the hits keeps the address: another one would be another view, without them
 document.querySelector('.skip').addEventListener('click', e => { e.preventDefault(); $($('results').hidden ? 'choose' : 'results').focus() })
 
+// ---- the token, where the server wants one: sent once, for a cookie that no script can read
+
+function login() {
+  for (const id of ['ask', 'query', 'results', 'examples']) $(id).hidden = true
+  say(''); $('login').hidden = false; $('token').focus()
+}
+$('login').addEventListener('submit', async e => {
+  e.preventDefault(); $('refused').textContent = ''
+  const token = $('token').value.trim(), sound = /^[!-~]+$/.test(token)
+  try {
+    if (!sound) throw new Error('This is not the token of this server.')
+    const r = await fetch('login', {method: 'POST', headers: {Authorization: `Bearer ${token}`}})
+    if (!r.ok) throw new Error((await r.json()).error.detail)
+    $('token').value = ''; $('login').hidden = true; start()
+  } catch (e) { $('refused').textContent = e.message; $('token').select() }
+})
+
 // ---- start
 
-$('home').addEventListener('click', e => { e.preventDefault(); go({}) })
-$('topk').addEventListener('change', () => { sessionStorage.topk = $('topk').value; show() })
-addEventListener('popstate', () => show())
-$('where').textContent = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname) ? 'this machine' : location.host
-const health = await get('health').catch(e => { say(e.message, true) })
-if (health) {
+async function start() {
+  const health = await get('health').catch(e => { say(e.message, true); return null })
+  if (!health) return
+  if (health.needs_token) return login()
+  $('ask').hidden = false
   limitMB = health.max_upload_mb; $('about').textContent = `among ${plural(health.candidates, 'picture')}`
   const k = sessionStorage.topk ?? String(health.topk)
   if (![...$('topk').options].some(o => o.value === k)) $('topk').append(el('option', {textContent: k}))
   $('topk').value = k
   show(); more(true).catch(e => say(e.message, true))
 }
+
+$('home').addEventListener('click', e => { e.preventDefault(); go({}) })
+$('topk').addEventListener('change', () => { sessionStorage.topk = $('topk').value; show() })
+addEventListener('popstate', () => show())
+$('where').textContent = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname) ? 'this machine' : location.host
+start()

@@ -20,8 +20,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 import two_tower_vs
-from .catalog import leaves_root
-from .data import InputError, in_threads, read_table, replacing, thumb
+from .catalog import expand, leaves_root, read_paths
+from .data import InputError, in_threads, replacing, thumb
+from .sheet import plain_cells
 from .eval import better_delta, column_names, precision_coverage
 from .export import held_out_words, interval_unit, kept_names, kept_words
 from .query import latency, load_searcher
@@ -93,7 +94,7 @@ def _csv(file, name, **kw):
                     na_values={c:[''] for c in rest}, **kw)
     odd = [] if kw else [c for c in rest if c not in ('row','leaked') and d[c].dtype.kind not in 'iuf']
     if odd: raise ValueError(f'{odd[0]} holds what is no number')
-    return d
+    return plain_cells(d)
 
 def _first_findings(file, most=6):
     "The first rows of each finding; the file may have a million"
@@ -715,15 +716,15 @@ def report(
     max_pixels:int=100_000_000, # larger pictures are not searched with
 )->Path:                        # of report.html
     "Make one page of all that a run left behind. Raises `InputError` if there is neither model nor evaluation."
-    f,root = Found(out), Path(images_root)
+    f,root = Found(out), expand(images_root)
     if not (f.there('model/model.json') or f.there('metrics.json')): raise InputError(
         f'{out} holds neither model/ nor metrics.json: there is nothing to report. Make them with --stage all.')
-    gt,pairs = _table(f, query_gt, 'query_path', 'gt_cand_path'), _table(f, pairs, 'query_path', 'cand_path')
+    gt,pairs = _table(f, root, query_gt, 'query_path', 'gt_cand_path'), _table(f, root, pairs, 'query_path', 'cand_path')
     page = _page(f, root, gt, pairs, max_pixels)
     with replacing(f.out/'report.html') as (t,): t.write_bytes(page.encode(errors='backslashreplace'))
     return f.out/'report.html'
 
-def _table(f, path, *columns):
+def _table(f, root, path, *columns):
     if path is None or not Path(path).exists(): return None
-    try: return read_table(path, list(columns))
+    try: return read_paths(path, list(columns), root)
     except InputError as e: f.note(str(e))

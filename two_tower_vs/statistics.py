@@ -11,9 +11,9 @@ __all__ = ['unknown_correlation', 'telling_products', 'two_sided', 'exact_produc
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
-from scipy import stats
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+from scipy.special import betaincinv, ndtri, stdtr, stdtrit
 from .catalog import InputError
 
 # %% ../nbs/02_statistics.ipynb #dd1039c8
@@ -27,7 +27,7 @@ def components(
     rows = len(queries)
     if rows == 0:
         return np.zeros(0, dtype=np.int64)
-    pictures = pd.concat([pd.Series(queries).reset_index(drop=True), pd.Series(answers).reset_index(drop=True)])
+    pictures = pd.concat([pd.Series(queries), pd.Series(answers)], ignore_index=True)
     nodes = pd.factorize(pictures, use_na_sentinel=False)[0]
     count = nodes.max()+1
     graph = csr_array((np.ones(rows, dtype=bool), (nodes[:rows], nodes[rows:])), shape=(count, count))
@@ -77,6 +77,7 @@ def worth(
     total = weight.sum()
     mean = weight@x/total
     deviation = x-mean
+    deviation[np.abs(deviation) < 1e-12] = 0   # what rounding left would look like correlation
     spread = weight@deviation**2/total
     sums,square = members@weight, members@weight**2
     share = sums/total
@@ -101,7 +102,7 @@ def _least_correlation(varying, unknown):   # (products, m)
     return unknown*(1-telling/enough).clip(0)
 
 # %% ../nbs/02_statistics.ipynb #31c57f16
-two_sided = stats.norm.ppf(.975)
+two_sided = float(ndtri(.975))
 
 @dataclass(frozen=True)
 class Interval:
@@ -125,14 +126,16 @@ def _checked(x, clusters, weight, low, high):
     "(values (n, m), products numbered from 0, weights), or an `InputError`"
     values = np.asarray(x, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) == 0:
-        raise InputError(f'The values have the shape {values.shape}. Give at least one query: (n,) or (n, metrics).')
+        raise InputError(f'The values have the shape {values.shape}. Give (n,) or (n, metrics), n from 1.')
     values = values.reshape(len(values), -1)
-    if not np.isfinite(values).all() or values.min(initial=low) < low-1e-9 or values.max(initial=high) > high+1e-9:
+    within = (values >= low-1e-9) & (values <= high+1e-9)   # False for nan
+    if not within.all():
         raise InputError(f'A value is no number from {low} to {high}. Find out which query it comes from.')
     clusters = np.arange(len(values)) if clusters is None else pd.factorize(np.asarray(clusters))[0]
     weight = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=np.float64)
     if not len(values) == len(clusters) == len(weight):
-        raise InputError(f'{len(values)} values, {len(clusters)} products, {len(weight)} weights: give one each a query.')
+        raise InputError(f'{len(values)} values, {len(clusters)} products and {len(weight)} weights: '
+                         'each query needs one of each.')
     if not (np.isfinite(weight).all() and (weight > 0).all()):
         raise InputError('A weight is not a positive number. Leave the query out.')
     return values, clusters, weight
@@ -151,8 +154,8 @@ def _bernoulli_size(x, weight, value:Worth):   # (m,)
     guess = (mean*kish + .5)/(kish+1)
     spread = (value.spread*kish*kish/(kish-1) + guess*(1-guess))/(kish+1)
     gain = np.where(binary, 1, mean*(1-mean)/spread)
-    known = np.where(binary, stats.t.ppf(.975, len(x)-1), two_sided)
-    return value.size*gain*(known/stats.t.ppf(.975, value.freedom))**2
+    known = np.where(binary, stdtrit(len(x)-1, .975), two_sided)
+    return value.size*gain*(known/stdtrit(value.freedom, .975))**2
 
 # %% ../nbs/02_statistics.ipynb #938b31f5
 def interval(
@@ -163,7 +166,7 @@ def interval(
 )->Interval:
     "Mean and 95 % interval for new products like these. Raises `InputError`."
     values,labels,weight = _checked(x, clusters, weight, -1 if paired else 0, 1)
-    mean = weight@values/weight.sum()
+    mean = (weight@values/weight.sum()).clip(-1 if paired else 0, 1)
     count = int(labels.max())+1
     if count == 1:
         low,high = np.zeros(len(mean)), np.ones(len(mean))
@@ -210,7 +213,7 @@ def _chances(difference, labels, weight, found):
         return _sign_flips(totals)
     value = worth(difference[:,None], labels, weight)
     error = np.sqrt(value.spread/value.size)[0]
-    gain = float(stats.t.cdf(-found.mean/max(error, 1e-12), value.freedom))
+    gain = float(stdtr(value.freedom, -found.mean/max(error, 1e-12)))
     return gain, 1-gain
 
 def compare(
@@ -221,7 +224,8 @@ def compare(
 )->Comparison:
     "By how much is a better than b, and is it beyond chance? Raises `InputError`."
     if np.shape(a) != np.shape(b):
-        raise InputError(f'{np.shape(a)} values of one model and {np.shape(b)} of the other: give the same queries.')
+        raise InputError(f'{np.shape(a)} values of one model, {np.shape(b)} of the other: '
+                         'give the same queries.')
     values,labels,weight = _checked(np.subtract(a, b, dtype=np.float64), clusters, weight, -1, 1)
     difference = values[:,0]
     found = interval(difference, labels, paired=True, weight=weight)
@@ -300,7 +304,7 @@ def _effective(right, labels, weight, error):
     if labels.max() == 0:
         return float(weight@right/weight.sum()), 0.
     value = worth(right[:,None], labels, weight, match_correlation)
-    known,unsure = stats.t.ppf(1-error, [len(right)-1, value.freedom])
+    known,unsure = stdtrit([len(right)-1, value.freedom], 1-error)
     sums = np.bincount(labels, weight)
     most = sums.sum()**2/(sums@sums)/unknown_correlation
     return float(value.mean[0]), min(value.size[0]*(known/unsure)**2, max(most, 1))
@@ -308,7 +312,7 @@ def _effective(right, labels, weight, error):
 def _fewest(precision, error, most):
     "So many queries bear one wrong answer, of at most `most`"
     count = np.arange(2, most+1)
-    return int(count[stats.beta.ppf(error, count-1, 2) >= precision].min(initial=most))
+    return int(count[betaincinv(count-1, 2, error) >= precision].min(initial=most))
 
 # %% ../nbs/02_statistics.ipynb #417e46b0
 @dataclass(frozen=True)
@@ -327,7 +331,7 @@ class _Ranked:
         "Lower confidence bound of the precision up to a place"
         mean,size = _effective(self.right[:at+1], self.labels[:at+1], self.weight[:at+1], error)
         hits = size*mean
-        return float(stats.beta.ppf(error, hits, size-hits+1)) if hits > 0 else 0.
+        return float(betaincinv(hits, size-hits+1, error)) if hits > 0 else 0.
 
 def _places(answers, fewest, error):
     "Places of the thresholds, the strictest first; of equal scores all pass, or none"
@@ -384,7 +388,8 @@ def threshold(
         refused = float((weight@(strangers < answers.scores[at])).round(12))
         decided = (1-absent)*(passed@answers.right[:at+1]) + absent*refused
         if decided >= most-1e-9:   # of equals, the lowest threshold
-            best = Threshold(float(answers.scores[at]), precision, bound, float(passed.sum().round(12)), refused, len(score))
+            coverage = float(passed.sum().round(12))
+            best = Threshold(float(answers.scores[at]), precision, bound, coverage, refused, len(score))
             most = decided
     return best
 

@@ -16,6 +16,7 @@ from warnings import warn
 from .data import InputError, bad_rows, drop_bad
 from .model import Own, Tower, TwoTower, best_device
 from .embed import embed, preset_by_name
+from .settings import bounded, number, whole, wholes
 from .loss import loss_by_name, prefixes
 from .heads import PairHeads
 from .baselines import LinearHeads, centred_heads, plain_heads, put_heads
@@ -140,6 +141,9 @@ def _backbones(model): return list({id(t.backbone):t.backbone for t in (model.qu
 def _weights(model): return [p for b in _backbones(model) for p in b.parameters()]
 
 # %% ../nbs/03_train.ipynb #37d1b231
+@bounded(lr=number(above=0, high=1_000_000), decay=number(above=0, high=1), frozen=number(0, below=1),
+         batch_size=whole(2, 65_536), chunk=whole(1, 4096), size=whole(8, 4096), hard_negatives=whole(0, 1000),
+         margin=number(0, 1), clip=number(above=0, high=1_000_000), patience=whole(1, 100_000))
 def finetune(
     lr:float=1e-3,              # highest learning rate of the backbone's last block; the heads have train.lr
     decay:float=.8,             # of the learning rate, from each block to the one before it
@@ -157,13 +161,15 @@ def finetune(
 )->dict:
     "The section `finetune`: how the backbone is tuned when train.finetune_epochs is above 0. Raises `InputError`."
     d = dict(locals()); preset_by_name(augmentation)
-    if batch_size < 2 or chunk < 1: raise InputError('finetune: batch_size must be 2 or more, chunk 1 or more.')
     if precision not in ('fp32','bf16','auto'): raise InputError(f'finetune: precision is {precision!r}. Use fp32, bf16 or auto.')
     if towers not in ('both','query'): raise InputError(f'finetune: towers is {towers!r}. Use both or query.')
-    if not 0 <= frozen < 1: raise InputError(f'finetune: frozen is {frozen}. Give a share of the blocks, from 0 to below 1.')
     return d
 
 # %% ../nbs/03_train.ipynb #8ad1f286
+@bounded(epochs=whole(0, 100_000), batch_size=whole(2, 65_536), lr=number(above=0, high=1_000_000), weight_decay=number(0, 100),
+         temperature=number(0.01, 1), matryoshka=wholes(1, 16_384), views=whole(0, 1000), val_frac=number(0, 0.9),
+         precision=number(above=0, high=1), absent=number(0, below=1), finetune_epochs=whole(0, 100_000),
+         seed=whole(0, 2**31-1))
 def train(
     model:TwoTower,               # is trained in place
     pairs:pd.DataFrame,           # what read_pairs gave
@@ -211,14 +217,10 @@ def train(
 # %% ../nbs/03_train.ipynb #bc1f6c87
 def _check(options):
     "The options, with those of finetune; refuses what does not go together"
-    for k,least in dict(epochs=0, batch_size=2, views=0, finetune_epochs=0).items():
-        if options[k] < least: raise InputError(f'train: {k} is {options[k]}; it must be {least} or more.')
     if options['promote'] not in ('better','always'):
         raise InputError(f'promote is {options["promote"]!r}. Use better or always.')
     if options['metric'] not in promotion_metrics:
         raise InputError(f'train.metric is {options["metric"]!r}. Use {", ".join(promotion_metrics)}.')
-    if not 0 < options['precision'] <= 1: raise InputError(f'precision is {options["precision"]}. Give a share such as 0.9.')
-    if not 0 <= options['absent'] < 1: raise InputError(f'absent is {options["absent"]}. Give a share from 0 to below 1, such as 0.5.')
     model = options['model']
     if isinstance(model.query.head, Own):
         raise InputError('The model has no heads to train. Set model.embed_dim, to 256 for example.')

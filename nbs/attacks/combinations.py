@@ -127,7 +127,7 @@ def other_stages(r, long):
         (seen[0], flip, 'a flipped bit'),
                             *((s, byte, 'a flipped byte') for s in shards[:2]),
                                 *((Path('index')/n, flip, 'a flipped bit') for n in
-                            ('vectors.faiss', 'candidates.csv', 'manifest.json')),
+                            ('vectors.faiss', 'rows.safetensors', 'candidates.csv', 'manifest.json')),
                                 (Path('bad_images.csv'), write(b''), 'empty'),
                             (Path('bad_images.csv'), write(b'\0'*100), 'zeros'),
                                 (Path('bad_images.csv'), write(b'a,b\n1,2\n'), 'another table')]:
@@ -267,7 +267,7 @@ def changed_config(r, long):
         r.config.write_text(base.replace('query: {', f'{text}\nquery: {{')); status,_,err = r.run('index')
         yield judged(f'config: {text}, then --stage index', status, err, says='index.'); r.restore()
     r.config.write_text(base)
-    for topk,want in ((0,2), (-3,2), (10**12,0)):
+    for topk,want in ((0,2), (-3,2), (10**12,2), (10**6,0)):
         status,_,err = r.run('query', '--topk', topk); yield judged(f'--topk {topk}', status, err, want=want)
         r.restore()
     f = r.p/'candidates.csv'; was = f.read_text(); lines = was.split()

@@ -1,5 +1,5 @@
 """Pictures as people have them, and as nobody should: broken, lying, huge, oddly named, linked, changing while they are read."""
-import contextlib, io, json, os, random, re, resource, select, shutil, signal, struct, subprocess, sys, tarfile, time, zlib
+import base64, contextlib, io, json, os, random, re, resource, select, shutil, signal, struct, subprocess, sys, tarfile, time, zlib
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -47,6 +47,17 @@ def tiff(entries, after=0, at=8):
 def gray_tiff(w, h, more=()): return [(256,4,1,w), (257,4,1,h), (258,3,1,8), (259,3,1,1), (262,3,1,1), (273,4,1,200),
                                       (277,3,1,1), (278,4,1,h), (279,4,1,w*h), *more]
 
+# the scene, written by pillow-heif; no package in this environment writes HEIC
+HEIC = base64.b64decode('''
+AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAX5tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAABogABAAAAAAAA
+AQYAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/mlwcnAAAADeaXBjbwAAAHdodmNDAQQIAAAAnjgAAAAAHvAA/P/4+AAADwNgAAEAF0AB
+DAH//wQIAAADAJ44AAADAAAeugJAYQABACpCAQEECAAAAwCeOAAAAwAAHpAEECCy3VyU1zcBDQYEAAADAGQAAAMABCBiAAEACEQBwXMYMAiQAAAAE2NvbHJuY2x4AAEADQAGgAAAABRp
+c3BlAAAAAAAAAEAAAABAAAAAKGNsYXAAAABAAAAAAQAAADAAAAABAAAAAAAAAAL////wAAAAAgAAABBwaXhpAAAAAAMICAgAAAAYaXBtYQAAAAAAAAABAAEFgQIDBYQAAAEObWRhdAAA
+AQIoAa8E+O15dP1v/aH///1oj2X7c+hbcbS07HHgfeVSl+7y//+XvP1AxHFXmp/od0ZYxPaVRITeJ/sH7H2N2ecE9CAs/2nd//twL//c7nflSCtzP+1X2HwvF/7c6an5NtT+dCufecrg
+Br92Uxz1TzW+zmEEfsyeTNqA/GfgUyzEUa0/C0LZFQsPnqVISTQx98IsvoS24QEgANyg/CX3Dp5HeGrSOLDJqlqUZOXlwlOx06b9ZOwznd9JX3wlTu9c2nV1azMo5ToYtQjOMKUSvX3I
+0lXfO6+DMzqDAnJHieEM1TUKChXu0G8Bq7sHlGjE7Eq/vokyaDh1Qhvv4gAYT2E0UtA=
+''')
+
 TURNS = dict(zip(range(2, 9), ('FLIP_LEFT_RIGHT','ROTATE_180','FLIP_TOP_BOTTOM','TRANSPOSE','ROTATE_90','TRANSVERSE','ROTATE_270')))
 
 def lying(turn):
@@ -62,6 +73,14 @@ def bmp(w, h, comp=0, bits=24, body=b''):
             + struct.pack('<IiiHHIIiiII', 40, w, h, 1, bits, comp, len(body), 0, 0, 0, 0)
             + bytes(1024*(bits == 8)) + body)
 
+def ico(body):
+    return b'\0\0\1\0\1\0' + struct.pack('<BBBBHHII', 64, 48, 0, 0, 1, 32, len(body), 22) + body
+
+def psd(w=64, h=48):
+    "A Photoshop document without layers"
+    planes = b''.join(c.tobytes() for c in scene().split())
+    return b'8BPS\0\1' + bytes(6) + struct.pack('>HIIHH', 3, h, w, 8, 3) + bytes(12) + b'\0\0' + planes
+
 @cache
 def pictures():
     "(name, bytes, what comes of it): 'scene' or 'grey', as a picture of the same size; 'read'; or what the refusal says"
@@ -72,8 +91,8 @@ def pictures():
     bomb = zlib.compress(bytes(2*10**8), 9)
     out = [
         ('an empty file', b'', 'an empty file'), ('one byte', b'\xff', 'not an image'), ('zeros alone', bytes(5000), 'not an image'),
-        ('text named .jpg', b'Dear customer,\nthe photo will follow.', 'not an image'),
-        ('an HTML page named .png', b'<!DOCTYPE html><html><h1>404</h1></html>', 'not an image'),
+        ('text named .jpg', b'Dear customer,\nthe photo will follow.', 'not an image but a text'),
+        ('an HTML page named .png', b'<!DOCTYPE html><html><h1>404</h1></html>', 'not an image but an HTML page'),
         ('random bytes', random.Random(1).randbytes(5000), 'not an image'),
         ('JPEG', jpeg, 'scene'), ('JPEG with junk after its end', jpeg + random.Random(2).randbytes(9999), 'scene'),
         ('JPEG with junk before its start', b'junk' + jpeg, 'not an image'),
@@ -101,9 +120,9 @@ def pictures():
         ('PNG of 0 x 0', png(size=(0,0)), 'damaged PNG'), ('PNG of 30000 x 30000 by its header', png(size=(30000,30000)), '900 megapixels'),
         ('PNG of 12000 x 9000, packed to 13 KB', enc(Image.new('1', (12000,9000)), 'PNG'), '108 megapixels'),
         ('PNG of 2^31 x 2^31 by its header', png(size=(2**31-1,)*2), 'megapixels'),
-        ('PNG with a text that unpacks to 200 MB', png(chunk(b'zTXt', b'a\0\0'+bomb)), 'too large'),
-        ('PNG with an international text that unpacks to 200 MB', png(chunk(b'iTXt', b'a\0\1\0\0\0'+bomb)), 'too large'),
-        ('PNG with a profile that unpacks to 200 MB', png(chunk(b'iCCP', b'a\0\0'+bomb)), 'too large'),
+        ('PNG with a text that unpacks to 200 MB', png(chunk(b'zTXt', b'a\0\0'+bomb)), 'scene'),
+        ('PNG with an international text that unpacks to 200 MB', png(chunk(b'iTXt', b'a\0\1\0\0\0'+bomb)), 'scene'),
+        ('PNG with a profile that unpacks to 200 MB', png(chunk(b'iCCP', b'a\0\0'+bomb)), 'scene'),
         ('PNG whose pixels say that they are 4 GB', p[:33] + b'\xff\xff\xff\xff' + p[37:], 'scene'), ('PNG, its pixels twice as long', png(im=s.resize((64,96))), 'read'),
         ('1 x 1', enc(Image.new('RGB', (1,1)), 'PNG'), 'read'), ('1 x 20000', enc(Image.new('RGB', (1,20000)), 'PNG'), 'read'),
         ('20000 x 1', enc(Image.new('RGB', (20000,1)), 'JPEG'), 'read'), ('JPEG of 1 x 1', enc(Image.new('RGB', (1,1)), 'JPEG'), 'read'),
@@ -130,12 +149,16 @@ def pictures():
         ('BMP of 4 megapixels, packed to 5 KB', bmp(2000, 2000, 1, 8, b'\1\0\0\0'*2000), 'read'), ('PPM', enc(s, 'PPM'), 'scene'),
         ('PPM as text', b'P3 2 1 255 255 0 0 0 0 255', 'read'), ('PPM of 90000 x 90000', b'P6 90000 90000 255 ', 'megapixels'),
         ('PPM with a number of a million digits', b'P6 ' + b'9'*10**6, ''),
-        ('ICO', enc(s.resize((48,48)), 'ICO'), 'ICO, which is not read'), ('PSD', b'8BPS\0\1' + bytes(6) + b'\0\3' + bytes(99), 'PSD, which is not read'),
-        ('SVG', b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', 'SVG, which is not read'),
-        ('PDF', enc(s, 'PDF'), 'PDF, which is not read'), ('EPS, which Pillow would give to Ghostscript', enc(s, 'EPS'), 'EPS, which is not read'),
-        ('HEIC', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(99), 'HEIC, which is not read'),
+        ('ICO', enc(s.resize((48,48)), 'ICO'), 'read'), ('ICO of 30000 x 30000 by the PNG in it', ico(png(size=(30000,30000))), '900 megapixels'),
+        ('PSD without anything', b'8BPS\0\1' + bytes(6) + b'\0\3' + bytes(99), 'which is not read'), ('PSD', psd(), 'scene'),
+        ('PSD of 30000 x 30000 by its header', psd(30000, 30000), '900 megapixels'), ('PCX', enc(s, 'PCX'), 'scene'), ('DDS', enc(s, 'DDS'), 'scene'),
+        ('DDS of 30000 x 30000 by its header', enc(s, 'DDS').replace(struct.pack('<II', 48, 64), struct.pack('<II', 30000, 30000), 1), '900 megapixels'),
+        ('SVG', b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', 'an SVG drawing, which is not read'),
+        ('PDF', enc(s, 'PDF'), 'a PDF document'), ('EPS, which Pillow would give to Ghostscript', enc(s, 'EPS'), 'an EPS drawing, which is not read'),
+        ('HEIC', HEIC, 'scene'), ('HEIC cut off in the middle', HEIC[:len(HEIC)//2], 'damaged HEIC'), ('HEIC, a header alone', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(99), 'damaged HEIC'),
         ('a tar named .jpg', b'a.jpg' + bytes(95) + b'0000644\0' + bytes(900), 'not an image'),
-        ('TGA, which any bytes may be', enc(s, 'TGA'), 'not an image'),
+        ('TGA', enc(s, 'TGA'), 'scene'), ('TGA, packed', enc(s, 'TGA', compression='tga_rle'), 'scene'),
+        ('TGA of 60000 x 60000 by its header', enc(s, 'TGA')[:12] + b'\x60\xea'*2 + enc(s, 'TGA')[16:], '3,600 megapixels'),
     ]
     for f,kw in (('JPEG', {}), ('PNG', {}), ('WEBP', {}), ('GIF', {}), ('TIFF', {}), ('AVIF', {}), ('BMP', {}), ('JPEG2000', {})):
         b = enc(Image.effect_noise((64,48), 99).convert('RGB'), f, **kw)
@@ -375,10 +398,11 @@ def changing(p):
 def seeds():
     s = scene().resize((40,30)); n = Image.effect_noise((40,30), 60).convert('RGB'); n.paste(s.resize((20,15)), (0,0))
     kw = dict(JPEG=dict(exif=exif(6)), PNG=dict(exif=exif(6)), WEBP=dict(exif=exif(6)), TIFF=dict(tiffinfo={274:6}))
-    out = {f:enc(n, f, **kw.get(f, {})) for f in ('JPEG','PNG','WEBP','GIF','TIFF','BMP','JPEG2000','AVIF','PPM')}
+    out = {f:enc(n, f, **kw.get(f, {})) for f in ('JPEG','PNG','WEBP','GIF','TIFF','BMP','JPEG2000','AVIF','PPM','TGA','PCX','DDS')}
     return out | {'JPEG, progressive':enc(n, 'JPEG', progressive=True), 'TIFF, LZW':enc(n, 'TIFF', compression='tiff_lzw'), 'TIFF, JPEG':enc(n, 'TIFF', compression='jpeg'),
                   'WebP, lossless':enc(n.convert('RGBA'), 'WEBP', lossless=True), 'PNG, palette':enc(n.convert('P'), 'PNG'), 'CMYK':enc(n.convert('CMYK'), 'JPEG'),
-                  'BMP, RLE':bmp(40, 30, 1, 8, b'\5\1\0\0\0\2\3\1\0\4abcd'*20), 'TIFF, fax':enc(n.convert('1'), 'TIFF', compression='group4'), 'ICO':enc(n, 'ICO')}
+                  'BMP, RLE':bmp(40, 30, 1, 8, b'\5\1\0\0\0\2\3\1\0\4abcd'*20), 'TIFF, fax':enc(n.convert('1'), 'TIFF', compression='group4'), 'ICO':enc(n, 'ICO'), 'PSD':psd(), 'HEIC':HEIC,
+                  'wide gamut':enc(n, 'PNG', icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())}
 
 def mutated(data, others, r):
     b = bytearray(data)
@@ -426,7 +450,7 @@ def fuzzed(n, limit=20):
         if at < n: w.kill(); bad.append(f'{names[at % len(names)]}, number {at}: {f"ended with {w.wait()}"}'); at += 1
         w.wait(); noise += w.stderr.read() or ''
     why = ' | '.join(bad[:9]) or noise[-500:]
-    return Case('headers flipped, cut, spliced and lying, in 18 kinds of file', not bad and not noise, 0, f'{read:,} still read, {n-read:,} refused', why, n)
+    return Case(f'headers flipped, cut, spliced and lying, in {len(names)} kinds of file', not bad and not noise, 0, f'{read:,} still read, {n-read:,} refused', why, n)
 
 # ---- memory
 

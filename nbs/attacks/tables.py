@@ -9,7 +9,7 @@ R = 'a.png,b.png\n'
 AB = [(2,'a.png','b.png')]
 PICTURES = ('a.png', 'b.png', 'c, d.png', 'e"f.png', 'g\nh.png', 'é.png', 'in/1.png', 'img.jpg', 'NA',
             'null', 'nan', '0012', '12', '#1.png', ' s.png', 'x;y.png', 'Up/2.PNG',
-            'n'*200+'/'+'m'*200+'.png', '写真.png', '=1.png', '%41.png')
+            'n'*200+'/'+'m'*200+'.png', '写真.png', 'é/u\u0308.png', '=1.png', '%41.png')
 
 # name, content, rows read, what the warning says (empty: there is none)
 READ = [
@@ -61,8 +61,16 @@ READ = [
      'letters composed as there'),
     ('NA, null, nan are names', H+'NA,null\nnan,b.png', [(2,'NA','null'), (3,'nan','b.png')], ''),
     ('leading zeros and numbers', H+'0012,12', [(2,'0012','12')], ''),
-    ('dots and doubled slashes', H+'./a.png,in//1.png', [(2,'./a.png','in//1.png')], ''),
-    ('up and down again inside', H+'in/../a.png,b.png', [(2,'in/../a.png','b.png')], ''),
+    ('dots and doubled slashes', H+'./a.png,in//1.png', [(2,'a.png','in/1.png')], ''),
+    ('up and down again inside', H+'in/../a.png,b.png', AB, ''),
+    ('a slash at the end, and dots behind Windows separators', H+'a.png/,in\\.\\1.png', [(2,'a.png','in/1.png')],
+     'slashes for backslashes'),
+    ('rows that differ in spelling alone', H+R+'./a.png,b.png\na.png,in/..//b.png', AB,
+     '2 of 3 rows name what an earlier row names, only spelt otherwise'),
+    ('a million rows in two spellings', H+R*500_000+'./a.png,./b.png\n'*500_000, AB,
+     '1 of 1000000 rows name what an earlier row names, only spelt otherwise'),
+    ('a folder and a file in two forms of letters, as no system writes both', H+'e\u0301/u\u0308.png,b.png',
+     [(2,'é/u\u0308.png','b.png')], 'letters composed as there'),
     ('a path of 405 characters', H+'n'*200+'/'+'m'*200+'.png,b.png', [(2,'n'*200+'/'+'m'*200+'.png','b.png')], ''),
     ('a percent sign in a name on disk', H+'%41.png,b.png', [(2,'%41.png','b.png')], ''),
     ('a separator too many on each row', H+'a.png,b.png,\na.png,a.png,,,\n', AB+[(3,'a.png','a.png')], ''),

@@ -9,9 +9,10 @@ from images import enc, pictures, scene
 class Server:
     "A server in this process, on a free port, with its own thread; `said` is what it warned of"
     def __init__(self, p, **options):
+        from two_tower_vs.access import Access
         from two_tower_vs.serve import _socket, _uvicorn, make_app
         self.p,self.sock,self.said = p, _socket('127.0.0.1', 0), []
-        options = dict(timeout_s=60, every=.05, hosts=('127.0.0.1',)) | options
+        options = dict(timeout_s=60, every=.05, access=Access(('127.0.0.1',))) | options
         self.app = make_app(p/'out', p/'images', p/'query_gt.csv', **options); self.site = self.app.state.site
         self.port,self.uvicorn = self.sock.getsockname()[1], _uvicorn(self.app, options['timeout_s'])
         self.uvicorn.config.timeout_graceful_shutdown = min(5, options['timeout_s']); logging.getLogger('uvicorn.error').setLevel('CRITICAL')
@@ -143,7 +144,7 @@ CHUNKED,EMPTY = b'Transfer-Encoding: chunked\r\n', b'0\r\n\r\n'
 def heads(s):
     "Requests that are none, or that a proxy in front could understand in another way: one answer, and nothing after it is taken for a request"
     for name,b,want in [('garbage', b'\x16\x03\x01\x02\x00\x01\x00'+os.urandom(50), 400), ('HTTP/9', b'GET / HTTP/9.9\r\n\r\n', 400), ('no host', b'GET /health HTTP/1.1\r\n\r\n', 421),
-            ('two hosts', b'GET /health HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1\r\n\r\n', 421), ('a header with a zero', GET+b'X: a\0b\r\n\r\n', 400), ('HTTP/2', b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', 400),
+            ('two hosts', b'GET /health HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1\r\n\r\n', 400), ('a header with a zero', GET+b'X: a\0b\r\n\r\n', 400), ('HTTP/2', b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', 400),
             ('two lengths', POST+b'Content-Length: 3\r\nContent-Length: 5\r\n\r\nabcde', 400), ('a length of +3', POST+b'Content-Length: +3\r\n\r\nabc', 400),
             ('length and chunks', POST+b'Content-Length: 4\r\n'+CHUNKED+b'\r\n'+EMPTY, 400), ('chunks and length', POST+CHUNKED+b'Content-Length: 4\r\n\r\n'+EMPTY, 400),
             ('xchunked', POST+b'Transfer-Encoding: xchunked\r\n\r\n'+EMPTY, 400), ('chunked, identity', POST+b'Transfer-Encoding: chunked, identity\r\n\r\n'+EMPTY, 400),
@@ -223,11 +224,18 @@ def readers(p):
     yield Case('the server ends though a client does not read', time.time()-start < 6, 0, '', f'{time.time()-start:.1f} s'); never.close()
 
 def crowd(p):
-    s = Server(p); s.site.most_open = 9
+    s = Server(p); there = s.site.connections; there.most,there.each = 9, 5; open_ = lambda: len(s.uvicorn.server_state.connections)
+    def at(address, data=b''): c = socket.create_connection(('127.0.0.1', s.port), source_address=(address, 0)); c.sendall(data); c.settimeout(5); return c
+    begun = POST+b'Content-Length: 99999\r\nContent-Type: image/png\r\n\r\nabc'
     try:
-        idle = [socket.create_connection(('127.0.0.1', s.port)) for _ in range(9)]; until(lambda: len(s.uvicorn.server_state.connections) == 9); got = s.ask('GET', '/health')
-        yield told('more connections than may be open', got, 503, 'connections', got[2].get('Retry-After') == '1'); [c.close() for c in idle]; until(lambda: len(s.uvicorn.server_state.connections) < 5)
-        yield told('and when they are closed', s.ask('GET', '/health'), 200)
+        for name,data in (('say nothing', b''), ('end in the middle of a header', POST), ('upload without end', begun)):
+            lines = [at('127.0.0.1', data) for _ in range(20)]; until(lambda: open_() <= 5); got = s.post(enc(scene(), 'PNG'))
+            yield told(f'20 connections of one address that {name}, where 5 may be open: the oldest end', got, 200, also=open_() <= 5, tries=20)
+            others = [at(f'127.0.0.{i%9+2}', data) for i in range(30)]; until(lambda: open_() <= 9); got = s.post(enc(scene(), 'PNG'))
+            yield told(f'30 connections of nine addresses that {name}, where 9 may be open', got, 200, also=open_() <= 9, tries=30)
+            [c.close() for c in lines+others]; until(lambda: not open_())
+        there.most = 0; got = s.ask('GET', '/health'); yield told('no place, and none of the connections waits for its client', got, 503, 'connections', got[2].get('Retry-After') == '1')
+        there.most = 9; until(lambda: not open_()); yield told('and when there is a place', s.ask('GET', '/health'), 200)
         for n in (0, 200, len(POST)+30):   # no more to come: whatever it answers, nothing stays behind
             with socket.create_connection(('127.0.0.1', s.port)) as c: c.sendall((POST+b'Content-Length: 99\r\nContent-Type: image/png\r\n\r\nabc')[:n]); c.shutdown(socket.SHUT_WR); c.settimeout(5); c.recv(999)
         until(lambda: not s.uvicorn.server_state.connections); yield Case('half-closed connections leave nothing', (len(s.uvicorn.server_state.connections), s.site.busy, s.site.held) == (0,0,0), 0, '', '', 3)
@@ -270,7 +278,7 @@ def swaps(s, long):
                 st,d,_ = s.answer(c, 'POST', '/search?topk=5', pics[i%16], {'Content-Type':'image/png'})
                 found.append('' if st == 200 and [(h['id'], h['cand_path']) for h in d['hits']] == right.get(d['version'], [])[i%16] else f'{st} {str(d)[:200]}')
                 if i%8 == 0:
-                    h = d['hits'][0]; st,b,_ = s.answer(c, 'GET', f'/image/{h["id"]}?v={d["version"]}'); pictures.append(st == 410 or b == (s.p/'images'/h['cand_path']).read_bytes())
+                    h = d['hits'][0]; st,b,_ = s.answer(c, 'GET', f'/image/{h["id"]}?v={d["version"]}'); pictures.append(st == 410 or b == (s.p/'images'/h['cand_path']).read_bytes())   # of resvg: they hold no metadata
             except Exception as e: found.append(repr(e)); c.close()
         c.close()
     reloads = s.site.measures.reloads
@@ -350,13 +358,13 @@ def broken_index(s, said):
 def files_gone(s):
     "Candidates that are deleted, broken or turned into links after indexing"
     root = s.p/'images'; listed = s.site.now.shows.paths; outside = s.p/'outside.png'; outside.write_bytes(enc(scene(), 'PNG'))
-    for i,(name,change) in enumerate({'deleted':lambda f: None, 'a link that leaves images_root':lambda f: f.symlink_to(outside), 'a link to /etc/passwd':lambda f: f.symlink_to('/etc/passwd'),
+    for i,(name,change) in enumerate({'deleted':lambda f: None, 'a link to a picture elsewhere':lambda f: f.symlink_to(outside), 'a link to /etc/passwd':lambda f: f.symlink_to('/etc/passwd'),
                                       'a dangling link':lambda f: f.symlink_to('nowhere'), 'a folder':lambda f: f.mkdir(), 'a pipe':lambda f: os.mkfifo(f), 'text':lambda f: f.write_text('secret'),
                                       'an HTML page':lambda f: f.write_text('<script>alert(1)</script>'), 'a link to /dev/zero':lambda f: f.symlink_to('/dev/zero')}.items()):
         f = root/listed[i]; f.unlink(); change(f)
-        for url in (f'/image/{i}', f'/image/{i}?side=64', f'/search?id={i}'): yield told(f'a candidate is {name} now: {url.split("/")[1].split("?")[0]}{" as a thumbnail" if "side" in url else ""}', s.ask('GET', url), (404,422))
+        for url in (f'/image/{i}', f'/image/{i}?side=64', f'/search?id={i}'): yield told(f'a candidate is {name} now: {url.split("/")[1].split("?")[0]}{" as a thumbnail" if "side" in url else ""}', s.ask('GET', url), 200 if name == 'a link to a picture elsewhere' else (404,422))
     folder = root/Path(listed[20]).parent; shutil.move(folder, s.p/'moved'); folder.symlink_to(s.p/'moved')
-    yield told('the folder of a candidate is a link that leaves images_root now', s.ask('GET', '/image/20'), 404, 'outside')
+    yield told('the folder of a candidate is a link to another disk now', s.ask('GET', '/image/20'), 200)
     got = s.ask('GET', '/query/3?side=64'); yield told('a query\'s picture is still there', got, 200, also=got[2]['content-type'] == 'image/jpeg' and got[2]['x-content-type-options'] == 'nosniff')
 
 def ends(p, work):
