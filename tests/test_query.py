@@ -130,7 +130,7 @@ def test_what_is_no_picture_is_refused_with_a_sentence(searcher, picture, tmp_pa
 def test_numbers_of_hits_that_make_no_sense(searcher, picture):
     for topk in (0, -1, 2.5, '3', None, True, float('nan')):
         for call in (searcher.search, lambda p, k: query(searcher, [p], k), lambda p, k: latency(searcher, [p], k)):
-            with pytest.raises(InputError, match='whole number, 1 or more'):
+            with pytest.raises(InputError, match='whole number'):
                 call(picture, topk)
     for runs in (0, -1, None, '3'):
         for call in (query, latency):

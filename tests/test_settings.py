@@ -47,7 +47,7 @@ def refusal(path):
 
 # What zero means something for; every other value of ODD is refused everywhere.
 ZERO = {'levels', 'near', 'cosine', 'min_side', 'turns', 'epochs', 'weight_decay', 'views', 'val_frac', 'absent',
-        'finetune_epochs', 'frozen', 'hard_negatives', 'margin', 'port'}
+        'finetune_epochs', 'frozen', 'hard_negatives', 'margin', 'port', 'per_address'}
 
 
 def allowed(bound, key, text):
