@@ -38,7 +38,7 @@ def page():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
             file = report(project/'out', project/'images', project/'query_gt.csv', project/'pairs.csv')
-        assert not [w for w in said if 'damaged' in str(w.message)]
+        assert not [str(w.message) for w in said if 'damaged' in str(w.message)]
         html = file.read_text(encoding='utf-8')
         return html, text_of(html)
     return made

@@ -278,8 +278,8 @@ def _score_limits(match):
     said = (f'Scores are cosines, not probabilities: a first hit counts as a match from {match["threshold"]:.3f}, '
             f'so that {100*match["precision"]:.0f} % of the matches are right')
     if 'bound' in match:
-        said += (f'. On {match["queries"]:,} held-out queries that chose nothing, at least {100*match["bound"]:.1f} % were '
-                 'with a confidence of 95 %')
+        said += (f'. The lower 95 % confidence bound of that share is {100*match["bound"]:.1f} %, '
+                 f'from {match["queries"]:,} held-out queries that chose nothing')
     return said + '.'
 
 def _plain(s): return re.sub(r'\s+', ' ', s).replace('<', '&lt;')
