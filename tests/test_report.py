@@ -64,7 +64,7 @@ def unpromoted(tmp_path_factory):
     "A run whose training was not promoted: its pairs are wrong"
     import attack
     project = attack.project(tmp_path_factory.mktemp('unpromoted'), run=False)
-    settings(project, promote='better', views=0, epochs=1)
+    settings(project, promote='better', views=0, epochs=1, val_frac=.4)
     shuffled(project)
     for stage in ('train','eval'):
         status,_,err = attack.cli('--config', project/'config.yaml', '--stage', stage)

@@ -94,12 +94,12 @@ def _csv(file, name, **kw):
                     na_values={c:[''] for c in rest}, **kw)
     odd = [] if kw else [c for c in rest if c not in ('row','leaked') and d[c].dtype.kind not in 'iuf']
     if odd: raise ValueError(f'{odd[0]} holds what is no number')
-    return plain_cells(d)
+    return d if kw else plain_cells(d)   # with keywords, a reader of parts
 
 def _first_findings(file, most=6):
     "The first rows of each finding; the file may have a million"
     d = pd.DataFrame()
-    for c in _csv(file, 'check.csv', chunksize=50_000):
+    for c in map(plain_cells, _csv(file, 'check.csv', chunksize=50_000)):
         d = pd.concat([d, c]).drop_duplicates(['finding','path']).groupby('finding').head(most)
     return d
 
