@@ -271,7 +271,7 @@ def _training_line(t):
     "What held-out pairs say, and what was chosen"
     c = t.chosen
     renewed = ', then the heads once more' if c['renewed'] else ''
-    lines = [f'  chosen: gap {c["gap"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way, '
+    lines = [f'  chosen: gap {c["gap"]:g}, shrink {c["shrink"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way, '
              f'{c["finetune_epochs"]} epochs of fine-tuning{renewed}']
     if t.judgement: lines = _held_out(t.judgement) + lines
     kept = {'trained':'the trained model, with all pairs', 'plain':'the untrained backbone', 'centred':'the untrained backbone, each side centred'}

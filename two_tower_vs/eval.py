@@ -226,7 +226,8 @@ def evaluate(
     if lost: warn(f'{names[0]}: {lost} right answers have pictures that cannot be read; they count as not found.')
     table = _query_table(found['trained'], found['baseline'], truth, answers, ks[0])
     metrics = _metrics(found, truth, table, model.training_info, ks, leaked)
-    _say_if_worse(metrics, found, truth, f'recall@{ks[0]}')
+    several = len(truth.qrow) > len(table)   # then Recall@1 cannot exceed the share of one answer
+    _say_if_worse(metrics, found, truth, f'hit@{ks[0]}' if several else f'recall@{ks[0]}')
     bad = [bad_rows(gt[['query_path']], q.bad, names[0]), bad_rows(candidates, c.bad, names[1])]
     return Evaluation(metrics, table, pd.concat(bad))
 
@@ -314,11 +315,12 @@ def _say_if_worse(metrics, found, truth, name):
     verdict = compare(found['trained'].metrics[name], found[base].metrics[name], truth.products)
     what = 'untrained backbone' if base == 'baseline' else 'untrained backbone with each side centred'
     numbers = f"{name} is {metrics['trained'][name]['value']:.3f}, of the {what} {metrics[base][name]['value']:.3f}"
-    unit = 'queries' if verdict.unit == 'query' else f'queries of {verdict.clusters:,} products'
-    few = f'{verdict.queries:,} {unit}'
+    queries = 'one query' if verdict.queries == 1 else f'{verdict.queries:,} queries'
+    few = queries if verdict.unit == 'query' else f'{queries} of {verdict.clusters:,} products'
+    are = 'is' if verdict.queries == 1 else 'are'
     said = {'worse': f'Training did NOT help: {numbers}. Check the pairs, or use more of them.',
             'equal': f'Training changed nothing that these queries can see: {numbers}.',
-            'too few': f'{few} are too few to tell whether training helped: {numbers}.',
+            'too few': f'{few} {are} too few to tell whether training helped: {numbers}.',
             'cannot tell': f'Training may not have helped: {numbers}, and the difference is within chance for {few}. '
                            'More evaluation queries of other products would tell.'}
     if verdict.decision in said: warn(said[verdict.decision])

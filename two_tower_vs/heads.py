@@ -92,16 +92,19 @@ class PairHeads:
         fc:torch.Tensor, # unit features of candidates (m, f)
     ):
         self.model,self.common = model, model.query is model.cand
-        self.axes = principal_axes(torch.cat([fq.cpu(), fc.cpu()]))
-        self.q,self.c = fq.cpu()@self.axes, fc.cpu()@self.axes
+        pictures = torch.cat([fq.cpu(), fc.cpu()])
+        few = max(256, model.query.head.out_features, len(pictures))   # more axes would only be more random ones
+        self.axes = principal_axes(pictures, min(1024, few))
+        self.q = fq.cpu()@self.axes
+        self.c = fc.cpu()@self.axes
 
     def stats(self, qi:np.ndarray, ci:np.ndarray)->PairStats:
         "Of pairs by the numbers of their pictures."
         return pair_stats(self.q[torch.from_numpy(qi)], self.c, torch.from_numpy(ci), self.common)
 
-    def maps(self, s:PairStats, gap:float)->tuple:
+    def maps(self, s:PairStats, gap:float, shrink:float=.1)->tuple:
         "What `put` needs; one serves all pulls."
-        return closed_form(s, min(self.model.query.head.out_features, self.axes.shape[1]), gap)
+        return closed_form(s, min(self.model.query.head.out_features, self.axes.shape[1]), gap, shrink)
 
     @torch.no_grad()
     def put(self, s:PairStats, maps:tuple, pull:float):

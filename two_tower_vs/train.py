@@ -8,7 +8,7 @@ __all__ = ['PairFeatures', 'pair_features', 'image_answers', 'Choice', 'Training
 # %% ../nbs/03_train.ipynb #715546ea
 import hashlib, json
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fastcore.basics import patch
 from functools import partial
 from types import SimpleNamespace
@@ -111,6 +111,7 @@ class Choice:
     "What validation chose."
     gap:float            # weight of the gaps between the sides in the closed form
     pull:float           # of candidates towards their queries
+    shrink:float=.1      # of the closed form: the more, the nearer to the centred baseline
     epochs:int=0         # of the heads
     blend:float=1.       # how far to go from the closed form to the trained heads
     finetune_epochs:int=0
@@ -248,7 +249,7 @@ def _run_key(options, pairs, features, share):
     "A hash of all that decides the result: settings, pairs, features"
     skip = ('model','pairs','images_root','cache','folder','progress','on_bad','name','candidates','embedding','promote','metric')
     settings = {k:x for k,x in options.items() if k not in skip}
-    h = hashlib.sha256(json.dumps([2, share, options['model'].config, settings], sort_keys=True).encode())
+    h = hashlib.sha256(json.dumps([3, share, options['model'].config, settings], sort_keys=True).encode())
     h.update(pairs.to_csv().encode())
     for x in (features.q, features.c): h.update(x.cpu().contiguous().numpy())
     return h.hexdigest()
@@ -264,7 +265,7 @@ def _accelerator(device, epochs):
 # %% ../nbs/03_train.ipynb #9ff243db
 class _Run:
     "One training run: what it works on, and its steps."
-    gaps = .01,.1
+    forms = (.01,.1), (.1,.1), (.1,1.), (.1,10.)   # gap and shrink of the closed form
     pulls = 0,.25,.5,.75,1
     enough_queries = 100   # to judge by
     enough_products = 20
@@ -349,7 +350,7 @@ def heads_of(self:_Run, kind, rows)->LinearHeads:
 @patch
 def unjudged(self:_Run, skipped)->Training:
     "Too little to hold anything out"
-    choice = Choice(min(self.gaps), 0.)
+    choice = Choice(.01, 0.)
     kept = 'trained' if self.options['promote'] == 'always' else 'plain'
     end = 'The trained heads are kept, as train.promote asks' if kept == 'trained' else 'The untrained backbone is kept'
     warn(f'Too few products to hold any out, so nothing can tell whether training helps. {end}. '
@@ -426,50 +427,51 @@ def dials(self:_Run, divisions, mark)->Choice:
     done = self.state.d['done']
     name = f'dials{mark}'
     if name not in done:
-        rows = [_mean_row(gap, pull, scores, mark) for (gap,pull),scores in self.tried(divisions).items()]
+        rows = [_mean_row(form, pull, scores, mark) for (form,pull),scores in self.tried(divisions).items()]
         for r in rows:
             rates = {kind:r[kind] for kind in ('new','known') if kind in r}
             r['recall@1'] = balanced(rates, divisions[0].weight)
         self.state.d['history'] += rows
         top = max(rows, key=lambda r: r['recall@1'])
-        near = [r for r in rows if r['recall@1'] >= top['recall@1']-top['error']]
+        near = [r for r in rows if r['shrink'] == top['shrink'] and r['recall@1'] >= top['recall@1']-top['error']]
         best = min(near, key=lambda r: (r['pull'], r['gap']))
-        done[name] = {'gap':best['gap'], 'pull':best['pull']}
+        done[name] = {key:best[key] for key in ('gap','pull','shrink')}
         self.state.save(force=True)
     return Choice(**done[name])
 
 @patch
-def tried(self:_Run, divisions)->dict:   # (gap, pull) -> validation of each division
+def tried(self:_Run, divisions)->dict:   # ((gap, shrink), pull) -> validation of each division
     "Score every setting of the closed form"
     scores = {}
     for v in divisions:
-        for gap in self.gaps:
-            stats,maps = self.closed_maps(v.rows, gap)
+        for form in self.forms:
+            stats,maps = self.closed_maps(v.rows, *form)
             for pull in self.pulls if not self.closed.common else (0,):
                 self.closed.put(stats, maps, pull)
-                scores.setdefault((gap, pull), []).append(self.features.score(self.model, v))
+                scores.setdefault((form, pull), []).append(self.features.score(self.model, v))
     return scores
 
-def _mean_row(gap, pull, scores, mark):
+def _mean_row(form, pull, scores, mark):
     "A row of the history; the mean of several divisions errs less than one of them"
-    row = dict(phase=f'closed form{mark}', epoch=0, gap=gap, pull=pull, **pd.DataFrame(scores).mean().to_dict())
+    gap,shrink = form
+    row = dict(phase=f'closed form{mark}', epoch=0, gap=gap, pull=pull, shrink=shrink, **pd.DataFrame(scores).mean().to_dict())
     row['error'] /= len(scores)**.5
     return row
 
 @patch
 def put_closed(self:_Run, rows, choice):   # the weights that the heads now have
     "Set the heads to the closed form"
-    self.closed.put(*self.closed_maps(rows, choice.gap), choice.pull)
+    self.closed.put(*self.closed_maps(rows, choice.gap, choice.shrink), choice.pull)
     return copied(_heads(self.model))
 
 @patch
-def closed_maps(self:_Run, rows, gap):   # statistics of these rows, and the maps
+def closed_maps(self:_Run, rows, gap, shrink):   # statistics of these rows, and the maps
     "The closed form for these rows; the last few are kept, since the dials and the loop ask for the same"
-    key = rows.tobytes(), gap
+    key = rows.tobytes(), gap, shrink
     if key not in self.maps:
         stats = self.closed.stats(self.table.qi[rows], self.table.ci[rows])
-        self.maps[key] = stats, self.closed.maps(stats, gap)
-    while len(self.maps) > 2*len(self.gaps): self.maps.pop(next(iter(self.maps)))
+        self.maps[key] = stats, self.closed.maps(stats, gap, shrink)
+    while len(self.maps) > len(self.forms): self.maps.pop(next(iter(self.maps)))
     return self.maps[key]
 
 # %% ../nbs/03_train.ipynb #2f0729c4
@@ -533,16 +535,16 @@ def choose(self:_Run, rows, number=0, tune=True)->Choice:
     mark = f', division {number//10+1}' if number else ''
     divisions = [self.divide(number+i, rows) for i in ((1,) if number else (1,2,3))]   # one is enough for those that judge further
     v = divisions[0]
-    if not v.qi: return Choice(min(self.gaps), 0.)
+    if not v.qi: return Choice(.01, 0.)
     dial = self.dials(divisions, mark)
     score = partial(self.features.score, self.model, v)
     best,start = self.train_heads(f'choose heads{mark}', v.rows, dial, score=score)
-    choice = Choice(dial.gap, dial.pull, best['epoch'], best['blend'])
+    choice = replace(dial, epochs=best['epoch'], blend=best['blend'])
     if not (tune and self.options['finetune_epochs']): return choice
     put(_heads(self.model), start)
     tuned = self.choose_tuning(v, dial)
     if tuned.score['recall@1'] > best['recall@1'] + best.get('error', 0):
-        return Choice(dial.gap, dial.pull, 0, 1., tuned.epochs, tuned.renewed)
+        return replace(dial, finetune_epochs=tuned.epochs, renewed=tuned.renewed)
     put(_weights(self.model), self.raw)
     return choice
 
@@ -582,7 +584,7 @@ def renew(self:_Run, rows, choice):
     c = self.features_now(model.cand, table.cands, np.unique(table.ci[rows]))
     closed = PairHeads(model, q, c)
     stats = closed.stats(table.qi[rows], table.ci[rows])
-    closed.put(stats, closed.maps(stats, choice.gap), choice.pull)
+    closed.put(stats, closed.maps(stats, choice.gap, choice.shrink), choice.pull)
 
 @patch
 def features_now(self:_Run, tower, names, some):   # (n, f), zeros for others than `some`
