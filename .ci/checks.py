@@ -107,7 +107,7 @@ def package():
 @check
 def tests():
     "what guards but does not teach: the tests in tests/"
-    r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '--durations=10', '-m', 'not slow', 'tests'], cwd=ROOT, text=True,
+    r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '--disable-warnings', '-m', 'not slow', 'tests'], cwd=ROOT, text=True,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     print(r.stdout.splitlines()[-1], flush=True)
     if r.returncode: yield r.stdout[-6000:]

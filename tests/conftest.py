@@ -2,10 +2,22 @@
 import sys
 from pathlib import Path
 
+import faiss
 import pytest
+import torch
+
+from two_tower_vs import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'nbs'/'attacks'))
 import attack
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    "Each test begins with all cores: with other numbers of threads, sums differ in their last bits"
+    cores = data.cores()
+    torch.set_num_threads(cores)
+    faiss.omp_set_num_threads(cores)
 
 
 @pytest.fixture(scope='session')
