@@ -140,7 +140,7 @@ def _check_host(self:Access, values):
     if not self.hosts:
         return
     if len(values) > 1:
-        raise Refusal(400, 'bad request', 'There are two Host headers. Send one.')
+        raise Refusal(400, 'bad request', 'There are two Host headers. Send one.', Connection='close')
     name = host_name(values[0])
     address = name and _address(name)
     known = name in self.hosts or '*' in self.hosts

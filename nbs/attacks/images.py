@@ -2,6 +2,7 @@
 import base64, contextlib, io, json, os, random, re, resource, select, shutil, signal, struct, subprocess, sys, tarfile, time, zlib
 from functools import cache
 from io import BytesIO
+from posixpath import normpath
 from pathlib import Path
 from unittest.mock import patch
 import numpy as np, pandas as pd
@@ -292,11 +293,14 @@ def skipped(p, want):
                  [list(t), set(t.row) <= set(rows.values()), set(t.file)] ==
                  [['file','row','path','reason'], True, {str(p/'candidates.csv')}] and all(rows[a] == r for a,r in zip(t.path, t.row)))
     listed = table(p/'out/index/candidates.csv').cand_path.tolist() if status == 0 else []
+    spelt = {normpath(name) for name in listed}   # ./x is x, and guards a name that a spreadsheet would compute
+    good = {normpath(name) for name,reason in want.items() if reason is None}
     yield judged('every readable candidate is in the index, under its own name', status, err, 0, '', len(NAMES),
-                 set(listed) >= {k for k,v in want.items() if v is None} and not set(listed) & bad)
+                 spelt >= good and not spelt & {normpath(name) for name in bad})
     with within(600): status,_,err = cli('--config', p/'config.yaml', '--stage', 'eval')
-    names = table(p/'out/per_query.csv').query_path if status == 0 else []
-    yield judged('odd names in per_query.csv', status, err, 0, '', len(NAMES), set(NAMES) <= set(names), f'{set(NAMES)-set(names)}')
+    names = {normpath(name) for name in table(p/'out/per_query.csv').query_path} if status == 0 else set()
+    lost = {normpath(name) for name in NAMES} - names
+    yield judged('odd names in per_query.csv', status, err, 0, '', len(NAMES), not lost, f'{lost}')
     yield from queried(p, want)
 
 def queried(p, want):

@@ -371,7 +371,7 @@ def ends(p, work):
     "The stage itself: what it refuses to start with, and how it ends"
     from attack import cli, one_line
     conf = lambda q: ('--config', q/'config.yaml', '--stage', 'serve'); taken = socket.create_server(('127.0.0.1', 0)); port = taken.getsockname()[1]
-    for name,args,says in [('a port in use', ('--port', port), 'Address already in use'), ('a port of 70000', ('--port', 70000), 'serve.port is 70000'), ('a port of -1', ('--port', -1), 'serve.port is -1'),
+    for name,args,says in [('a port in use', ('--port', port), 'Address already in use'), ('a port of 70000', ('--port', 70000), '--port is 70000'), ('a port of -1', ('--port', -1), '--port is -1'),
                            ('a host that is none', ('--host', 'a..b'), 'no address'), ('a host that is not here', ('--host', '192.0.2.1', '--port', 0), 'can not be used')]:
         status,_,err = cli(*conf(p), *args); yield judged(f'--stage serve: {name}', status, err, 2, says)
     taken.close(); fresh = project(work, run=False); status,_,err = cli(*conf(fresh), '--port', 0); yield judged('--stage serve: no model yet', status, err, 2, '--stage train')
