@@ -143,8 +143,9 @@ def test_grocery_photos_as_one_gallery_train_and_improve(grocery, tmp_path):
     photos = [list(g.head(8)) for _, g in pairs.groupby('cand_path').query_path if len(g) >= 8]
     seen, _, _ = tables(photos[20:])
     _, truth, candidates = tables(photos[:20])
-    model = TwoTower(image_size=160)
-    t = train(model, seen, grocery/'images', tmp_path/'cache', promote='always')
+    model = TwoTower()
+    t = train(model, seen, grocery/'images', tmp_path/'cache', views=0)
+    assert t.promoted
     found = evaluate(model, truth, candidates, grocery/'images', tmp_path/'cache', k=[1, 5])
     print(len(photos)-20, t.chosen, t.gain, {name: found.metrics[name]['mrr'] for name in ('baseline', 'centred', 'trained')})
     print({name: found.metrics[name]['hit@1'] for name in ('baseline', 'centred', 'trained')})
