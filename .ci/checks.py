@@ -70,6 +70,8 @@ def outputs():
             if shown and '#| fig-alt: "' not in top and any('image/png' in o.get('data', {}) for o in cell.get('outputs', [])):
                 yield f'nbs/{p}, cell {i}: a picture without a line `#| fig-alt: "…"`'
             for o in cell.get('outputs', []):
+                path = re.search(r'(?<![\w.~])/(root|home|work|tmp|Users)/\S*', ''.join(o.get('text', '')))
+                if path: yield f'nbs/{p}, cell {i}: its output names a path of a machine: {path[0][:60]}'
                 if o['output_type'] == 'error': yield f"nbs/{p}, cell {i}: stored error {o['ename']}: {o['evalue']}"
 
 @check
