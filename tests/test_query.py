@@ -341,27 +341,35 @@ def forked(check):
 def test_preloaded_as_gunicorn_does(forks, searcher, picture):
     "A master loads and answers; it forks two workers, one forks again, and threads of a worker answer as well"
     want = hits_of(searcher, picture)
+    time.sleep(1.1)   # OpenVINO's threads have come to rest
     def right(): return hits_of(searcher, picture) == want
     def threads():
         from concurrent.futures import ThreadPoolExecutor
         with ThreadPoolExecutor(4) as pool:
             return all(pool.map(lambda _: right(), range(12)))
-    assert forked(lambda: right() and threads()) == 0
+    assert forked(lambda: right() and threads() and searcher.engine.name == 'openvino') == 0
     assert forked(lambda: forked(right) == 0 and right()) == 0
     assert right()
 
 
-def test_forks_while_threads_search(forks, searcher, picture):
-    want,stop = hits_of(searcher, picture), threading.Event()
+def test_forks_while_threads_search(forks, project, searcher, picture):
+    "A thread may hold a lock of OpenVINO at that moment: the child does without it, also where it loads anew"
+    want = hits_of(searcher, picture)
+    stop = threading.Event()
     def busy():
         while not stop.is_set():
             searcher.search(picture, 3)
+    def answers_on_pytorch():
+        with pytest.warns(UserWarning, match='it was running when this process was forked.*PyTorch'):
+            assert hits_of(searcher, picture) == want
+        again = load_searcher(project/'out')
+        return hits_of(again, picture) == want and searcher.engine.name == again.engine.name == 'torch'
     threads = [threading.Thread(target=busy) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(3):
-            assert forked(lambda: hits_of(searcher, picture) == want) == 0
+            assert forked(answers_on_pytorch) == 0
     finally:
         stop.set()
         for thread in threads:

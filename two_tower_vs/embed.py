@@ -85,8 +85,31 @@ class _Features(torch.nn.Module):
     def forward(self, x): return self.tower.features(x)
 
 # %% ../nbs/01a_embed.ipynb #f354f8b5
+class _OpenVINOUse:
+    "Which calls are inside OpenVINO, and when the last one ended"
+    def __init__(self):
+        self.calls = []
+        self.ended = -np.inf
+
+    def __enter__(self):
+        self.calls.append(None)
+
+    def __exit__(self, *_):
+        self.ended = time.monotonic()
+        self.calls.pop()
+
+    def recent(self, seconds=1.):
+        "Its own threads work on for a moment after a call has returned"
+        return bool(self.calls) or time.monotonic() - self.ended < seconds
+
+_use = _OpenVINOUse()
+_locked = False   # this process may hold locks of OpenVINO whose threads it has not
+
 def openvino_module():
-    "OpenVINO without its telemetry, which forks the process to send statistics. Raises `ImportError`."
+    """OpenVINO without its telemetry, which forks the process to send statistics.
+    Raises `ImportError`, also in a process that was forked while other threads were inside OpenVINO."""
+    if _locked:
+        raise ImportError('it was running when this process was forked')
     sys.modules.setdefault('openvino_telemetry', None)   # OpenVINO then takes its own stub
     import openvino
     return openvino
@@ -151,6 +174,10 @@ def _converted(core, tower, folder, key, alone):
 # %% ../nbs/01a_embed.ipynb #44b39277
 def _openvino_engine(tower, folder, key, precision, alone):
     ov = openvino_module()
+    with _use:
+        return _compiled_engine(ov, tower, folder, key, precision, alone)
+
+def _compiled_engine(ov, tower, folder, key, precision, alone):
     try: folder and _remove_changed(folder, key)
     except DiskError:
         if not alone: raise
@@ -161,14 +188,21 @@ def _openvino_engine(tower, folder, key, precision, alone):
     options = {'INFERENCE_PRECISION_HINT':dict(float32='f32', bfloat16='bf16')[precision]}
     if folder: options['CACHE_DIR'] = str(folder/'compiled')
     def compiled(hint):
-        fast,spare = core.compile_model(net, 'CPU', {**options, 'PERFORMANCE_HINT':hint}), []
+        with _use:
+            fast = core.compile_model(net, 'CPU', {**options, 'PERFORMANCE_HINT':hint})
+        spare = []
         if folder:
             with suppress(DiskError) if alone else nullcontext(): _note_sums(folder, key)
         def run(x):   # one request can't serve two at once
-            try: request = spare.pop()
-            except IndexError: request = fast.create_infer_request()
-            try: return request.infer([x], share_inputs=True)[0]
-            finally: spare.append(request)
+            with _use:
+                try:
+                    request = spare.pop()
+                except IndexError:
+                    request = fast.create_infer_request()
+                try:
+                    return request.infer([x], share_inputs=True)[0]
+                finally:
+                    spare.append(request)
         return run
     return _alone(compiled) if alone else compiled('THROUGHPUT')
 
@@ -214,7 +248,7 @@ class Engine:
             try: return _openvino_engine(self.tower, self.folder, self.key, precision, self.alone)
             except DiskError: raise
             except Exception as e:
-                self._fall_back(f'is not installed or can not run this network ({type(e).__name__}: {str(e)[:100]})')
+                self._fall_back(f'cannot run this network here ({type(e).__name__}: {str(e)[:100]})')
         low = precision == 'bfloat16' and (self.kind == 'torch' or self.tower.mean.device.type == 'cuda')
         return _torch_engine(self.tower, precision) if low else self.exact
 
@@ -302,6 +336,9 @@ def _no_gpu(x):
     raise InputError('A forked process cannot use the GPU of its parent. Start processes with "spawn", or load the searcher in each.')
 
 def _restart_engines():
+    global _locked
+    _locked = _locked or _use.recent()
+    _use.__init__()
     if _engines: torch.set_num_threads(1)
     for engine in list(_engines): engine._restart()
 
