@@ -1,4 +1,5 @@
 """What the tests share: a small finished project of real pictures, and the command line in this process."""
+
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from two_tower_vs import data
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'nbs'/'attacks'))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'nbs' / 'attacks'))
 import attack
 
 
@@ -47,7 +48,7 @@ def cli():
 @pytest.fixture(scope='session')
 def grocery():
     "The real photos beside the repository, where they are there"
-    folder = Path(__file__).resolve().parent.parent.parent/'shared'/'data'/'grocery'
+    folder = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data' / 'grocery'
     if not folder.is_dir():
         pytest.skip('the grocery photos are not beside the repository')
     return folder

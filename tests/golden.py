@@ -8,6 +8,7 @@ there. Each runs in its own process and an empty folder. Compared are the SHA-25
 of queries and the index, the metrics themselves, and the hits of ten queries. The values depend on the processor and
 on the versions of the libraries, so record and compare on one machine: the file is not committed.
 """
+
 import argparse
 import hashlib
 import json
@@ -39,9 +40,13 @@ print(json.dumps({query: [[path, f'{score:.6f}'] for path, score in zip(table.ca
 
 def run(*command):
     """The output of a command that has to succeed."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
-        sys.exit(f'{" ".join(map(str, command[:4]))} ended with status {done.returncode}:\n{done.stderr[-2000:]}')
+        sys.exit(
+            f'{" ".join(map(str, command[:4]))} ended with status {done.returncode}:\n{done.stderr[-2000:]}'
+        )
     return done.stdout
 
 
@@ -49,12 +54,20 @@ def prepare(task, folder):
     """Write the configuration of a task. Returns its path, the folder of pictures and the table of answers."""
     if task == 'demo':
         demo = folder / 'demo'
-        run('-c', 'import sys; from two_tower_vs.data import demo_catalog; demo_catalog(sys.argv[1])', demo)
+        run(
+            '-c',
+            'import sys; from two_tower_vs.data import demo_catalog; demo_catalog(sys.argv[1])',
+            demo,
+        )
         return demo / 'config.yaml', demo / 'images', demo / 'query_gt.csv'
     config = folder / 'config.yaml'
     tables = {name: str(GROCERY / file) for name, file in SPLITS[task].items()}
-    data = {'images_root': str(GROCERY / 'images'), 'candidates': str(GROCERY / 'candidates.csv'), **tables}
-    config.write_text(json.dumps({'data': data, 'out': 'out', 'seed': 42}))   # JSON is YAML
+    data = {
+        'images_root': str(GROCERY / 'images'),
+        'candidates': str(GROCERY / 'candidates.csv'),
+        **tables,
+    }
+    config.write_text(json.dumps({'data': data, 'out': 'out', 'seed': 42}))  # JSON is YAML
     return config, GROCERY / 'images', GROCERY / SPLITS[task]['query_gt']
 
 
@@ -67,10 +80,16 @@ def result(task):
         run('-m', 'two_tower_vs', '--config', config, '--stage', 'all', '--k', 1, 5, 10)
         seconds = time.time() - start
         out = config.parent / 'out'
-        found = {f'sha256 of {name}': hashlib.sha256((out / name).read_bytes()).hexdigest() for name in FILES}
+        found = {
+            f'sha256 of {name}': hashlib.sha256((out / name).read_bytes()).hexdigest()
+            for name in FILES
+        }
         metrics = json.loads((out / 'metrics.json').read_text())
         hits = json.loads(run('-c', HITS, out, images, truth))
-    print(f'{task}: {seconds:.0f} s, recall@1 {metrics["trained"]["recall@1"]["value"]:.4f}', flush=True)
+    print(
+        f'{task}: {seconds:.0f} s, recall@1 {metrics["trained"]["recall@1"]["value"]:.4f}',
+        flush=True,
+    )
     return {**found, 'metrics': metrics, 'hits': hits}
 
 
@@ -85,7 +104,9 @@ def differences(old, new, where=''):
 
 def main():
     """Record or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('what', choices=['record', 'compare'])
     parser.add_argument('file', type=Path)
     parser.add_argument('tasks', nargs='*', help='demo, grocery or "unseen grocery"; without: all')

@@ -1,4 +1,5 @@
 """Small HEIC files of one scene, written by pillow-heif 1.8.1: its encoder is under the GPL, so it is no dependency."""
+
 import base64
 
 _texts = {
@@ -60,4 +61,4 @@ AgWBAgMFhAAAASVtZGF0AAAAEygBrwT4cl2ZLN/99AJBG1uH7fgAAAECKAGvBPjteXT9b/2h///9aI9l
 9U81vs5hBH7MnkzagPxn4FMsxFGtPwtC2RULD56lSEk0MffCLL6EtuEBIADcoPwl9w6eR3hq0jiwyapalGTl5cJTsdOm/WTsM53f
 SV98JU7vXNp1dWszKOU6GLUIzjClEr19yNJV3zuvgzM6gwJyR4nhDNU1CgoV7tBvAau7B5RoxOxKv76JMmg4dUIb7+IAGE9hNFLQ''',
 }
-HEIC = {name:base64.b64decode(text) for name,text in _texts.items()}
+HEIC = {name: base64.b64decode(text) for name, text in _texts.items()}

@@ -1,4 +1,5 @@
 """NaN and infinity are refused where they arise, in one line that names what holds them."""
+
 import json
 
 import numpy as np
@@ -28,7 +29,9 @@ def broken(path, number, name='conv1.0.weight'):
 
 
 def small(**more):
-    return TwoTower('timm/test_resnet', pretrained=False, image_size=32, embed_dim=8, levels=0, **more)
+    return TwoTower(
+        'timm/test_resnet', pretrained=False, image_size=32, embed_dim=8, levels=0, **more
+    )
 
 
 def some_paths(root, count=12):
@@ -38,18 +41,22 @@ def some_paths(root, count=12):
 @pytest.mark.parametrize('number', [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize('name', ['conv1.0.weight', 'bn1.running_mean', 'fc.weight'])
 def test_weights_file_api(tmp_path, number, name):
-    file = broken(tmp_path/'broken.safetensors', number, name)
-    with pytest.raises(InputError, match=rf'broken.safetensors: 1 of \d+ numbers of {name} are NaN or infinite'):
+    file = broken(tmp_path / 'broken.safetensors', number, name)
+    with pytest.raises(
+        InputError, match=rf'broken.safetensors: 1 of \d+ numbers of {name} are NaN or infinite'
+    ):
         TwoTower('timm/test_resnet', weights=file)
 
 
 def test_a_number_too_large_for_32_bits(tmp_path):
-    state = {name: value.double() if value.is_floating_point() else value
-             for name, value in load_file(broken(tmp_path/'w.safetensors', 1.)).items()}
+    state = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in load_file(broken(tmp_path / 'w.safetensors', 1.0)).items()
+    }
     state['conv1.0.weight'].view(-1)[3] = 1e300
-    torch.save(state, tmp_path/'w.pth')
+    torch.save(state, tmp_path / 'w.pth')
     with pytest.raises(InputError, match='numbers of conv1.0.weight are NaN or infinite'):
-        TwoTower('timm/test_resnet', weights=tmp_path/'w.pth')
+        TwoTower('timm/test_resnet', weights=tmp_path / 'w.pth')
 
 
 def one_line(cli, config, stage, *more):
@@ -60,26 +67,34 @@ def one_line(cli, config, stage, *more):
 
 
 def test_weights_file_on_the_command_line(fresh, cli, tmp_path):
-    file = broken(tmp_path/'broken.safetensors', torch.nan)
-    config = fresh/'config.yaml'
-    config.write_text(config.read_text().replace('backbone: efficientnet_lite0',
-                                                 f'backbone: timm/test_resnet, weights: {json.dumps(str(file))}'))
+    file = broken(tmp_path / 'broken.safetensors', torch.nan)
+    config = fresh / 'config.yaml'
+    config.write_text(
+        config.read_text().replace(
+            'backbone: efficientnet_lite0',
+            f'backbone: timm/test_resnet, weights: {json.dumps(str(file))}',
+        )
+    )
     for stage in ('check', 'train', 'all'):
-        assert 'broken.safetensors: 1 of 432 numbers of conv1.0.weight' in one_line(cli, config, stage)
+        assert 'broken.safetensors: 1 of 432 numbers of conv1.0.weight' in one_line(
+            cli, config, stage
+        )
 
 
 def poisoned(folder, name, number=np.nan):
     "A trained model whose files agree, with one number that is none"
-    file = folder/'model.safetensors'
-    description = json.loads((folder/'model.json').read_text())
+    file = folder / 'model.safetensors'
+    description = json.loads((folder / 'model.json').read_text())
     tensors = load_file(file)
     tensors[name].view(-1)[0] = number
     del description['sha256']
     save_file(tensors, file, metadata={'config': json.dumps(description)})
-    (folder/'model.json').write_text(json.dumps({**description, 'sha256': file_sha256(file)}))
+    (folder / 'model.json').write_text(json.dumps({**description, 'sha256': file_sha256(file)}))
 
 
-@pytest.mark.parametrize('name', ['query.head.bias', 'cand.head.weight', 'query.backbone.conv1.0.weight'])
+@pytest.mark.parametrize(
+    'name', ['query.head.bias', 'cand.head.weight', 'query.backbone.conv1.0.weight']
+)
 def test_model_file(tmp_path, name):
     save_model(small(), tmp_path)
     load_model(tmp_path)
@@ -89,40 +104,75 @@ def test_model_file(tmp_path, name):
 
 
 def test_model_file_on_the_command_line(ran, cli):
-    poisoned(ran/'out/model', 'query.head.weight')
-    picture = next((ran/'images').glob('line/*.png'))
-    for stage, more in (('eval', ()), ('index', ()), ('query', ('--image', picture)), ('serve', ('--port', 0))):
-        said = one_line(cli, ran/'config.yaml', stage, *more)
+    poisoned(ran / 'out/model', 'query.head.weight')
+    picture = next((ran / 'images').glob('line/*.png'))
+    for stage, more in (
+        ('eval', ()),
+        ('index', ()),
+        ('query', ('--image', picture)),
+        ('serve', ('--port', 0)),
+    ):
+        said = one_line(cli, ran / 'config.yaml', stage, *more)
         assert 'model.safetensors: 1 of' in said and 'query.head.weight' in said
 
 
 @pytest.mark.filterwarnings('ignore:.*other vectors')
-@pytest.mark.parametrize('cached,engine,precision', [(False, 'torch', 'auto'), (True, 'torch', 'auto'), (False, 'openvino', 'auto'),
-                                                     (True, 'openvino', 'auto'), (False, 'openvino', 'bfloat16')])
+@pytest.mark.parametrize(
+    'cached,engine,precision',
+    [
+        (False, 'torch', 'auto'),
+        (True, 'torch', 'auto'),
+        (False, 'openvino', 'auto'),
+        (True, 'openvino', 'auto'),
+        (False, 'openvino', 'bfloat16'),
+    ],
+)
 def test_features_name_the_picture_and_the_model(fresh, tmp_path, cached, engine, precision):
     tower = small().cand
     with torch.no_grad():
         next(tower.backbone.parameters()).view(-1)[0] = torch.nan
-    paths = some_paths(fresh/'images')
-    with pytest.raises(InputError, match=rf'{paths[0]}: the backbone timm/test_resnet makes features with NaN'):
-        embed(tower, paths, fresh/'images', tmp_path/'cache' if cached else None, engine=engine, precision=precision)
-    assert not list((tmp_path/'cache').glob('*/*.safetensors'))
+    paths = some_paths(fresh / 'images')
+    with pytest.raises(
+        InputError, match=rf'{paths[0]}: the backbone timm/test_resnet makes features with NaN'
+    ):
+        embed(
+            tower,
+            paths,
+            fresh / 'images',
+            tmp_path / 'cache' if cached else None,
+            engine=engine,
+            precision=precision,
+        )
+    assert not list((tmp_path / 'cache').glob('*/*.safetensors'))
 
 
 def test_one_picture_of_many(fresh, tmp_path):
     tower = small().cand
-    paths = some_paths(fresh/'images')
-    plain = embed(tower, paths, fresh/'images', engine='torch')
+    paths = some_paths(fresh / 'images')
+    plain = embed(tower, paths, fresh / 'images', engine='torch')
     calls = []
 
     def odd(module, args, out):
         out[3] = torch.inf
         calls.append(len(out))
+
     hook = tower.backbone.register_forward_hook(odd)
-    with pytest.raises(InputError, match=rf'{paths[3]}: .* \(of 1 of the 12 pictures of its batch\)'):
-        embed(tower, paths, fresh/'images', tmp_path/'cache', engine='torch', precision='float32', batch_size=12)
+    with pytest.raises(
+        InputError, match=rf'{paths[3]}: .* \(of 1 of the 12 pictures of its batch\)'
+    ):
+        embed(
+            tower,
+            paths,
+            fresh / 'images',
+            tmp_path / 'cache',
+            engine='torch',
+            precision='float32',
+            batch_size=12,
+        )
     hook.remove()
-    again = embed(tower, paths, fresh/'images', tmp_path/'cache', engine='torch', precision='float32')
+    again = embed(
+        tower, paths, fresh / 'images', tmp_path / 'cache', engine='torch', precision='float32'
+    )
     assert calls and np.allclose(plain.vectors, again.vectors, atol=1e-5)
 
 
@@ -131,20 +181,26 @@ def test_a_head_with_nan(fresh):
     with torch.no_grad():
         tower.head.bias[2] = torch.nan
     features = np.eye(3, tower.n_features, dtype=np.float32)
-    with pytest.raises(InputError, match='3 of 3 vectors hold NaN or infinity: the head on the backbone timm/test_resnet'):
+    with pytest.raises(
+        InputError,
+        match='3 of 3 vectors hold NaN or infinity: the head on the backbone timm/test_resnet',
+    ):
         apply_head(tower, features)
     features[1] = np.nan
-    with pytest.raises(InputError, match='1 of 3 vectors .* the backbone timm/test_resnet makes them'):
+    with pytest.raises(
+        InputError, match='1 of 3 vectors .* the backbone timm/test_resnet makes them'
+    ):
         apply_head(small().cand, features)
     with pytest.raises(InputError, match='the head on the backbone'):
-        embed(tower, some_paths(fresh/'images'), fresh/'images')
+        embed(tower, some_paths(fresh / 'images'), fresh / 'images')
 
 
 def test_an_old_cache_with_nan(fresh, tmp_path):
-    tower, root = small().cand, fresh/'images'
+    tower = small().cand
+    root = fresh / 'images'
     paths = some_paths(root)
     want = embed(tower, paths, root, tmp_path, precision='float32')
-    shard, = tmp_path.glob('*/*.safetensors')
+    (shard,) = tmp_path.glob('*/*.safetensors')
     arrays = load_arrays(shard)
     arrays['vectors'][4, 5] = np.nan
     arrays['sums'] = np.ascontiguousarray(arrays['vectors']).view(np.uint16).sum(1, dtype=np.uint32)
@@ -187,10 +243,12 @@ def test_closed_form_heads():
 
 
 def test_both_clamps():
-    for start, want in ((50., 100.), (-50., 1.), (2., None)):
+    for start, want in ((50.0, 100.0), (-50.0, 1.0), (2.0, None)):
         scale = torch.nn.Parameter(torch.tensor(start))
         clamp_scale(scale)
-        assert scale.exp().item() == pytest.approx(np.exp(start) if want is None else want, rel=1e-5)
+        assert scale.exp().item() == pytest.approx(
+            np.exp(start) if want is None else want, rel=1e-5
+        )
     usual = log_scale()
     before = usual.item()
     clamp_scale(usual)
@@ -201,34 +259,63 @@ def test_both_clamps():
 @pytest.mark.parametrize('lr', [1e6, 1e30])
 def test_a_diverging_training_says_so(lr, loss):
     import pandas as pd
+
     names = [f'{i}' for i in range(24)]
-    table = PairTable(pd.DataFrame({'query_path': names, 'cand_path': [f'c{name}' for name in names]}))
+    table = PairTable(
+        pd.DataFrame({'query_path': names, 'cand_path': [f'c{name}' for name in names]})
+    )
     torch.manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(2, 24, 16), dim=-1)
     head = torch.nn.Linear(16, 8)
 
     def vectors(rows, epoch):
         return [torch.nn.functional.normalize(head(part[rows]), dim=-1) for part in features]
-    with pytest.raises(InputError, match=r'in epoch \d: training diverged. Lower train.lr or finetune.lr.'):
-        run_phase('heads', [{'params': list(head.parameters()), 'lr': lr}], direct(vectors), Objective(table, loss),
-                  np.arange(24), State(None, 'key'), epochs=3, batch_size=8, progress=False)
+
+    with pytest.raises(
+        InputError, match=r'in epoch \d: training diverged. Lower train.lr or finetune.lr.'
+    ):
+        run_phase(
+            'heads',
+            [{'params': list(head.parameters()), 'lr': lr}],
+            direct(vectors),
+            Objective(table, loss),
+            np.arange(24),
+            State(None, 'key'),
+            epochs=3,
+            batch_size=8,
+            progress=False,
+        )
 
 
 def test_a_last_step_that_breaks_the_parameters():
     import pandas as pd
+
     table = PairTable(pd.DataFrame({'query_path': ['a', 'b'], 'cand_path': ['c', 'd']}))
     weight = torch.nn.Parameter(torch.ones(2))
 
     def learn(rows, epoch, objective):
         weight.grad = torch.full((2,), torch.nan)
-        return 1.
-    with pytest.raises(InputError, match='A parameter is NaN or infinite in epoch 1: training diverged'):
-        run_phase('heads', [{'params': [weight], 'lr': .1}], learn, Objective(table), np.arange(2), State(None, 'key'),
-                  epochs=1, progress=False)
+        return 1.0
+
+    with pytest.raises(
+        InputError, match='A parameter is NaN or infinite in epoch 1: training diverged'
+    ):
+        run_phase(
+            'heads',
+            [{'params': [weight], 'lr': 0.1}],
+            learn,
+            Objective(table),
+            np.arange(2),
+            State(None, 'key'),
+            epochs=1,
+            progress=False,
+        )
 
 
 def test_diverging_on_the_command_line(fresh, cli):
-    config = fresh/'config.yaml'
-    config.write_text(config.read_text().replace('train: {epochs: 3', 'train: {lr: 1.0e+6, epochs: 3'))
+    config = fresh / 'config.yaml'
+    config.write_text(
+        config.read_text().replace('train: {epochs: 3', 'train: {lr: 1.0e+6, epochs: 3')
+    )
     said = one_line(cli, config, 'train')
     assert 'lr' in said

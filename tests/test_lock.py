@@ -1,4 +1,5 @@
 """One run at a time in a folder, also where the file system knows no locks."""
+
 import errno
 import os
 import signal
@@ -16,8 +17,10 @@ ERRORS = [None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 @pytest.fixture(params=ERRORS, ids=['locks', 'ENOSYS', 'ENOLCK', 'EOPNOTSUPP'])
 def error(request, monkeypatch):
     "What the file system answers to flock; None: it locks"
+
     def flock(*args):
         raise OSError(request.param, os.strerror(request.param))
+
     if request.param:
         monkeypatch.setattr(fcntl, 'flock', flock)
     return request.param
@@ -33,17 +36,17 @@ def attempt(out):
 
 
 def test_a_second_run_waits(error, tmp_path):
-    out = tmp_path/'out'
+    out = tmp_path / 'out'
     assert attempt(out) is None
     with _only_run(out):
         said = attempt(out)
     assert 'is in use by another run' in said
-    assert (f'remove {out}/.lock' in said) == bool(error)   # never where that would let in two runs
+    assert (f'remove {out}/.lock' in said) == bool(error)  # never where that would let in two runs
     assert attempt(out) is None
 
 
 def test_a_lock_file_that_was_copied(error, tmp_path):
-    (tmp_path/'.lock').touch()
+    (tmp_path / '.lock').touch()
     said = attempt(tmp_path)
     assert said is None if not error else f'remove {tmp_path}/.lock' in said
 

@@ -1,4 +1,5 @@
 """Searching with a picture: in what forms it comes, what is refused, the picture itself, and other processes."""
+
 import asyncio
 import copy
 import io
@@ -21,8 +22,17 @@ from PIL import Image
 
 from two_tower_vs.data import BadImage, InputError
 from two_tower_vs.model import load_model
-from two_tower_vs.query import (Answers, Searcher, image_files, latency, load_searcher, others, query, save_answers,
-                                show_hits)
+from two_tower_vs.query import (
+    Answers,
+    Searcher,
+    image_files,
+    latency,
+    load_searcher,
+    others,
+    query,
+    save_answers,
+    show_hits,
+)
 
 
 @pytest.fixture(scope='module')
@@ -33,12 +43,12 @@ def project(workshop):
 
 @pytest.fixture(scope='module')
 def searcher(project):
-    return load_searcher(project/'out')
+    return load_searcher(project / 'out')
 
 
 @pytest.fixture(scope='module')
 def picture(project):
-    return sorted((project/'images/line').iterdir())[0]
+    return sorted((project / 'images/line').iterdir())[0]
 
 
 @pytest.fixture
@@ -53,29 +63,60 @@ def forks():
 
 # What a picture is given as
 
+
 def test_every_form_of_a_picture(searcher, picture):
     data = picture.read_bytes()
     want = searcher.search(picture, 5)
     with open(picture, 'rb') as file:
-        forms = [str(picture), data, bytearray(data), memoryview(data), io.BytesIO(data), file,
-                 Image.open(picture), np.array(Image.open(picture).convert('RGB'))]
+        forms = [
+            str(picture),
+            data,
+            bytearray(data),
+            memoryview(data),
+            io.BytesIO(data),
+            file,
+            Image.open(picture),
+            np.array(Image.open(picture).convert('RGB')),
+        ]
         for form in forms:
             pd.testing.assert_frame_equal(searcher.search(form, 5), want)
 
 
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV',
-                                  'LAB', 'I', 'F', 'I;16', 'I;16B'])
+@pytest.mark.parametrize(
+    'mode',
+    [
+        '1',
+        'L',
+        'LA',
+        'La',
+        'P',
+        'PA',
+        'RGB',
+        'RGBA',
+        'RGBa',
+        'RGBX',
+        'CMYK',
+        'YCbCr',
+        'HSV',
+        'LAB',
+        'I',
+        'F',
+        'I;16',
+        'I;16B',
+    ],
+)
 def test_every_mode_of_pillow(searcher, picture, mode):
     image = Image.open(picture).convert('RGB')
     if mode == 'LAB':
         from PIL import ImageCms
+
         profiles = ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB')
         image = ImageCms.profileToProfile(image, *profiles, outputMode='LAB')
     elif mode in ('La', 'PA', 'RGBa'):
         image = image.convert('LA' if mode != 'RGBa' else 'RGBA').convert(mode)
     elif mode[0] == 'I' or mode == 'F':
-        grey = np.array(image.convert('L')).astype(np.uint16)*257
-        kinds = {'I':np.int32, 'F':np.float32, 'I;16':np.uint16, 'I;16B':'>u2'}
+        grey = np.array(image.convert('L')).astype(np.uint16) * 257
+        kinds = {'I': np.int32, 'F': np.float32, 'I;16': np.uint16, 'I;16B': '>u2'}
         image = Image.frombytes(mode, image.size, grey.astype(kinds[mode]).tobytes())
     else:
         image = image.convert(mode)
@@ -86,19 +127,34 @@ def test_every_mode_of_pillow(searcher, picture, mode):
 def test_a_picture_in_memory_is_turned_as_its_file_is(searcher, picture, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.open(picture).convert('RGB').save(tmp_path/'turned.png', exif=exif)
-    a,b = searcher.search(tmp_path/'turned.png', 5), searcher.search(Image.open(tmp_path/'turned.png'), 5)
+    Image.open(picture).convert('RGB').save(tmp_path / 'turned.png', exif=exif)
+    a = searcher.search(tmp_path / 'turned.png', 5)
+    b = searcher.search(Image.open(tmp_path / 'turned.png'), 5)
     pd.testing.assert_frame_equal(a, b)
 
 
 def test_arrays_of_pixels(searcher, picture):
     grey = np.array(Image.open(picture).convert('L'))
-    color = np.dstack([grey]*3)
+    color = np.dstack([grey] * 3)
     want = searcher.search(color, 5)
-    for array in (grey, np.dstack([color, np.full_like(grey, 255)]), color[::-1][::-1], np.asfortranarray(color)):
+    for array in (
+        grey,
+        np.dstack([color, np.full_like(grey, 255)]),
+        color[::-1][::-1],
+        np.asfortranarray(color),
+    ):
         pd.testing.assert_frame_equal(searcher.search(array, 5), want)
-    for array in (color/255, color.astype(np.int64), color[..., :2], color[None], color.transpose(2, 0, 1), grey[0],
-                  np.array('a'), np.zeros((4, 4, 3), object), grey > 9):
+    for array in (
+        color / 255,
+        color.astype(np.int64),
+        color[..., :2],
+        color[None],
+        color.transpose(2, 0, 1),
+        grey[0],
+        np.array('a'),
+        np.zeros((4, 4, 3), object),
+        grey > 9,
+    ):
         with pytest.raises(InputError, match='is no picture. Give uint8'):
             searcher.search(array)
     for empty in (color[:0], Image.new('RGB', (0, 5))):
@@ -108,8 +164,19 @@ def test_arrays_of_pixels(searcher, picture):
 
 def test_what_is_no_picture_is_refused_with_a_sentence(searcher, picture, tmp_path):
     import torch
+
     with open(picture, encoding='latin-1') as text:
-        for wrong in (None, 3, 2.5, [str(picture)], {'a':1}, object(), text, io.StringIO('a'), torch.zeros(3, 8, 8)):
+        for wrong in (
+            None,
+            3,
+            2.5,
+            [str(picture)],
+            {'a': 1},
+            object(),
+            text,
+            io.StringIO('a'),
+            torch.zeros(3, 8, 8),
+        ):
             with pytest.raises(InputError, match='is no picture. Give a path, bytes'):
                 searcher.search(wrong)
     for wrong in ('', 'nowhere.png', b'', b'text', io.BytesIO(), tmp_path):
@@ -129,7 +196,11 @@ def test_what_is_no_picture_is_refused_with_a_sentence(searcher, picture, tmp_pa
 
 def test_numbers_of_hits_that_make_no_sense(searcher, picture):
     for topk in (0, -1, 2.5, '3', None, True, float('nan')):
-        for call in (searcher.search, lambda p, k: query(searcher, [p], k), lambda p, k: latency(searcher, [p], k)):
+        for call in (
+            searcher.search,
+            lambda p, k: query(searcher, [p], k),
+            lambda p, k: latency(searcher, [p], k),
+        ):
             with pytest.raises(InputError, match='whole number'):
                 call(picture, topk)
     for runs in (0, -1, None, '3'):
@@ -149,52 +220,58 @@ def test_paths_and_tables_that_are_none(searcher, picture, project):
     with pytest.raises(InputError, match='no pictures to time'):
         latency(searcher, [])
     hits = searcher.search(picture, 2)
-    for wrong in ({}, None, [hits], {picture:None}, {picture:hits[['rank']]}, 'abc'):
+    for wrong in ({}, None, [hits], {picture: None}, {picture: hits[['rank']]}, 'abc'):
         with pytest.raises(InputError, match='no hits to show'):
-            show_hits(wrong, project/'images')
-    show_hits({picture:hits[:0]}, project/'images', threshold=.5)   # a query that found nothing is shown alone
+            show_hits(wrong, project / 'images')
+    # A query that found nothing is shown alone
+    show_hits({picture: hits[:0]}, project / 'images', threshold=0.5)
     for wrong in (None, 3):
         with pytest.raises(InputError, match='is no folder'):
             load_searcher(wrong)
 
 
 def test_subfolders_are_counted(searcher, picture, tmp_path):
-    inside = tmp_path/'some'
-    (inside/'below').mkdir(parents=True)
-    (inside/'.hidden').mkdir()
-    with pytest.raises(InputError, match='no files other than in subfolders'), pytest.warns(UserWarning, match='1 subfolders'):
+    inside = tmp_path / 'some'
+    (inside / 'below').mkdir(parents=True)
+    (inside / '.hidden').mkdir()
+    with (
+        pytest.raises(InputError, match='no files other than in subfolders'),
+        pytest.warns(UserWarning, match='1 subfolders'),
+    ):
         image_files([inside])
-    shutil.copy(picture, inside/'below')
+    shutil.copy(picture, inside / 'below')
     shutil.copy(picture, inside)
-    (inside/'other').mkdir()
+    (inside / 'other').mkdir()
     with pytest.warns(UserWarning, match='its 2 subfolders are left out'):
-        assert image_files([inside]) == [inside/picture.name]
+        assert image_files([inside]) == [inside / picture.name]
 
 
 # The picture itself
 
+
 def test_the_picture_itself_is_shown_and_does_not_count(project, tmp_path):
-    s = load_searcher(project/'out')
-    own = sorted((project/'images/color').iterdir())[0]
+    s = load_searcher(project / 'out')
+    own = sorted((project / 'images/color').iterdir())[0]
     hits = s.search(own, 5)
-    assert hits.same_picture.tolist() == [True] + [False]*4
+    assert hits.same_picture.tolist() == [True] + [False] * 4
     assert hits.cand_path[0] == f'color/{own.name}'
     assert len(others(hits)) == 4
     second = float(hits.score[1])
-    for threshold,match in ((second+1e-4, False), (second-1e-4, True)):
+    for threshold, match in ((second + 1e-4, False), (second - 1e-4, True)):
         s.threshold = threshold
         answers = query(s, [own], topk=5, runs=1)
         assert answers.table().match.tolist() == [False, match, False, False, False]
         written = answers.json()['hits']
-        assert [h['same_picture'] for h in written] == [True] + [False]*4
+        assert [h['same_picture'] for h in written] == [True] + [False] * 4
         assert [h['match'] for h in written] == [False, match, False, False, False]
-    save_answers(answers, tmp_path, project/'images')
-    assert json.loads((tmp_path/'query.json').read_text())['hits'][0]['same_picture'] is True
+    save_answers(answers, tmp_path, project / 'images')
+    assert json.loads((tmp_path / 'query.json').read_text())['hits'][0]['same_picture'] is True
 
 
 def titles(monkeypatch, hits, **options):
     "What show_hits writes above the pictures"
     import two_tower_vs.query as module
+
     seen = []
     monkeypatch.setattr(module, 'image_grid', lambda rows, titles, **kw: seen.extend(titles))
     show_hits(hits, 'nowhere', **options)
@@ -202,78 +279,95 @@ def titles(monkeypatch, hits, **options):
 
 
 def test_titles_of_the_picture_itself(monkeypatch):
-    hits = pd.DataFrame({'rank':[1, 2], 'cand_path':['a', 'b'], 'score':[1., .5], 'same_picture':[True, False]})
-    assert titles(monkeypatch, {'a':hits}, threshold=.6) == [['no match', 'the same picture', '2: 0.50']]
-    assert titles(monkeypatch, {'a':hits}, threshold=.4) == [['query', 'the same picture', '2: 0.50']]
-    assert titles(monkeypatch, {'a':hits}) == [['query', 'the same picture', '2: 0.50']]
-    assert titles(monkeypatch, {'a':hits[:1]}, threshold=.6) == [['query', 'the same picture']]   # nothing else is known
+    hits = pd.DataFrame(
+        {
+            'rank': [1, 2],
+            'cand_path': ['a', 'b'],
+            'score': [1.0, 0.5],
+            'same_picture': [True, False],
+        }
+    )
+    assert titles(monkeypatch, {'a': hits}, threshold=0.6) == [
+        ['no match', 'the same picture', '2: 0.50']
+    ]
+    assert titles(monkeypatch, {'a': hits}, threshold=0.4) == [
+        ['query', 'the same picture', '2: 0.50']
+    ]
+    assert titles(monkeypatch, {'a': hits}) == [['query', 'the same picture', '2: 0.50']]
+    # Nothing else is known
+    assert titles(monkeypatch, {'a': hits[:1]}, threshold=0.6) == [['query', 'the same picture']]
     plain = hits.drop(columns='same_picture')
-    assert titles(monkeypatch, {'a':plain}, threshold=.6) == [['query', '1: 1.00', '2: 0.50']]
+    assert titles(monkeypatch, {'a': plain}, threshold=0.6) == [['query', '1: 1.00', '2: 0.50']]
 
 
 def test_other_pictures_have_no_such_column(project, searcher, picture):
     assert list(searcher.search(picture, 2)) == ['rank', 'cand_path', 'score']
     assert 'same_picture' not in query(searcher, [picture], 2, 1).json()['hits'][0]
-    own = sorted((project/'images/color').iterdir())[1]
+    own = sorted((project / 'images/color').iterdir())[1]
     both = query(searcher, [picture, own], topk=2, runs=1).table()
     assert both.same_picture.tolist() == [False, False, True, False]
     assert both.same_picture.dtype == bool
 
 
 def test_an_edited_copy_is_another_picture(searcher, project, tmp_path):
-    own = sorted((project/'images/color').iterdir())[0]
-    Image.open(own).convert('RGB').save(tmp_path/'copy.png', compress_level=1)
-    assert 'same_picture' not in searcher.search(tmp_path/'copy.png', 2)
+    own = sorted((project / 'images/color').iterdir())[0]
+    Image.open(own).convert('RGB').save(tmp_path / 'copy.png', compress_level=1)
+    assert 'same_picture' not in searcher.search(tmp_path / 'copy.png', 2)
 
 
 # How vectors are made
 
+
 def test_query_obeys_the_settings_of_embed(project, picture, cli):
     "And the index notes what made its vectors; a mismatch warns once"
-    config = project/'config.yaml'
+    config = project / 'config.yaml'
     was = config.read_text()
+
     def run(stage, embed, *more):
         config.write_text(f'{was}\nembed: {embed}\nquery: {{runs: 1}}\n')
-        status,out,err = cli('--config', config, '--stage', stage, *more)
+        status, out, err = cli('--config', config, '--stage', stage, *more)
         assert status == 0, err
         return out, err
+
     try:
         run('index', '{engine: torch, precision: float32}')
-        manifest = json.loads((project/'out/index/manifest.json').read_text())
+        manifest = json.loads((project / 'out/index/manifest.json').read_text())
         run('query', '{engine: torch, precision: float32}', '--image', picture)
-        assert json.loads((project/'out/query.json').read_text())['engine'] == 'torch'
-        _,err = run('query', '{engine: torch, precision: bfloat16}', '--image', picture)
+        assert json.loads((project / 'out/query.json').read_text())['engine'] == 'torch'
+        _, err = run('query', '{engine: torch, precision: bfloat16}', '--image', picture)
         assert err.count('were embedded in float32, and queries are in bfloat16') == 1
-        _,err = run('query', '{}', '--image', picture)
+        _, err = run('query', '{}', '--image', picture)
         assert 'were embedded in' not in err
     finally:
         config.write_text(was)
-        shutil.rmtree(project/'out/index')
+        shutil.rmtree(project / 'out/index')
         assert cli('--config', config, '--stage', 'index')[0] == 0
-    manifest = json.loads((project/'out/index/manifest.json').read_text())
+    manifest = json.loads((project / 'out/index/manifest.json').read_text())
     assert manifest['precision'] in ('float32', 'bfloat16')
     assert manifest['engine'] in ('openvino', 'torch')
     assert {'torch', 'numpy', 'pillow', 'two_tower_vs'} <= set(manifest['libraries'])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        load_searcher(project/'out')
+        load_searcher(project / 'out')
 
 
 def test_an_engine_of_another_name_is_refused(project):
     for options in (dict(engine='tensorrt'), dict(precision='float16')):
         with pytest.raises(InputError, match='Use auto'):
-            load_searcher(project/'out', **options)
+            load_searcher(project / 'out', **options)
 
 
 def test_bfloat16_is_what_it_says(project, picture):
     from two_tower_vs.embed import Engine
-    tower = load_model(project/'out/model').query
+
+    tower = load_model(project / 'out/model').query
     pixels = tower.pixels(Image.open(picture).convert('RGB'))[None]
-    exact,low = (Engine(tower, 'torch', precision=p)(pixels) for p in ('float32', 'bfloat16'))
-    assert 1e-7 < 1 - (exact*low).sum() < .05
+    exact, low = (Engine(tower, 'torch', precision=p)(pixels) for p in ('float32', 'bfloat16'))
+    assert 1e-7 < 1 - (exact * low).sum() < 0.05
 
 
 # Other processes
+
 
 def hits_of(s, picture, results=None):
     found = s.search(picture, 3).cand_path.tolist()
@@ -303,13 +397,13 @@ def test_a_spawned_process_answers(searcher, picture):
 
 
 def test_a_pickle_is_a_folder_and_options(project, searcher, picture):
-    s = load_searcher(project/'out', max_pixels=12345)
+    s = load_searcher(project / 'out', max_pixels=12345)
     data = pickle.dumps(s)
     assert len(data) < 1000
     again = pickle.loads(data)
     assert again.max_pixels == 12345
     assert hits_of(again, picture) == hits_of(searcher, picture)
-    in_memory = Searcher(load_model(project/'out/model'), searcher.index)
+    in_memory = Searcher(load_model(project / 'out/model'), searcher.index)
     with pytest.raises(InputError, match='made in memory'):
         pickle.dumps(in_memory)
     assert copy.copy(in_memory).engine is in_memory.engine
@@ -319,10 +413,10 @@ def waited(pid, seconds=90):
     "Exit status of a child process; None where it hangs"
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        done,status = os.waitpid(pid, os.WNOHANG)
+        done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
-        time.sleep(.02)
+        time.sleep(0.02)
     os.kill(pid, 9)
     os.waitpid(pid, 0)
 
@@ -341,12 +435,17 @@ def forked(check):
 def test_preloaded_as_gunicorn_does(forks, searcher, picture):
     "A master loads and answers; it forks two workers, one forks again, and threads of a worker answer as well"
     want = hits_of(searcher, picture)
-    time.sleep(1.1)   # OpenVINO's threads have come to rest
-    def right(): return hits_of(searcher, picture) == want
+    time.sleep(1.1)  # OpenVINO's threads have come to rest
+
+    def right():
+        return hits_of(searcher, picture) == want
+
     def threads():
         from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(4) as pool:
             return all(pool.map(lambda _: right(), range(12)))
+
     assert forked(lambda: right() and threads() and searcher.engine.name == 'openvino') == 0
     assert forked(lambda: forked(right) == 0 and right()) == 0
     assert right()
@@ -356,14 +455,21 @@ def test_forks_while_threads_search(forks, project, searcher, picture):
     "A thread may hold a lock of OpenVINO at that moment: the child does without it, also where it loads anew"
     want = hits_of(searcher, picture)
     stop = threading.Event()
+
     def busy():
         while not stop.is_set():
             searcher.search(picture, 3)
+
     def answers_on_pytorch():
-        with pytest.warns(UserWarning, match='it was running when this process was forked.*PyTorch'):
+        with pytest.warns(
+            UserWarning, match='it was running when this process was forked.*PyTorch'
+        ):
             assert hits_of(searcher, picture) == want
-        again = load_searcher(project/'out')
-        return hits_of(again, picture) == want and searcher.engine.name == again.engine.name == 'torch'
+        again = load_searcher(project / 'out')
+        return (
+            hits_of(again, picture) == want and searcher.engine.name == again.engine.name == 'torch'
+        )
+
     threads = [threading.Thread(target=busy) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -385,29 +491,46 @@ def test_a_batch_in_a_forked_process(forks, searcher, project):
 
 class Pictures:
     "A dataset whose items are hits"
-    def __init__(self, searcher, files): self.searcher,self.files = searcher,files
-    def __len__(self): return len(self.files)
-    def __getitem__(self, i): return hits_of(self.searcher, self.files[i])[0]
+
+    def __init__(self, searcher, files):
+        self.searcher = searcher
+        self.files = files
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        return hits_of(self.searcher, self.files[i])[0]
 
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_workers_of_pytorch(forks, searcher, project, method):
     from torch.utils.data import DataLoader
-    files = sorted((project/'images/line').iterdir())[:6]
+
+    files = sorted((project / 'images/line').iterdir())[:6]
     want = [hits_of(searcher, file)[0] for file in files]
-    loader = DataLoader(Pictures(searcher, files), batch_size=3, num_workers=1, multiprocessing_context=method, timeout=90)
+    loader = DataLoader(
+        Pictures(searcher, files),
+        batch_size=3,
+        num_workers=1,
+        multiprocessing_context=method,
+        timeout=90,
+    )
     assert [path for batch in loader for path in batch] == want
 
 
 def test_asyncio(searcher, picture):
     async def several():
-        return await asyncio.gather(*(asyncio.to_thread(hits_of, searcher, picture) for _ in range(8)))
-    assert asyncio.run(several()) == [hits_of(searcher, picture)]*8
+        return await asyncio.gather(
+            *(asyncio.to_thread(hits_of, searcher, picture) for _ in range(8))
+        )
+
+    assert asyncio.run(several()) == [hits_of(searcher, picture)] * 8
 
 
 @pytest.mark.parametrize('engine', ['torch', 'openvino'])
 def test_each_engine_in_a_forked_process(forks, project, picture, engine):
-    s = load_searcher(project/'out', engine=engine)
+    s = load_searcher(project / 'out', engine=engine)
     want = hits_of(s, picture)
     assert forked(lambda: hits_of(s, picture) == want) == 0
 
@@ -427,37 +550,44 @@ print('answered')
 
 def test_files_overwritten_in_place_do_not_end_the_process(ran, picture):
     "The index, the model, and the network that OpenVINO keeps"
-    ended = subprocess.run([sys.executable, '-c', OVERWRITTEN, ran/'out', picture], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, '-c', OVERWRITTEN, ran / 'out', picture], capture_output=True, text=True
+    )
     assert ended.returncode == 0, (ended.returncode, ended.stderr[-800:])
     assert ended.stdout == 'answered\n'
 
 
 # The stage index
 
+
 def test_index_needs_only_model_candidates_and_pictures(ran, cli, picture):
     for name in ('pairs.csv', 'query_gt.csv'):
-        (ran/name).unlink()
+        (ran / name).unlink()
     for kept in ('index', 'cache', 'train'):
-        shutil.rmtree(ran/'out'/kept)
-    shutil.rmtree(ran/'images/line')
-    status,out,err = cli('--config', ran/'config.yaml', '--stage', 'index')
+        shutil.rmtree(ran / 'out' / kept)
+    shutil.rmtree(ran / 'images/line')
+    status, out, err = cli('--config', ran / 'config.yaml', '--stage', 'index')
     assert status == 0, err
     assert 'it is not tuned' in err and 'index: built' in out
-    assert cli('--config', ran/'config.yaml', '--stage', 'query', '--image', picture)[0] == 0
+    assert cli('--config', ran / 'config.yaml', '--stage', 'query', '--image', picture)[0] == 0
 
 
 def test_the_stage_index_sees_replaced_pictures_under_coarse_codes(ran, cli):
-    with open(ran/'config.yaml', 'a') as config:
+    with open(ran / 'config.yaml', 'a') as config:
         config.write('index: {factory: PQ4x4}\n')
+
     def index():
-        status,out,err = cli('--config', ran/'config.yaml', '--stage', 'index')
+        status, out, err = cli('--config', ran / 'config.yaml', '--stage', 'index')
         assert status == 0, err
         return out
+
     assert 'built anew' in index()
     assert 'up to date' in index()
-    pictures = sorted((ran/'images/color').iterdir())
-    for a,b in zip(pictures[:3], pictures[10:13]):
+    pictures = sorted((ran / 'images/color').iterdir())
+    for a, b in zip(pictures[:3], pictures[10:13]):
         shutil.copy(b, a)
     assert '3 changed' in index()
-    s = load_searcher(ran/'out')
-    assert s.search(pictures[10], 60).set_index('cand_path').same_picture[f'color/{pictures[0].name}']
+    s = load_searcher(ran / 'out')
+    assert (
+        s.search(pictures[10], 60).set_index('cand_path').same_picture[f'color/{pictures[0].name}']
+    )

@@ -1,4 +1,5 @@
 """The server: who may ask, what is sent, and what others cannot take from it."""
+
 import csv
 import http.client
 import io
@@ -11,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-import web   # of nbs/attacks
+import web  # of nbs/attacks
 import attack
 from PIL import Image
 from starlette.testclient import TestClient
@@ -32,7 +33,7 @@ def project(workshop):
 
 
 def app_of(project, **options):
-    return make_app(project/'out', project/'images', project/'query_gt.csv', **options)
+    return make_app(project / 'out', project / 'images', project / 'query_gt.csv', **options)
 
 
 @pytest.fixture(scope='module')
@@ -61,15 +62,36 @@ PICTURE = png(web.scene())
 
 
 def post(client, data, **headers):
-    return client.post('/search?topk=5', content=data, headers={'content-type': 'image/png', **headers})
+    return client.post(
+        '/search?topk=5', content=data, headers={'content-type': 'image/png', **headers}
+    )
 
 
 # ---- HEAD
 
 
-ADDRESSES = ['/health', '/', '/image/0', '/image/0?side=64', '/query/0', '/docs', '/openapi.json', '/search?id=0', '/examples',
-             '/stats', '/metrics', '/page.css', '/page.js', '/favicon.ico', '/docs.js', '/swagger-ui.css', '/none', '/image/9999',
-             '/search', '/image/0?v=old']
+ADDRESSES = [
+    '/health',
+    '/',
+    '/image/0',
+    '/image/0?side=64',
+    '/query/0',
+    '/docs',
+    '/openapi.json',
+    '/search?id=0',
+    '/examples',
+    '/stats',
+    '/metrics',
+    '/page.css',
+    '/page.js',
+    '/favicon.ico',
+    '/docs.js',
+    '/swagger-ui.css',
+    '/none',
+    '/image/9999',
+    '/search',
+    '/image/0?v=old',
+]
 
 
 @pytest.mark.parametrize('address', ADDRESSES)
@@ -81,10 +103,10 @@ def test_head_is_get_without_a_body(server, address):
     assert head.status == got[0]
     assert head.headers['content-type'] == got[2]['content-type']
     assert head.read() == b''
-    if not address.startswith(('/search?', '/stats', '/metrics')):   # these tell of times
+    if not address.startswith(('/search?', '/stats', '/metrics')):  # these tell of times
         assert head.headers['content-length'] == got[2]['content-length']
     assert int(head.headers['content-length']) > 0
-    connection.request('GET', '/health')   # the connection is still in step
+    connection.request('GET', '/health')  # the connection is still in step
     assert json.loads(connection.getresponse().read())['ready']
     connection.close()
 
@@ -102,7 +124,9 @@ def test_head_with_etag_and_wrong_methods(client):
 def status_of_host(access, *values):
     lines = b''.join(b'Host: %s\r\n' % value.encode() for value in values)
     headers = [tuple(line.split(b': ', 1)) for line in lines.split(b'\r\n') if line]
-    scope = dict(method='GET', path='/health', headers=[(name.lower(), value) for name, value in headers])
+    scope = dict(
+        method='GET', path='/health', headers=[(name.lower(), value) for name, value in headers]
+    )
     try:
         access.check(scope)
     except Refusal as refusal:
@@ -110,15 +134,34 @@ def status_of_host(access, *values):
     return 200
 
 
-@pytest.mark.parametrize('host, name, status', [
-    ('127.0.0.1', 'localhost', 200), ('127.0.0.1', 'LocalHost.:8000', 200), ('127.0.0.1', '127.0.0.1:1', 200),
-    ('127.0.0.1', '[::1]:8000', 200), ('127.0.0.1', 'evil.example', 421), ('127.0.0.1', '10.1.2.3', 421),
-    ('127.0.0.1', '127.0.0.1.evil.example', 421), ('127.0.0.1', 'localhost.evil.example', 421), ('127.0.0.1', '', 421),
-    ('127.0.0.1', '::1', 421), ('127.0.0.1', 'a@localhost', 421), ('127.0.0.1', 'localhost:80:80', 421),
-    ('0.0.0.0', 'evil.example', 421), ('0.0.0.0', '10.1.2.3:8000', 200), ('0.0.0.0', '[2001:DB8::1]:8000', 200),
-    ('0.0.0.0', '[2001:DB8::1', 421), ('0.0.0.0', 'localhost', 200), ('0.0.0.0', socket.gethostname(), 200),
-    ('0.0.0.0', socket.gethostname().upper() + '.', 200), ('0.0.0.0', 'search.example.org', 200), ('::', 'evil.example', 421),
-    ('0.0.0.0', '', 421), ('0.0.0.0', 'search.example.org.evil.example', 421)])
+@pytest.mark.parametrize(
+    'host, name, status',
+    [
+        ('127.0.0.1', 'localhost', 200),
+        ('127.0.0.1', 'LocalHost.:8000', 200),
+        ('127.0.0.1', '127.0.0.1:1', 200),
+        ('127.0.0.1', '[::1]:8000', 200),
+        ('127.0.0.1', 'evil.example', 421),
+        ('127.0.0.1', '10.1.2.3', 421),
+        ('127.0.0.1', '127.0.0.1.evil.example', 421),
+        ('127.0.0.1', 'localhost.evil.example', 421),
+        ('127.0.0.1', '', 421),
+        ('127.0.0.1', '::1', 421),
+        ('127.0.0.1', 'a@localhost', 421),
+        ('127.0.0.1', 'localhost:80:80', 421),
+        ('0.0.0.0', 'evil.example', 421),
+        ('0.0.0.0', '10.1.2.3:8000', 200),
+        ('0.0.0.0', '[2001:DB8::1]:8000', 200),
+        ('0.0.0.0', '[2001:DB8::1', 421),
+        ('0.0.0.0', 'localhost', 200),
+        ('0.0.0.0', socket.gethostname(), 200),
+        ('0.0.0.0', socket.gethostname().upper() + '.', 200),
+        ('0.0.0.0', 'search.example.org', 200),
+        ('::', 'evil.example', 421),
+        ('0.0.0.0', '', 421),
+        ('0.0.0.0', 'search.example.org.evil.example', 421),
+    ],
+)
 def test_host(host, name, status):
     hosts = ['Search.example.org'] if host == '0.0.0.0' else ()
     assert status_of_host(make_access(host, hosts), name) == status
@@ -142,15 +185,23 @@ def test_the_message_names_the_setting(project):
 
 
 def test_posts_of_other_sites(project):
-    client = TestClient(app_of(project, access=Access(origins=('https://shop.example.org',))), base_url='http://here.example')
-    def status(**headers): return post(client, PICTURE, **{k.replace('_', '-'): v for k, v in headers.items()}).status_code
-    assert status() == 200   # a program
+    client = TestClient(
+        app_of(project, access=Access(origins=('https://shop.example.org',))),
+        base_url='http://here.example',
+    )
+
+    def status(**headers):
+        return post(
+            client, PICTURE, **{k.replace('_', '-'): v for k, v in headers.items()}
+        ).status_code
+
+    assert status() == 200  # a program
     assert status(sec_fetch_site='same-origin', origin='http://here.example') == 200
     assert status(sec_fetch_site='none') == 200
     assert status(sec_fetch_site='cross-site', origin='http://evil.example') == 403
     assert status(sec_fetch_site='Cross-Site') == 403
     assert status(sec_fetch_site='cross-site', origin='https://shop.example.org') == 200
-    assert status(origin='http://evil.example') == 403   # a browser that sends no mark
+    assert status(origin='http://evil.example') == 403  # a browser that sends no mark
     assert status(origin='null') == 403
     assert status(origin='http://here.example') == 200
     assert client.get('/search?id=0', headers={'sec-fetch-site': 'cross-site'}).status_code == 200
@@ -160,18 +211,28 @@ def test_cors(project):
     origin = 'https://shop.example.org'
     access = Access(origins=(origin,), token=TOKEN)
     client = TestClient(app_of(project, access=access))
-    ask = {'origin': origin, 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization, content-type'}
-    preflight = client.options('/search', headers=ask)   # comes without the token
+    ask = {
+        'origin': origin,
+        'access-control-request-method': 'POST',
+        'access-control-request-headers': 'authorization, content-type',
+    }
+    preflight = client.options('/search', headers=ask)  # comes without the token
     assert preflight.status_code == 200
     assert preflight.headers['access-control-allow-origin'] == origin
     refused = client.options('/search', headers=ask | {'origin': 'https://evil.example'})
     assert refused.status_code == 403
     assert refused.json()['error']['reason'] == 'another site'
     assert 'access-control-allow-origin' not in refused.headers
-    got = post(client, PICTURE, origin=origin, authorization=f'Bearer {TOKEN}', **{'sec-fetch-site': 'cross-site'})
+    got = post(
+        client,
+        PICTURE,
+        origin=origin,
+        authorization=f'Bearer {TOKEN}',
+        **{'sec-fetch-site': 'cross-site'},
+    )
     assert got.status_code == 200
     assert got.headers['access-control-allow-origin'] == origin
-    without = post(client, PICTURE, origin=origin)   # the page can read why
+    without = post(client, PICTURE, origin=origin)  # the page can read why
     assert without.status_code == 401
     assert without.headers['access-control-allow-origin'] == origin
 
@@ -179,7 +240,12 @@ def test_cors(project):
 def test_no_cors_by_default(client):
     got = client.get('/health', headers={'origin': 'https://shop.example.org'})
     assert 'access-control-allow-origin' not in got.headers
-    assert client.options('/search', headers={'origin': 'https://a.org', 'access-control-request-method': 'POST'}).status_code == 405
+    assert (
+        client.options(
+            '/search', headers={'origin': 'https://a.org', 'access-control-request-method': 'POST'}
+        ).status_code
+        == 405
+    )
 
 
 # ---- the token
@@ -197,7 +263,13 @@ def test_token(project):
     assert post(client, PICTURE).headers['www-authenticate'] == 'Bearer'
     assert client.get('/health').json() == {'ready': True, 'needs_token': True}
     assert client.get('/health', headers=bearer).json()['candidates'] > 0
-    for wrong in ('Bearer', f'Bearer {TOKEN}x', f'Basic {TOKEN}', f'Bearer {TOKEN[:-1]}', 'Bearer ' + 'x'*5000):
+    for wrong in (
+        'Bearer',
+        f'Bearer {TOKEN}x',
+        f'Basic {TOKEN}',
+        f'Bearer {TOKEN[:-1]}',
+        'Bearer ' + 'x' * 5000,
+    ):
         assert client.get('/stats', headers={'authorization': wrong}).status_code == 401
 
 
@@ -208,7 +280,7 @@ def test_login_gives_a_cookie_that_is_not_the_token(project):
     assert got.status_code == 204
     line = got.headers['set-cookie'].lower()
     assert 'httponly' in line and 'samesite=strict' in line and TOKEN not in line
-    assert client.get('/image/0').status_code == 200   # the client keeps the cookie
+    assert client.get('/image/0').status_code == 200  # the client keeps the cookie
     assert post(client, PICTURE).status_code == 200
     assert post(client, PICTURE, **{'sec-fetch-site': 'cross-site'}).status_code == 403
     other = TestClient(app_of(project, access=Access(token=TOKEN[::-1])), cookies=client.cookies)
@@ -218,11 +290,16 @@ def test_login_gives_a_cookie_that_is_not_the_token(project):
 def test_where_a_token_comes_from(tmp_path, monkeypatch, cli, project):
     monkeypatch.setenv('SEARCH_TOKEN', TOKEN)
     assert read_token('env:SEARCH_TOKEN') == TOKEN
-    (tmp_path/'token').write_text(TOKEN + '\n')
+    (tmp_path / 'token').write_text(TOKEN + '\n')
     assert read_token(f'file:{tmp_path}/token') == TOKEN
-    text = (project/'config.yaml').read_text()
-    for value, says in (('letmein-1', 'not a good one'), ('env:NONE', 'NONE'), ('file:none', 'cannot be read'), ('98765432109876543', 'serve.token')):
-        config = project/'token.yaml'
+    text = (project / 'config.yaml').read_text()
+    for value, says in (
+        ('letmein-1', 'not a good one'),
+        ('env:NONE', 'NONE'),
+        ('file:none', 'cannot be read'),
+        ('98765432109876543', 'serve.token'),
+    ):
+        config = project / 'token.yaml'
         config.write_text(text + f'serve: {{token: {value}, port: 0}}\n')
         status, out, err = cli('--config', config, '--stage', 'serve')
         assert status == 2 and says in err and 'letmein' not in err and '98765' not in err
@@ -230,11 +307,16 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch, cli, project):
 
 
 def test_settings_are_lists_of_texts(cli, project):
-    text = (project/'config.yaml').read_text()
-    config = project/'hosts.yaml'
-    for value, says in (('{hosts: [1]}', 'serve.hosts'), ('{hosts: ["a b"]}', 'serve.hosts'), ('{origins: "*"}', 'serve.origins'),
-                        ('{originals: maybe}', 'serve.originals'), ('{per_address: -1}', 'serve.per_address'),
-                        ('{max_upload_megapixels: 0}', 'serve.max_upload_megapixels')):
+    text = (project / 'config.yaml').read_text()
+    config = project / 'hosts.yaml'
+    for value, says in (
+        ('{hosts: [1]}', 'serve.hosts'),
+        ('{hosts: ["a b"]}', 'serve.hosts'),
+        ('{origins: "*"}', 'serve.origins'),
+        ('{originals: maybe}', 'serve.originals'),
+        ('{per_address: -1}', 'serve.per_address'),
+        ('{max_upload_megapixels: 0}', 'serve.max_upload_megapixels'),
+    ):
         config.write_text(text + f'serve: {value}\n')
         status, out, err = cli('--config', config, '--stage', 'serve', '--port', 0)
         assert status == 2 and says in err, err
@@ -262,7 +344,7 @@ def test_slow_uploads_keep_nobody_out(project):
     try:
         for line in lines:
             line.sendall(head)
-        time.sleep(.3)
+        time.sleep(0.3)
         assert slow.post(PICTURE)[0] == 200
     finally:
         for line in lines:
@@ -280,8 +362,10 @@ def test_slow_uploads_make_room_for_others(project, monkeypatch):
         for line in lines:
             line.sendall(head + bytes(95_000))
         web.until(lambda: slow.site.held > 250_000, 5)
-        large = png(Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)))
-        assert slow.post(large)[0] == 503   # they are not slow yet
+        large = png(
+            Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8))
+        )
+        assert slow.post(large)[0] == 503  # they are not slow yet
         time.sleep(2.2)
         assert slow.post(large)[0] == 200
     finally:
@@ -294,7 +378,9 @@ def test_slow_uploads_make_room_for_others(project, monkeypatch):
 
 
 def test_pixels_over_the_limit_are_refused_unread(client, monkeypatch):
-    def unread(self, source): raise AssertionError('it was decoded')
+    def unread(self, source):
+        raise AssertionError('it was decoded')
+
     monkeypatch.setattr(type(client.app.state.site.now.searcher), 'pixels', unread)
     got = post(client, black(10_000, 10_000))
     assert got.status_code == 422
@@ -325,13 +411,16 @@ def test_large_pictures_are_decoded_one_at_a_time(project, monkeypatch):
     large = png(Image.fromarray(noise))
     with TestClient(app) as client:
         statuses = []
-        threads = [threading.Thread(target=lambda: statuses.append(post(client, large).status_code)) for _ in range(7)]
+        threads = [
+            threading.Thread(target=lambda: statuses.append(post(client, large).status_code))
+            for _ in range(7)
+        ]
         for thread in threads:
             thread.start()
         try:
             assert entered.wait(10)
             web.until(lambda: len(statuses) == 3, 5)
-            assert statuses == [503]*3   # at most a quarter of 16 may wait
+            assert statuses == [503] * 3  # at most a quarter of 16 may wait
             assert post(client, PICTURE).status_code == 200
             assert client.get('/image/0?side=64').status_code == 200
             assert len(at_once) == 1
@@ -339,8 +428,8 @@ def test_large_pictures_are_decoded_one_at_a_time(project, monkeypatch):
             go.set()
             for thread in threads:
                 thread.join()
-        assert sorted(statuses) == [200]*4 + [503]*3
-        assert len(set(at_once)) == 1   # one thread, one after the other
+        assert sorted(statuses) == [200] * 4 + [503] * 3
+        assert len(set(at_once)) == 1  # one thread, one after the other
         assert (site.busy, site.busy_large, site.held) == (0, 0, 0)
 
 
@@ -352,20 +441,30 @@ def photo_with_place(form):
     pixels[:8] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
-    exif[0x010f] = 'secret camera'
-    exif.get_ifd(0x8825).update({1: 'N', 2: (52., 31., 12.)})
+    exif[0x010F] = 'secret camera'
+    exif.get_ifd(0x8825).update({1: 'N', 2: (52.0, 31.0, 12.0)})
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, form, exif=exif)
     return out.getvalue()
 
 
-@pytest.mark.parametrize('form, kind', [('JPEG', 'image/jpeg'), ('PNG', 'image/png'), ('WEBP', 'image/webp'),
-                                        ('TIFF', 'image/jpeg'), ('AVIF', 'image/jpeg'), ('PPM', 'image/jpeg')])
+@pytest.mark.parametrize(
+    'form, kind',
+    [
+        ('JPEG', 'image/jpeg'),
+        ('PNG', 'image/png'),
+        ('WEBP', 'image/webp'),
+        ('TIFF', 'image/jpeg'),
+        ('AVIF', 'image/jpeg'),
+        ('PPM', 'image/jpeg'),
+    ],
+)
 def test_originals_do_not_tell_where(project, form, kind):
     from two_tower_vs.data import load_image
+
     app = app_of(project)
     client = TestClient(app)
-    file = project/'images'/app.state.site.now.shows.paths[3]
+    file = project / 'images' / app.state.site.now.shows.paths[3]
     kept = file.read_bytes()
     try:
         data = photo_with_place(form)
@@ -376,12 +475,15 @@ def test_originals_do_not_tell_where(project, form, kind):
         image = Image.open(io.BytesIO(got.content))
         assert not image.getexif().get_ifd(0x8825) and b'secret' not in got.content
         want = np.asarray(load_image(data)).astype(int)
-        assert np.abs(np.asarray(load_image(got.content)).astype(int) - want).max() <= 3   # upright as before
+        # Upright as before
+        assert np.abs(np.asarray(load_image(got.content)).astype(int) - want).max() <= 3
         tags = [got.headers['etag']]
         for originals in ('exact', 'none'):
             other = TestClient(app_of(project, originals=originals)).get('/image/3')
             tags.append(other.headers['etag'])
-            assert (b'secret' in other.content) == (originals == 'exact' and form in ('JPEG', 'PNG', 'WEBP'))
+            assert (b'secret' in other.content) == (
+                originals == 'exact' and form in ('JPEG', 'PNG', 'WEBP')
+            )
         assert len(set(tags)) == 3
     finally:
         file.write_bytes(kept)
@@ -392,27 +494,32 @@ def test_originals_do_not_tell_where(project, form, kind):
 
 def test_the_same_picture_is_marked(project):
     app = app_of(project)
-    app.state.site.now.searcher.threshold = .1
+    app.state.site.now.searcher.threshold = 0.1
     client = TestClient(app)
     path = app.state.site.now.shows.paths[5]
-    hits = post(client, (project/'images'/path).read_bytes()).json()['hits']
+    hits = post(client, (project / 'images' / path).read_bytes()).json()['hits']
     assert hits[0]['cand_path'] == path
     assert hits[0]['same_picture'] is True and 'match' not in hits[0]
     assert all('same_picture' not in hit and 'match' in hit for hit in hits[1:])
     by_number = client.get('/search?id=5&topk=5').json()['hits']
     assert [hit.get('same_picture') for hit in by_number] == [True, None, None, None, None]
-    again = png(Image.open(project/'images'/path).convert('RGB').transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    again = png(
+        Image.open(project / 'images' / path)
+        .convert('RGB')
+        .transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    )
     assert not any('same_picture' in hit for hit in post(client, again).json()['hits'])
 
 
 def test_the_truth_may_say_that_it_is_right(project):
     from two_tower_vs.serve import _example
+
     app = app_of(project)
     now = app.state.site.now
-    now.searcher.threshold = .1
-    now.shows.queries.iat[0, 4] = [now.shows.paths[2]]   # answers
-    hit = dict(rank=1, id=2, cand_path=now.shows.paths[2], score=1., same_picture=True)
-    other = dict(rank=2, id=3, cand_path=now.shows.paths[3], score=.9, same_picture=True)
+    now.searcher.threshold = 0.1
+    now.shows.queries.iat[0, 4] = [now.shows.paths[2]]  # answers
+    hit = dict(rank=1, id=2, cand_path=now.shows.paths[2], score=1.0, same_picture=True)
+    other = dict(rank=2, id=3, cand_path=now.shows.paths[3], score=0.9, same_picture=True)
     hits = _example(now, 0, dict(hits=[hit, other]))['hits']
     assert hits[0]['match'] is True and 'same_picture' not in hits[0]
     assert hits[1]['same_picture'] is True and 'match' not in hits[1]
@@ -423,6 +530,7 @@ def test_the_truth_may_say_that_it_is_right(project):
 
 def test_answers_are_as_described(project):
     from jsonschema import Draft202012Validator
+
     app = app_of(project)
     client = TestClient(app)
     about = client.get('/openapi.json').json()
@@ -433,14 +541,14 @@ def test_answers_are_as_described(project):
         assert '$ref' in schema
         Draft202012Validator(closed(schema)).validate(answer.json())
 
-    def closed(schema):   # no field that the description does not have
+    def closed(schema):  # no field that the description does not have
         if isinstance(schema, dict):
             schema = {key: closed(value) for key, value in schema.items()}
             if 'properties' in schema and schema.get('type') == 'object':
                 schema['additionalProperties'] = False
         return schema
 
-    for threshold in (None, .5):
+    for threshold in (None, 0.5):
         app.state.site.now.searcher.threshold = threshold
         validate('/search', 'post', post(client, PICTURE))
         for query in ('id=5', 'query=0'):
@@ -455,7 +563,9 @@ def test_answers_are_as_described(project):
     for path, methods in about['paths'].items():
         for method, told in methods.items():
             assert told['summary'] and told['description'] and told['tags'], (path, method)
-            assert not {'422', '503'} & set(told['responses']) or 'HTTPValidationError' not in str(told)
+            assert not {'422', '503'} & set(told['responses']) or 'HTTPValidationError' not in str(
+                told
+            )
     assert 'HTTPValidationError' not in json.dumps(about['paths'])
 
 
@@ -471,32 +581,38 @@ def test_the_description_names_the_token(project):
 
 def test_no_csv_holds_a_formula(ran, cli, tmp_path):
     "Pictures with such names go through all stages; every CSV is safe, and leads to its pictures"
-    root = ran/'images'
+    root = ran / 'images'
     new = {}
     for i, name in enumerate(['=1+1.png', '+x.png', '-x.png', '@x.png']):
-        old = sorted((root/'color').iterdir())[i]
-        shutil.move(old, root/name)
+        old = sorted((root / 'color').iterdir())[i]
+        shutil.move(old, root / name)
         new[f'color/{old.name}'] = name
-    (root/'@broken.png').write_bytes(b'nothing')
+    (root / '@broken.png').write_bytes(b'nothing')
     for table in ('pairs.csv', 'candidates.csv', 'query_gt.csv'):
-        rows = list(csv.reader(open(ran/table)))
+        rows = list(csv.reader(open(ran / table)))
         rows = [[new.get(cell, cell) for cell in row] for row in rows]
         if table == 'candidates.csv':
             rows.append(['@broken.png'])
-        with open(ran/table, 'w', newline='') as file:
+        with open(ran / table, 'w', newline='') as file:
             csv.writer(file).writerows(rows)
-    config = ('--config', ran/'config.yaml')
+    config = ('--config', ran / 'config.yaml')
     for stage in ('check', 'eval', 'index', 'report'):
         status, out, err = cli(*config, '--stage', stage)
         assert status == 0, err
-    status, out, err = cli(*config, '--stage', 'query', '--image', root/'=1+1.png', '--topk', 3)
+    status, out, err = cli(*config, '--stage', 'query', '--image', root / '=1+1.png', '--topk', 3)
     assert status == 0 and '=1+1.png' in out
-    status, out, err = cli(*config, '--stage', 'index')   # its own list is still the right one
+    status, out, err = cli(*config, '--stage', 'index')  # its own list is still the right one
     assert status == 0 and 'up to date' in out, out
-    paths = load_index(ran/'out/index').paths
-    save_vectors(Embeddings(np.zeros((len(paths), 2), np.float32), paths), 'cand_path', [tmp_path/'v.npy', tmp_path/'export.csv'])
-    written = [*(ran/'out').rglob('*.csv'), tmp_path/'export.csv']
-    assert {'check.csv', 'per_query.csv', 'bad_images.csv', 'candidates.csv', 'history.csv'} <= {file.name for file in written}
+    paths = load_index(ran / 'out/index').paths
+    save_vectors(
+        Embeddings(np.zeros((len(paths), 2), np.float32), paths),
+        'cand_path',
+        [tmp_path / 'v.npy', tmp_path / 'export.csv'],
+    )
+    written = [*(ran / 'out').rglob('*.csv'), tmp_path / 'export.csv']
+    assert {'check.csv', 'per_query.csv', 'bad_images.csv', 'candidates.csv', 'history.csv'} <= {
+        file.name for file in written
+    }
     found = set()
     for file in written:
         for row in csv.reader(open(file, newline='')):

@@ -1,4 +1,5 @@
 """One set of photos as queries and gallery: a query is never its own hit unless the truth marks it as right."""
+
 import json
 from itertools import permutations
 
@@ -39,7 +40,7 @@ def gallery(tmp_path_factory):
         for photo in range(8):
             pixels = pattern.repeat(12, 0).repeat(12, 1) + rng.normal(0, 60, (48, 48, 3))
             name = f'{number:02}-{photo}.png'
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root/name)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name)
             photos.append(name)
         classes.append(photos)
     return root, classes
@@ -52,7 +53,7 @@ def model():
 
 def brute_force(vectors, label):
     "Leave-one-out metrics of each photo, answer by answer; scores within 1e-6 are equal and go in their order"
-    scores = vectors@vectors.T
+    scores = vectors @ vectors.T
     np.fill_diagonal(scores, -np.inf)
     place = np.arange(len(scores))
     rows = []
@@ -62,8 +63,15 @@ def brute_force(vectors, label):
             lead = scores[i] - scores[i, j]
             ranks.append(1 + (lead > 1e-6).sum() + ((abs(lead) <= 1e-6) & (place < j)).sum())
         ranks = np.array(ranks)
-        rows.append({'recall@1': (ranks <= 1).mean(), 'recall@5': (ranks <= 5).mean(), 'hit@1': float(ranks.min() == 1),
-                     'hit@5': float(ranks.min() <= 5), 'mrr': 1/ranks.min()})
+        rows.append(
+            {
+                'recall@1': (ranks <= 1).mean(),
+                'recall@5': (ranks <= 5).mean(),
+                'hit@1': float(ranks.min() == 1),
+                'hit@5': float(ranks.min() <= 5),
+                'mrr': 1 / ranks.min(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -78,8 +86,10 @@ def test_leave_one_out_equals_brute_force(gallery, model):
     queries = found.queries.set_index('query_path').loc[photos.cand_path]
     for metric in ('recall@1', 'recall@5'):
         assert np.abs(queries[metric].to_numpy() - want[metric].to_numpy()).max() < 1e-9
-    for metric in want:   # metrics.json has six digits
-        assert found.metrics['trained'][metric]['value'] == pytest.approx(want[metric].mean(), abs=6e-7), metric
+    for metric in want:  # metrics.json has six digits
+        assert found.metrics['trained'][metric]['value'] == pytest.approx(
+            want[metric].mean(), abs=6e-7
+        ), metric
     assert found.metrics['self_excluded'] == 320
     assert (queries.top1.to_numpy() != photos.cand_path.to_numpy()).all()
     assert found.metrics['intervals'] == {'unit': 'product', 'clusters': 40}
@@ -88,8 +98,9 @@ def test_leave_one_out_equals_brute_force(gallery, model):
 def test_a_copy_under_another_name_is_the_same_picture(gallery, model, tmp_path):
     root, classes = gallery
     names = [classes[0][0], classes[0][1], classes[1][0]]
-    for name in names: (tmp_path/name).write_bytes((root/name).read_bytes())
-    (tmp_path/'copy.png').write_bytes((root/names[0]).read_bytes())
+    for name in names:
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    (tmp_path / 'copy.png').write_bytes((root / names[0]).read_bytes())
     candidates = pd.DataFrame({'cand_path': ['copy.png', *names[1:]]})
     truth = pd.DataFrame({'query_path': names[:1], 'gt_cand_path': names[1:2]})
     found = evaluate(model, truth, candidates, tmp_path, k=[1])
@@ -106,14 +117,16 @@ def test_training_sees_no_photo_as_wrong_for_itself(gallery, model):
     pairs, truth, photos = tables(classes[:20])
     t = train(TwoTower(image_size=48, embed_dim=32, levels=1), pairs, root, epochs=2, views=0)
     assert t.baseline['new'] > 0
-    assert 'known' not in t.baseline          # every query is a candidate
+    assert 'known' not in t.baseline  # every query is a candidate
     assert t.gain['clusters'] == 20 or t.gain['clusters'] >= 3
 
 
 def test_pairs_in_both_directions(gallery):
     root, classes = gallery
     one_way = pd.DataFrame([(a, b) for a, b, *_ in classes], columns=['query_path', 'cand_path'])
-    both = pd.concat([one_way, one_way.rename(columns={'query_path': 'cand_path', 'cand_path': 'query_path'})])
+    both = pd.concat(
+        [one_way, one_way.rename(columns={'query_path': 'cand_path', 'cand_path': 'query_path'})]
+    )
     both = both[['query_path', 'cand_path']].reset_index(drop=True)
     t = train(TwoTower(image_size=48, embed_dim=32, levels=1), both, root, epochs=2, views=0)
     masked = t.history[t.history.epoch > 0].masked
@@ -126,29 +139,36 @@ def test_the_centred_baseline_is_saved_with_the_model(gallery, tmp_path):
     pairs, _, _ = tables(classes[:4])
     model = TwoTower(image_size=48, embed_dim=32, levels=1)
     train(model, pairs, root, epochs=0, views=0)
-    save_model(model, tmp_path/'model')
-    again = load_model(tmp_path/'model')
+    save_model(model, tmp_path / 'model')
+    again = load_model(tmp_path / 'model')
     assert np.array_equal(again.centre_weight.numpy(), model.centre_weight.numpy())
     names = classes[0][:2]
     a, b = (embed(m.centred().query, names, root, engine='torch').vectors for m in (model, again))
     assert np.allclose(a, b, atol=1e-6)
-    described = json.loads((tmp_path/'model'/'model.json').read_text())['training']
+    described = json.loads((tmp_path / 'model' / 'model.json').read_text())['training']
     assert described['kept'] in ('trained', 'plain', 'centred')
 
 
 @pytest.mark.slow
 def test_grocery_photos_as_one_gallery_train_and_improve(grocery, tmp_path):
     "20 products that training never saw, 8 photos each, leave-one-out"
-    pairs = pd.read_csv(grocery/'pairs.csv')
+    pairs = pd.read_csv(grocery / 'pairs.csv')
     photos = [list(g.head(8)) for _, g in pairs.groupby('cand_path').query_path if len(g) >= 8]
     seen, _, _ = tables(photos[20:])
     _, truth, candidates = tables(photos[:20])
     model = TwoTower()
-    t = train(model, seen, grocery/'images', tmp_path/'cache', views=0)
+    t = train(model, seen, grocery / 'images', tmp_path / 'cache', views=0)
     assert t.promoted
-    found = evaluate(model, truth, candidates, grocery/'images', tmp_path/'cache', k=[1, 5])
-    print(len(photos)-20, t.chosen, t.gain, {name: found.metrics[name]['mrr'] for name in ('baseline', 'centred', 'trained')})
+    found = evaluate(model, truth, candidates, grocery / 'images', tmp_path / 'cache', k=[1, 5])
+    print(
+        len(photos) - 20,
+        t.chosen,
+        t.gain,
+        {name: found.metrics[name]['mrr'] for name in ('baseline', 'centred', 'trained')},
+    )
     print({name: found.metrics[name]['hit@1'] for name in ('baseline', 'centred', 'trained')})
-    assert .5 < found.metrics['baseline']['hit@1']['value'] < .95
+    assert 0.5 < found.metrics['baseline']['hit@1']['value'] < 0.95
     for metric in ('mrr', 'hit@1', 'recall@5'):
-        assert found.metrics['trained'][metric]['value'] > found.metrics['baseline'][metric]['value']
+        assert (
+            found.metrics['trained'][metric]['value'] > found.metrics['baseline'][metric]['value']
+        )

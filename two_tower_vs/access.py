@@ -15,29 +15,33 @@ from .catalog import InputError
 # %% ../nbs/07a_access.ipynb #a88dfb37
 class Refusal(Exception):
     "An answer that refuses: what kind, why, and what to do."
-    def __init__(self,
-        status:int,  # of HTTP
-        reason:str,  # a few words, for programs
-        detail:str,  # a sentence, for people
-        **headers,   # of the answer, with _ for -
+
+    def __init__(
+        self,
+        status: int,  # of HTTP
+        reason: str,  # a few words, for programs
+        detail: str,  # a sentence, for people
+        **headers,  # of the answer, with _ for -
     ):
         self.status = status
         self.reason = reason
         self.detail = detail
         self.headers = {name.replace('_', '-'): str(value) for name, value in headers.items()}
 
-    def json(self)->dict:
+    def json(self) -> dict:
         return {'error': dict(status=self.status, reason=self.reason, detail=self.detail)}
 
-def json_answer(content:dict, status:int=200, headers:dict=None):
+
+def json_answer(content: dict, status: int = 200, headers: dict = None):
     "A response of Starlette's."
     from starlette.responses import Response
+
     return Response(json.dumps(content), status, headers, 'application/json')
 
 # %% ../nbs/07a_access.ipynb #e7e94e56
 def host_name(
-    value:str,  # of a Host header, or the part of an origin after ://
-)->str:         # None where it is no host
+    value: str,  # of a Host header, or the part of an origin after ://
+) -> str:  # None where it is no host
     "The host without its port, in one spelling."
     match = re.fullmatch(r'(\[[0-9a-fA-F:.]+\]|[^\[\]:@/?#\s,]+)(:\d{1,5})?', value)
     if not match:
@@ -45,16 +49,19 @@ def host_name(
     name = match[1].strip('[]').lower().removesuffix('.')
     return _address(name) or name
 
+
 def _address(name):
     "An IP address in one spelling; None for a name"
-    try: address = ipaddress.ip_address(name)
-    except ValueError: return None
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return None
     return str(getattr(address, 'ipv4_mapped', None) or address)
 
 # %% ../nbs/07a_access.ipynb #126cf706
 def own_names(
-    host:str,  # that the server listens at
-)->set:
+    host: str,  # that the server listens at
+) -> set:
     "Names by which this machine may be asked."
     if _is_loopback(host):
         return {'localhost'}
@@ -63,16 +70,20 @@ def own_names(
     names = {'localhost', hostname, short, f'{short}.local', socket.getfqdn().lower(), host.lower()}
     return {name.removesuffix('.') for name in names if name}
 
+
 def _is_loopback(host):
     address = _address(host)
-    return host.lower() == 'localhost' or bool(address) and ipaddress.ip_address(address).is_loopback
+    return (
+        host.lower() == 'localhost' or bool(address) and ipaddress.ip_address(address).is_loopback
+    )
 
 # %% ../nbs/07a_access.ipynb #7fbb541d
-_least_token = 16   # characters
+_least_token = 16  # characters
+
 
 def read_token(
-    source:str,  # the token itself, env:NAME or file:PATH; None: no token
-)->str:
+    source: str,  # the token itself, env:NAME or file:PATH; None: no token
+) -> str:
     "The token that `source` leads to. Raises `InputError`, without the token."
     if source is None:
         return None
@@ -80,40 +91,51 @@ def read_token(
     token = source
     if kind == 'env':
         token = os.environ.get(place)
-        if token is None: raise InputError(
-            f'serve.token is in the environment variable {place}, and there is none. Set it, or leave serve.token out.')
+        if token is None:
+            raise InputError(
+                f'serve.token is in the environment variable {place}, and there is none. Set it, or leave serve.token out.'
+            )
     if kind == 'file':
-        try: token = Path(place).expanduser().read_text(encoding='utf-8').strip()
-        except (OSError, ValueError) as e: raise InputError(
-            f'serve.token is in the file {place}, which cannot be read ({getattr(e, "strerror", None) or "no text"}). '
-            'Name another one.') from None
+        try:
+            token = Path(place).expanduser().read_text(encoding='utf-8').strip()
+        except (OSError, ValueError) as e:
+            raise InputError(
+                f'serve.token is in the file {place}, which cannot be read ({getattr(e, "strerror", None) or "no text"}). '
+                'Name another one.'
+            ) from None
     return _sound_token(token)
 
+
 def _sound_token(token):
-    if len(token) < _least_token or not re.fullmatch('[!-~]+', token): raise InputError(
-        f'serve.token is not a good one. Use {_least_token} or more letters and digits, without spaces, such as those of: '
-        'python -c "import secrets; print(secrets.token_urlsafe())"')
+    if len(token) < _least_token or not re.fullmatch('[!-~]+', token):
+        raise InputError(
+            f'serve.token is not a good one. Use {_least_token} or more letters and digits, without spaces, such as those of: '
+            'python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
     return token
 
+
 def at_config(
-    source:str, # as in `read_token`
-    folder,     # that holds the config file
-)->str:
+    source: str,  # as in `read_token`
+    folder,  # that holds the config file
+) -> str:
     "The same source; the path of file:PATH starts from `folder`, as all paths in a config file do."
     kind, _, place = (source or '').partition(':')
-    return f'file:{Path(folder)/Path(place).expanduser()}' if kind == 'file' else source
-
+    return f'file:{Path(folder) / Path(place).expanduser()}' if kind == 'file' else source
 
 # %% ../nbs/07a_access.ipynb #3cf4ed5f
-_open_to_all = '/', '/page.css', '/page.js', '/favicon.ico', '/health', '/login'   # what a page needs to ask for the token
+# What a page needs to ask for the token
+_open_to_all = ('/', '/page.css', '/page.js', '/favicon.ico', '/health', '/login')
+
 
 @dataclass
 class Access:
     "Who may ask. Without arguments: everybody, under any name."
-    hosts:tuple=()         # names that the server answers to; none: any
-    any_address:bool=False # is every IP address in Host right, or only loopback ones?
-    origins:tuple=()       # of pages that may read the answers
-    token:str=field(default=None, repr=False)
+
+    hosts: tuple = ()  # names that the server answers to; none: any
+    any_address: bool = False  # is every IP address in Host right, or only loopback ones?
+    origins: tuple = ()  # of pages that may read the answers
+    token: str = field(default=None, repr=False)
 
     def check(self, scope):
         "Raise `Refusal` where a request may not be answered."
@@ -123,36 +145,47 @@ class Access:
         self._check_host(headers.get('host', ['']))
         if scope['method'] not in ('GET', 'HEAD', 'OPTIONS'):
             self._check_page(headers)
-        if self.token and scope['path'] not in _open_to_all and not self.knows(scope): raise Refusal(
-            401, 'no token', 'This server wants its token. Send it as Authorization: Bearer TOKEN, or log in on the page.',
-            WWW_Authenticate='Bearer')
+        if self.token and scope['path'] not in _open_to_all and not self.knows(scope):
+            raise Refusal(
+                401,
+                'no token',
+                'This server wants its token. Send it as Authorization: Bearer TOKEN, or log in on the page.',
+                WWW_Authenticate='Bearer',
+            )
 
 # %% ../nbs/07a_access.ipynb #90205a5f
 def _headers_of(scope, wanted):
     return [value for name, value in scope['headers'] if name == wanted]
+
 
 def _cookie_value(token, use):
     return hmac.new(token.encode(), f'two_tower_vs {use}'.encode(), 'sha256').hexdigest()
 
 # %% ../nbs/07a_access.ipynb #cfc65579
 @patch
-def _check_host(self:Access, values):
+def _check_host(self: Access, values):
     if not self.hosts:
         return
     if len(values) > 1:
-        raise Refusal(400, 'bad request', 'There are two Host headers. Send one.', Connection='close')
+        raise Refusal(
+            400, 'bad request', 'There are two Host headers. Send one.', Connection='close'
+        )
     name = host_name(values[0])
     address = name and _address(name)
     known = name in self.hosts or '*' in self.hosts
     if address:
         known = known or self.any_address or _is_loopback(address)
-    if not known: raise Refusal(
-        421, 'wrong host', f'This server does not answer to this name, only to {", ".join(sorted(self.hosts))}. '
-        'Whoever runs it can add names to serve.hosts.')
+    if not known:
+        raise Refusal(
+            421,
+            'wrong host',
+            f'This server does not answer to this name, only to {", ".join(sorted(self.hosts))}. '
+            'Whoever runs it can add names to serve.hosts.',
+        )
 
 # %% ../nbs/07a_access.ipynb #8010d100
 @patch
-def _check_page(self:Access, headers):
+def _check_page(self: Access, headers):
     origin = headers.get('origin', [''])[0]
     if origin.lower() in self.origins:
         return
@@ -162,12 +195,16 @@ def _check_page(self:Access, headers):
         host = origin.partition('://')[2]
         same = host.lower() == headers.get('host', [''])[0].lower()
         foreign = not same and host_name(host) not in self.hosts
-    if foreign: raise Refusal(
-        403, 'another site', 'A page of another site sent this. Whoever runs this server can add its origin to serve.origins.')
+    if foreign:
+        raise Refusal(
+            403,
+            'another site',
+            'A page of another site sent this. Whoever runs this server can add its origin to serve.origins.',
+        )
 
 # %% ../nbs/07a_access.ipynb #aec68b7d
 @patch
-def knows(self:Access, scope)->bool:
+def knows(self: Access, scope) -> bool:
     "Does the request bring the token, or a cookie that was given for it?"
     if not self.token:
         return True
@@ -184,28 +221,35 @@ def knows(self:Access, scope)->bool:
                 found |= hmac.compare_digest(given, right.encode())
     return found
 
+
 @patch
-def cookie(self:Access)->tuple:   # (its name, its value)
+def cookie(self: Access) -> tuple:  # (its name, its value)
     "What a browser keeps. The name differs from server to server, since a browser keeps one list for all ports."
-    return f'two_tower_vs_{_cookie_value(self.token, "name")[:8]}', _cookie_value(self.token, 'session')
+    return f'two_tower_vs_{_cookie_value(self.token, "name")[:8]}', _cookie_value(
+        self.token, 'session'
+    )
 
 # %% ../nbs/07a_access.ipynb #cd707996
 def make_access(
-    host:str='127.0.0.1', # that the server listens at
-    hosts:tuple=(),       # more names that it answers to; * is any
-    origins:tuple=(),     # of pages that may read the answers: https://shop.example.org
-    token:str=None,       # as in `read_token`
-)->Access:
+    host: str = '127.0.0.1',  # that the server listens at
+    hosts: tuple = (),  # more names that it answers to; * is any
+    origins: tuple = (),  # of pages that may read the answers: https://shop.example.org
+    token: str = None,  # as in `read_token`
+) -> Access:
     "Raises `InputError`."
     names = own_names(host)
     for name in hosts:
         spelled = name if name == '*' else host_name(name) or _address(name)
-        if not spelled: raise InputError(
-            f'serve.hosts: {name!r} is no name of a host. Use one such as search.example.org.')
+        if not spelled:
+            raise InputError(
+                f'serve.hosts: {name!r} is no name of a host. Use one such as search.example.org.'
+            )
         names.add(spelled)
     for origin in origins:
         scheme, _, rest = origin.partition('://')
-        if scheme.lower() not in ('http', 'https') or not host_name(rest): raise InputError(
-            f'serve.origins: {origin!r} is no origin. Use one such as https://shop.example.org, without a path.')
+        if scheme.lower() not in ('http', 'https') or not host_name(rest):
+            raise InputError(
+                f'serve.origins: {origin!r} is no origin. Use one such as https://shop.example.org, without a path.'
+            )
     origins = tuple(origin.lower() for origin in origins)
     return Access(tuple(sorted(names)), not _is_loopback(host), origins, read_token(token))

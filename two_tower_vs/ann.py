@@ -14,266 +14,370 @@ from warnings import warn
 from .data import InputError
 
 # %% ../nbs/04a_ann.ipynb #4be76d9b
-kinds = 'flat','hnsw','ivf_pq','ivf_rabitq'
+kinds = 'flat', 'hnsw', 'ivf_pq', 'ivf_rabitq'
+
 
 def factory(
-    kind:str,         # one of kinds
-    n:int,            # vectors
-    d:int,            # dimensions
-    refine:str='SQ8', # what the refine stage of the last two keeps of each vector; or SQfp16
-)->str:
+    kind: str,  # one of kinds
+    n: int,  # vectors
+    d: int,  # dimensions
+    refine: str = 'SQ8',  # what the refine stage of the last two keeps of each vector; or SQfp16
+) -> str:
     "The FAISS factory string of a kind. Raises `InputError`."
-    if kind == 'flat': return 'Flat'
-    if kind == 'hnsw': return 'HNSW32'
-    if kind not in kinds: raise InputError(
-        f'index.kind is {kind!r}. Use auto, {", ".join(kinds[:-1])} or {kinds[-1]}, or give a FAISS string as index.factory.')
-    if n < 624: raise InputError(
-        f'index.kind {kind} needs 624 candidates or more to learn its codes from, and there are {n}. '
-        'Use flat: exact, and well under a millisecond at this size.')
-    lists = 2**int(math.log2(min(4*n**.5, n/39)))
-    codes = max(m for m in range(1, d+1) if d % m == 0 and m <= max(1, d//4))
+    if kind == 'flat':
+        return 'Flat'
+    if kind == 'hnsw':
+        return 'HNSW32'
+    if kind not in kinds:
+        raise InputError(
+            f'index.kind is {kind!r}. Use auto, {", ".join(kinds[:-1])} or {kinds[-1]}, or give a FAISS string as index.factory.'
+        )
+    if n < 624:
+        raise InputError(
+            f'index.kind {kind} needs 624 candidates or more to learn its codes from, and there are {n}. '
+            'Use flat: exact, and well under a millisecond at this size.'
+        )
+    lists = 2 ** int(math.log2(min(4 * n**0.5, n / 39)))
+    codes = max(m for m in range(1, d + 1) if d % m == 0 and m <= max(1, d // 4))
     return f'IVF{lists},{"RaBitQfs" if kind == "ivf_rabitq" else f"PQ{codes}x4fs"},Refine({refine})'
 
 # %% ../nbs/04a_ann.ipynb #d3ee5ca3
 def megabytes(
-    spec:str, # a factory string, as `factory` gives it
-    n:int,    # vectors
-    d:int,    # dimensions
-)->float:
+    spec: str,  # a factory string, as `factory` gives it
+    n: int,  # vectors
+    d: int,  # dimensions
+) -> float:
     "The memory that an index takes, by its layout."
-    if spec == 'Flat': each = 4*d
-    elif spec == 'HNSW32': each = 4*d + 4*2*32 + 4*32/31 + 12   # two links a neighbour on the ground floor, few above
+    if spec == 'Flat':
+        each = 4 * d
+    elif spec == 'HNSW32':
+        # Two links a neighbour on the ground floor, few above
+        each = 4 * d + 4 * 2 * 32 + 4 * 32 / 31 + 12
     else:
-        lists,codes,refine = spec.split(',')
-        code = d/8+8 if codes == 'RaBitQfs' else int(codes[2:-4])/2
-        lists = int(lists[3:])/n   # codes lie in blocks of 32, the last of a list half empty
-        each = code*(1+16*lists) + 8 + d*(2 if 'fp16' in refine else 1) + 4*d*lists
-    return n*each/2**20
+        lists, codes, refine = spec.split(',')
+        code = d / 8 + 8 if codes == 'RaBitQfs' else int(codes[2:-4]) / 2
+        lists = int(lists[3:]) / n  # codes lie in blocks of 32, the last of a list half empty
+        each = code * (1 + 16 * lists) + 8 + d * (2 if 'fp16' in refine else 1) + 4 * d * lists
+    return n * each / 2**20
 
 # %% ../nbs/04a_ann.ipynb #29d90cfd
 def check_finite(
-    vectors:np.ndarray, # (n, d), in memory or mapped
-    what:str,           # they are, for the message
-    names=None,         # of the rows; default: their numbers
-    first:int=0,        # number of the first row
-    chunk:int=65536,    # rows looked at together
+    vectors: np.ndarray,  # (n, d), in memory or mapped
+    what: str,  # they are, for the message
+    names=None,  # of the rows; default: their numbers
+    first: int = 0,  # number of the first row
+    chunk: int = 65536,  # rows looked at together
 ):
     "Raise `InputError` where a number is NaN or infinite; it names the first such row."
     for start in range(0, len(vectors), chunk):
-        finite = np.isfinite(vectors[start:start+chunk]).all(1)
-        if finite.all(): continue
+        finite = np.isfinite(vectors[start : start + chunk]).all(1)
+        if finite.all():
+            continue
         row = start + int(finite.argmin())
-        name = f'row {first+row}' if names is None else names[row]
-        raise InputError(f'{what} hold numbers that are none (NaN or infinite), first that of {name}. '
-                         'Look for such numbers in the weights of the model, then embed again.')
+        name = f'row {first + row}' if names is None else names[row]
+        raise InputError(
+            f'{what} hold numbers that are none (NaN or infinite), first that of {name}. '
+            'Look for such numbers in the weights of the model, then embed again.'
+        )
 
 # %% ../nbs/04a_ann.ipynb #0662a911
 def new_index(
-    spec:str,       # a FAISS factory string
-    x:np.ndarray,   # unit vectors (n, d), in memory or mapped
-    chunk:int=65536,# added at once
-    per_list:int=64,# training examples for each list and code; FAISS wants 39
-):                  # a faiss.Index, inner product
+    spec: str,  # a FAISS factory string
+    x: np.ndarray,  # unit vectors (n, d), in memory or mapped
+    chunk: int = 65536,  # added at once
+    per_list: int = 64,  # training examples for each list and code; FAISS wants 39
+):  # a faiss.Index, inner product
     "Build an index. Raises `InputError` for a factory string that FAISS doesn't take or can't train on so few vectors."
     import faiss
-    if x.ndim != 2 or not len(x): raise InputError(f'Vectors of shape {x.shape} make no index. Give (n, d), one at least.')
+
+    if x.ndim != 2 or not len(x):
+        raise InputError(f'Vectors of shape {x.shape} make no index. Give (n, d), one at least.')
     said = lambda e: str(e).splitlines()[-1][-120:]
-    try: index = faiss.index_factory(x.shape[1], spec, faiss.METRIC_INNER_PRODUCT)
+    try:
+        index = faiss.index_factory(x.shape[1], spec, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as e:
-        raise InputError(f'index.factory {spec!r} is not a FAISS index of {x.shape[1]} dimensions ({said(e)}).') from e
+        raise InputError(
+            f'index.factory {spec!r} is not a FAISS index of {x.shape[1]} dimensions ({said(e)}).'
+        ) from e
     if not index.is_trained:
         lists = getattr(faiss.try_extract_index_ivf(index), 'nlist', 0)
-        some = sample(x, per_list*max(256, lists))
+        some = sample(x, per_list * max(256, lists))
         check_finite(some, 'The vectors')
-        try: index.train(some)
-        except RuntimeError as e: raise InputError(
-            f'index.factory {spec!r} can not be trained on {len(x)} candidates ({said(e)}). Use kind: flat.') from e
+        try:
+            index.train(some)
+        except RuntimeError as e:
+            raise InputError(
+                f'index.factory {spec!r} can not be trained on {len(x)} candidates ({said(e)}). Use kind: flat.'
+            ) from e
     return add(index, x, chunk)
 
-def add(index, x, chunk:int=65536):
+
+def add(index, x, chunk: int = 65536):
     "Add vectors in chunks. Raises `InputError` for one that isn't finite."
     for start in range(0, len(x), chunk):
-        part = np.ascontiguousarray(x[start:start+chunk], dtype=np.float32)
+        part = np.ascontiguousarray(x[start : start + chunk], dtype=np.float32)
         check_finite(part, 'The vectors', first=start)
         index.add(part)
     return index
 
-def sample(x, most:int):
+
+def sample(x, most: int):
     "At most so many rows, always the same ones, in their order."
-    if len(x) <= most: return np.ascontiguousarray(x)
+    if len(x) <= most:
+        return np.ascontiguousarray(x)
     return x[np.sort(np.random.default_rng(0).permutation(len(x))[:most])]
 
 # %% ../nbs/04a_ann.ipynb #2c10bd55
-tolerance = 1e-5   # of a score: less is the arithmetic's, not the search's
+tolerance = 1e-5  # of a score: less is the arithmetic's, not the search's
+
 
 @dataclass
 class Exact:
     "What exact search finds for some queries: the measure of any other search."
-    vectors:np.ndarray     # that are searched (n, d), in memory or mapped
-    rows:np.ndarray        # of the nearest of each query (q, k), best first
-    scores:np.ndarray      # theirs, float32 (q, k)
-    order:np.ndarray=None  # the row of `vectors` that is each row of the index, where it numbers them otherwise
 
-    def as_good(self,
-        rows:np.ndarray, # what an index returned (q, k); -1 for none
-        q:np.ndarray,    # query vectors (q, d)
-    )->np.ndarray:       # bool (q, k); the hits in another order
+    vectors: np.ndarray  # that are searched (n, d), in memory or mapped
+    rows: np.ndarray  # of the nearest of each query (q, k), best first
+    scores: np.ndarray  # theirs, float32 (q, k)
+    order: np.ndarray = (
+        None  # the row of `vectors` that is each row of the index, where it numbers them otherwise
+    )
+
+    def as_good(
+        self,
+        rows: np.ndarray,  # what an index returned (q, k); -1 for none
+        q: np.ndarray,  # query vectors (q, d)
+    ) -> np.ndarray:  # bool (q, k); the hits in another order
         "Which hits are as good as the true nearest; a row counts once."
         rows = np.sort(rows, axis=1)
         counts = rows >= 0
         counts[:, 1:] &= rows[:, 1:] != rows[:, :-1]
         at = rows if self.order is None else self.order[rows]
-        block = max(1, 2**24//(rows.shape[1]*q.shape[1]))   # queries whose hits fit in 64 MB
+        block = max(1, 2**24 // (rows.shape[1] * q.shape[1]))  # queries whose hits fit in 64 MB
         for start in range(0, len(q), block):
-            part = slice(start, start+block)
+            part = slice(start, start + block)
             scores = np.einsum('qkd,qd->qk', self.vectors[at[part]], q[part])
             counts[part] &= scores >= self.scores[part, -1:] - tolerance
         return counts
 
-def nearest(x, q, k:int=10)->Exact:
+
+def nearest(x, q, k: int = 10) -> Exact:
     "Exact search. Raises `InputError` for queries that aren't finite."
     import faiss
+
     check_finite(q, 'The queries')
-    vectors,queries = np.ascontiguousarray(x), np.ascontiguousarray(q)
-    scores,rows = faiss.knn(queries, vectors, min(k, len(x)), metric=faiss.METRIC_INNER_PRODUCT)
+    vectors = np.ascontiguousarray(x)
+    queries = np.ascontiguousarray(q)
+    scores, rows = faiss.knn(queries, vectors, min(k, len(x)), metric=faiss.METRIC_INNER_PRODUCT)
     return Exact(vectors, rows, scores)
 
+
 def agreement(
-    index,       # a faiss.Index
-    exact:Exact, # as nearest gives it for these queries
-    q,           # query vectors (n, d)
-)->float:
+    index,  # a faiss.Index
+    exact: Exact,  # as nearest gives it for these queries
+    q,  # query vectors (n, d)
+) -> float:
     "Share of the hits of exact search that the index finds, or others as good."
-    _,rows = index.search(q, exact.rows.shape[1])
+    _, rows = index.search(q, exact.rows.shape[1])
     return float(exact.as_good(rows, q).mean())
 
 # %% ../nbs/04a_ann.ipynb #a9719cb1
-def _clock(index, q, k): t = time.perf_counter(); index.search(q, k); return time.perf_counter()-t
+def _clock(index, q, k):
+    t = time.perf_counter()
+    index.search(q, k)
+    return time.perf_counter() - t
 
-def throughput(index, q, k:int=10)->float:   # queries a second in a batch
+
+def throughput(index, q, k: int = 10) -> float:  # queries a second in a batch
     "The best of three batches."
-    return len(q)/min(_clock(index, q, k) for _ in range(3))
+    return len(q) / min(_clock(index, q, k) for _ in range(3))
 
-def speed(index, q, k:int=10)->tuple:   # queries a second in a batch, median milliseconds of one alone
+
+def speed(
+    index, q, k: int = 10
+) -> tuple:  # queries a second in a batch, median milliseconds of one alone
     "`throughput`, and single queries in turn for at most half a second."
-    one,end = [], time.perf_counter()+.5
-    while len(one) < 100 and time.perf_counter() < end: one.append(_clock(index, q[len(one) % len(q)][None], k))
-    return throughput(index, q, k), 1000*float(np.median(one))
+    one = []
+    end = time.perf_counter() + 0.5
+    while len(one) < 100 and time.perf_counter() < end:
+        one.append(_clock(index, q[len(one) % len(q)][None], k))
+    return throughput(index, q, k), 1000 * float(np.median(one))
 
 # %% ../nbs/04a_ann.ipynb #bc569a21
-def configure(index, settings:dict):
+def configure(index, settings: dict):
     "Set FAISS search parameters by name. Raises `InputError` for one that the index doesn't have."
     import faiss
-    for k,v in settings.items():
-        try: faiss.ParameterSpace().set_index_parameter(index, k, v)
+
+    for k, v in settings.items():
+        try:
+            faiss.ParameterSpace().set_index_parameter(index, k, v)
         except RuntimeError:
-            raise InputError(f'This kind of index has no search parameter {k}. Leave it out of the index section.')
+            raise InputError(
+                f'This kind of index has no search parameter {k}. Leave it out of the index section.'
+            )
+
 
 def _grids(index, kind, fixed):
     "What may be set, by FAISS's names: (settings, name, values from fast to thorough)"
     import faiss
-    steps = lambda low, top: [low*2**i for i in range(20) if low*2**i < top] + [top]
-    if kind == 'hnsw': grids = [({}, 'efSearch', steps(12, 1024))]
+
+    steps = lambda low, top: [low * 2**i for i in range(20) if low * 2**i < top] + [top]
+    if kind == 'hnsw':
+        grids = [({}, 'efSearch', steps(12, 1024))]
     elif kind.startswith('ivf'):
         lists = steps(1, faiss.extract_index_ivf(index).nlist)
-        grids = [({'k_factor_rf':f}, 'nprobe', lists) for f in (2,4,8,16,32,64,128)]
-    else: grids = [({}, None, [None])]
-    out = [({**s, **fixed}, *((None, [None]) if name in fixed else (name, v))) for s,name,v in grids]
-    return [g for i,g in enumerate(out) if g not in out[:i]]
+        grids = [({'k_factor_rf': f}, 'nprobe', lists) for f in (2, 4, 8, 16, 32, 64, 128)]
+    else:
+        grids = [({}, None, [None])]
+    out = [
+        ({**s, **fixed}, *((None, [None]) if name in fixed else (name, v))) for s, name, v in grids
+    ]
+    return [g for i, g in enumerate(out) if g not in out[:i]]
 
 # %% ../nbs/04a_ann.ipynb #f31cde99
 @dataclass
 class _Trial:
     "What became of some settings"
-    settings:dict
-    agreement:float
-    good:bool        # is the target reached?
-    rate:float=0     # queries a second, measured where it is
-    def rank(self): return self.good, self.rate if self.good else self.agreement
+
+    settings: dict
+    agreement: float
+    good: bool  # is the target reached?
+    rate: float = 0  # queries a second, measured where it is
+
+    def rank(self):
+        return self.good, self.rate if self.good else self.agreement
+
 
 @dataclass
 class _Trials:
     "Tries settings of one index"
-    index:object
-    q:np.ndarray
-    exact:Exact
-    target:float
+
+    index: object
+    q: np.ndarray
+    exact: Exact
+    target: float
 
     def __call__(self, settings, name=None, value=None):
-        if name is not None: settings = {**settings, name:value}
+        if name is not None:
+            settings = {**settings, name: value}
         configure(self.index, settings)
         found = agreement(self.index, self.exact, self.q)
-        if found < self.target: return _Trial(settings, found, False)
-        return _Trial(settings, found, True, throughput(self.index, self.q, self.exact.rows.shape[1]))
+        if found < self.target:
+            return _Trial(settings, found, False)
+        return _Trial(
+            settings, found, True, throughput(self.index, self.q, self.exact.rows.shape[1])
+        )
 
     def along(self, settings, name, values):
         "The best of one row of values, from fast to thorough"
-        best,most = self(settings, name, values[0]), None
+        best = self(settings, name, values[0])
+        most = None
         for value in values[1:]:
-            if best.good: break
+            if best.good:
+                break
             now = self(settings, name, value)
-            if now.agreement > best.agreement: best = now
-            elif most is None:   # nothing gained: does all there is find more?
+            if now.agreement > best.agreement:
+                best = now
+            elif most is None:  # nothing gained: does all there is find more?
                 most = self(settings, name, values[-1])
-                if most.agreement <= best.agreement: break
+                if most.agreement <= best.agreement:
+                    break
         value = best.settings.get(name)
-        if best.good and name and value > 2: best = max(best, self(settings, name, 3*value//4), key=_Trial.rank)
+        if best.good and name and value > 2:
+            best = max(best, self(settings, name, 3 * value // 4), key=_Trial.rank)
         return best
 
+
 def tune(
-    index,         # a faiss.Index
-    kind:str,      # one of kinds, or factory: nothing is known of its settings
-    q,             # vectors of the query tower (n, d)
-    exact:Exact,   # as nearest gives it for them
-    target:float,  # wanted agreement
-    fixed:dict={}, # settings that stay
-)->tuple:          # (settings, agreement)
+    index,  # a faiss.Index
+    kind: str,  # one of kinds, or factory: nothing is known of its settings
+    q,  # vectors of the query tower (n, d)
+    exact: Exact,  # as nearest gives it for them
+    target: float,  # wanted agreement
+    fixed: dict = {},  # settings that stay
+) -> tuple:  # (settings, agreement)
     "Set the fastest settings that reach the target, or those that come nearest to it. Raises `InputError`."
     check_finite(q, 'The queries')
-    trials,best = _Trials(index, q, exact, target), _Trial({}, -1, False)
-    for settings,name,values in _grids(index, kind, fixed):
+    trials = _Trials(index, q, exact, target)
+    best = _Trial({}, -1, False)
+    for settings, name, values in _grids(index, kind, fixed):
         now = trials.along(settings, name, values)
         slower = best.good and now.rank() < best.rank()
         best = max(best, now, key=_Trial.rank)
-        if slower: break
+        if slower:
+            break
     configure(index, best.settings)
     return best.settings, best.agreement
 
 # %% ../nbs/04a_ann.ipynb #0f56f67d
-def thorough(index, kind:str, fixed:dict={})->dict:
+def thorough(index, kind: str, fixed: dict = {}) -> dict:
     "Set the most thorough settings there are, where there is nothing to tune on."
-    s,name,values = _grids(index, kind, fixed)[-1]; s = s if name is None else {**s, name:values[-1]}
-    configure(index, s); return s
+    s, name, values = _grids(index, kind, fixed)[-1]
+    s = s if name is None else {**s, name: values[-1]}
+    configure(index, s)
+    return s
 
 # %% ../nbs/04a_ann.ipynb #c69210ce
-flat_enough = 2**22   # numbers (vectors x dimensions) that exact search goes through in about a millisecond
+# Numbers (vectors x dimensions) that exact search goes through in about a millisecond
+flat_enough = 2**22
+
 
 def choose(
-    x:np.ndarray,         # unit vectors (n, d) to be searched
-    q:np.ndarray,         # vectors of the query tower
-    target:float=.98,     # wanted agreement with exact search
-    memory_mb:int=None,   # that the index may take; default: as much as it likes
-    most:int=50_000,      # vectors to try on
-)->list:                  # of dicts, best first: kind, factory, search, agreement, queries_per_s, ms, build_s, mb, why
+    x: np.ndarray,  # unit vectors (n, d) to be searched
+    q: np.ndarray,  # vectors of the query tower
+    target: float = 0.98,  # wanted agreement with exact search
+    memory_mb: int = None,  # that the index may take; default: as much as it likes
+    most: int = 50_000,  # vectors to try on
+) -> (
+    list
+):  # of dicts, best first: kind, factory, search, agreement, queries_per_s, ms, build_s, mb, why
     "Try every kind; `why` says what speaks against one, and is empty for those that will do. Raises `InputError`."
-    (n,d),s,q = x.shape, sample(x, most), q[:500]
+    (n, d), s, q = x.shape, sample(x, most), q[:500]
     check_finite(s, 'The vectors')
-    exact,tries = nearest(s, q), []
+    exact = nearest(s, q)
+    tries = []
+
     def attempt(kind, refine='SQ8'):
-        spec = factory(kind, n, d, refine); mb = megabytes(spec, n, d)
-        t = dict(kind=kind, factory=spec, search={}, agreement=None, queries_per_s=0, ms=None, build_s=None, mb=round(mb), why='')
+        spec = factory(kind, n, d, refine)
+        mb = megabytes(spec, n, d)
+        t = dict(
+            kind=kind,
+            factory=spec,
+            search={},
+            agreement=None,
+            queries_per_s=0,
+            ms=None,
+            build_s=None,
+            mb=round(mb),
+            why='',
+        )
         tries.append(t)
-        if memory_mb is not None and mb > memory_mb: t['why'] = f'over {memory_mb} MB'; return
-        start = time.perf_counter(); index = new_index(factory(kind, len(s), d, refine), s)
-        t['build_s'] = round(time.perf_counter()-start, 2)
-        t['search'],a = tune(index, kind, q, exact, target); rate,ms = speed(index, q, exact.rows.shape[1])
-        grows = n/len(s) if kind == 'flat' else 1
-        t.update(agreement=round(a, 4), queries_per_s=round(rate/grows), ms=round(ms*grows, 3))
-        if a < target: t['why'] = f'under {target}'
+        if memory_mb is not None and mb > memory_mb:
+            t['why'] = f'over {memory_mb} MB'
+            return
+        start = time.perf_counter()
+        index = new_index(factory(kind, len(s), d, refine), s)
+        t['build_s'] = round(time.perf_counter() - start, 2)
+        t['search'], a = tune(index, kind, q, exact, target)
+        rate, ms = speed(index, q, exact.rows.shape[1])
+        grows = n / len(s) if kind == 'flat' else 1
+        t.update(agreement=round(a, 4), queries_per_s=round(rate / grows), ms=round(ms * grows, 3))
+        if a < target:
+            t['why'] = f'under {target}'
+
     for k in kinds if len(s) >= 624 else kinds[:2]:
         attempt(k)
-        if k.startswith('ivf') and tries[-1]['why'].startswith('under'): attempt(k, 'SQfp16')
-    if all(t['agreement'] is None for t in tries): raise InputError(
-        f'index.memory_mb is {memory_mb}, and the smallest index of {n:,} vectors of {d} numbers takes '
-        f'{min(t["mb"] for t in tries)} MB. Raise it, or index shorter vectors with index.dim.')
-    return sorted(tries, key=lambda t: (t['agreement'] is None, t['why'] != '', -t['queries_per_s'] if not t['why'] else -(t['agreement'] or 0)))
+        if k.startswith('ivf') and tries[-1]['why'].startswith('under'):
+            attempt(k, 'SQfp16')
+    if all(t['agreement'] is None for t in tries):
+        raise InputError(
+            f'index.memory_mb is {memory_mb}, and the smallest index of {n:,} vectors of {d} numbers takes '
+            f'{min(t["mb"] for t in tries)} MB. Raise it, or index shorter vectors with index.dim.'
+        )
+    return sorted(
+        tries,
+        key=lambda t: (
+            t['agreement'] is None,
+            t['why'] != '',
+            -t['queries_per_s'] if not t['why'] else -(t['agreement'] or 0),
+        ),
+    )

@@ -12,16 +12,26 @@ from pydantic import BaseModel, Field
 # %% ../nbs/07d_answers.ipynb #96b203b1
 class Hit(BaseModel):
     "A candidate that was found."
+
     rank: int = Field(description='1 is the best')
     id: int = Field(description='the address of its picture: /image/{id}')
     cand_path: str = Field(description='its path, as in candidates.csv')
     score: float = Field(description='cosine of the two vectors, 1 at most')
-    match: bool | None = Field(None, description='is the score at least the threshold? Left out where none is known')
-    same_picture: bool | None = Field(None, description='true where the hit is the very picture that was searched with; it is neither match nor no match')
-    right: bool | None = Field(None, description='of an evaluation query: is it one of the right answers?')
+    match: bool | None = Field(
+        None, description='is the score at least the threshold? Left out where none is known'
+    )
+    same_picture: bool | None = Field(
+        None,
+        description='true where the hit is the very picture that was searched with; it is neither match nor no match',
+    )
+    right: bool | None = Field(
+        None, description='of an evaluation query: is it one of the right answers?'
+    )
+
 
 class Latency(BaseModel):
     "Where the time went, in milliseconds."
+
     decode: float
     embed: float = Field(description='of the whole batch that the picture was in')
     search: float
@@ -30,41 +40,59 @@ class Latency(BaseModel):
 # %% ../nbs/07d_answers.ipynb #24b810d0
 class Answer(BaseModel):
     "A right answer of an evaluation query."
+
     cand_path: str
     id: int | None = Field(description='null where it is not in the index')
 
+
 class Query(BaseModel):
     "An evaluation query, and how it fared."
+
     query_path: str
-    rank: int | None = Field(description='of the first right answer after training; null: not found')
+    rank: int | None = Field(
+        description='of the first right answer after training; null: not found'
+    )
     baseline_rank: int | None = Field(description='the same before training')
     change: str = Field(description='gained, lost, or empty')
 
+
 class AnsweredQuery(Query):
     "An evaluation query with its right answers."
+
     answers: list[Answer]
+
 
 class SearchAnswer(BaseModel):
     "The hits of a picture."
+
     hits: list[Hit] = Field(description='the best one first')
     version: str = Field(description='of the index; the ids belong to it')
     latency_ms: Latency
-    threshold: float | None = Field(None, description='the least score of a match, where one is known')
-    query: AnsweredQuery | None = Field(None, description='of an evaluation query: what is known of it')
+    threshold: float | None = Field(
+        None, description='the least score of a match, where one is known'
+    )
+    query: AnsweredQuery | None = Field(
+        None, description='of an evaluation query: what is known of it'
+    )
 
 # %% ../nbs/07d_answers.ipynb #fdae6e1e
 class Example(Query):
     "An evaluation query with its number."
+
     i: int = Field(description='the address of its picture: /query/{i}')
+
 
 class Examples(BaseModel):
     "A page of the evaluation queries."
+
     version: str
     counts: dict[str, int] = Field(description='how many there are of each kind')
     examples: list[Example]
 
+
 class Health(BaseModel):
     "Ready, and with what. Without the token that the server may want, only the first two."
+
     ready: bool
     needs_token: bool = Field(description='has the request to bring a token that it did not bring?')
     version: str | None = None
@@ -82,11 +110,14 @@ class Health(BaseModel):
 # %% ../nbs/07d_answers.ipynb #cf987d5e
 class Quantiles(BaseModel):
     "Of the last 10,000 searches, in milliseconds; null before the first."
+
     p50: float | None
     p95: float | None
 
+
 class Stats(BaseModel):
     "Counts and times since the server started."
+
     since: str
     seconds: float
     searches: int
@@ -98,24 +129,41 @@ class Stats(BaseModel):
     under_way: int
     queue: int
 
+
 class Reason(BaseModel):
     "Why a request was refused."
+
     status: int
     reason: str = Field(description='a few words that stay as they are, for programs')
     detail: str = Field(description='a sentence, for people')
 
+
 class Error(BaseModel):
     "Every refusal has this form."
+
     error: Reason
 
 # %% ../nbs/07d_answers.ipynb #aec57adc
-_meanings = {400: 'The form or the request cannot be understood', 401: 'The token is missing, where the server has one',
-             403: "A page of another site sent it", 404: 'There is no such thing',
-             408: 'The upload took too long', 410: 'The address belongs to an index that has been replaced twice',
-             413: 'The upload has too many bytes', 415: 'The body is no picture and no form with one',
-             421: 'The server does not answer to this name', 422: 'A parameter is wrong, or the picture is not readable',
-             500: 'A fault of the server', 503: 'Too much at once: try again in a second', 504: 'The answer took too long'}
+_meanings = {
+    400: 'The form or the request cannot be understood',
+    401: 'The token is missing, where the server has one',
+    403: "A page of another site sent it",
+    404: 'There is no such thing',
+    408: 'The upload took too long',
+    410: 'The address belongs to an index that has been replaced twice',
+    413: 'The upload has too many bytes',
+    415: 'The body is no picture and no form with one',
+    421: 'The server does not answer to this name',
+    422: 'A parameter is wrong, or the picture is not readable',
+    500: 'A fault of the server',
+    503: 'Too much at once: try again in a second',
+    504: 'The answer took too long',
+}
 
-def refusals(*statuses:int)->dict: # for the `responses` of a FastAPI route
+
+def refusals(*statuses: int) -> dict:  # for the `responses` of a FastAPI route
     "The refusals of a route, and those that every route may give."
-    return {status: dict(model=Error, description=_meanings[status]) for status in sorted({401, 421, 500, 503, *statuses})}
+    return {
+        status: dict(model=Error, description=_meanings[status])
+        for status in sorted({401, 421, 500, 503, *statuses})
+    }

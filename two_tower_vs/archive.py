@@ -16,74 +16,112 @@ from warnings import warn
 # %% ../nbs/00_archive.ipynb #84dbb9b2
 _ending = re.compile(r'\.(tar|tar\.\w+|tgz|tbz2?|txz|tzst)(?=/)', re.I)
 
+
 def in_tar(
-    path,   # of a picture
-)->tuple:   # (the tar, the name in it), or None where path leads into none
+    path,  # of a picture
+) -> tuple:  # (the tar, the name in it), or None where path leads into none
     "Split a path that leads into a tar."
     p = os.fspath(path).replace(os.sep, '/')
     for m in _ending.finditer(p):
-        if os.path.isfile(p[:m.end()]): return p[:m.end()], normpath(p[m.end()+1:])
+        if os.path.isfile(p[: m.end()]):
+            return p[: m.end()], normpath(p[m.end() + 1 :])
 
 # %% ../nbs/00_archive.ipynb #f2e80c00
 class _Headers:
     "An open tar for tarfile, which only reads headers and names"
-    def __init__(self, f): self.f,self.name,self.seek,self.tell = f, f.name, f.seek, f.tell
+
+    def __init__(self, f):
+        self.f = f
+        self.name = f.name
+        self.seek = f.seek
+        self.tell = f.tell
+
     def read(self, n):
-        if n > 2**20: raise tarfile.ReadError('no name is so long')
+        if n > 2**20:
+            raise tarfile.ReadError('no name is so long')
         return self.f.read(n)
+
 
 def _walk(f, key):
     "[(key(name), offset, size)] of the files in an open tar, as far as it can be read; and: was that to its end?"
     name = basename(f.name)
-    try: t = tarfile.open(fileobj=_Headers(f), mode='r:')
-    except Exception as e:   # a damaged header raises more than tarfile's own errors
+    try:
+        t = tarfile.open(fileobj=_Headers(f), mode='r:')
+    except Exception as e:  # a damaged header raises more than tarfile's own errors
         plain = name.lower().endswith('.tar')
-        raise OSError(f'{name} is {"not a plain tar" if plain else "compressed; unpack it to a plain .tar"}') from e
-    rows,whole,end = [], False, os.fstat(f.fileno()).st_size
+        raise OSError(
+            f'{name} is {"not a plain tar" if plain else "compressed; unpack it to a plain .tar"}'
+        ) from e
+    rows = []
+    whole = False
+    end = os.fstat(f.fileno()).st_size
     try:
         while (m := t.next()) and t.offset > m.offset and (m.issparse() or 0 <= m.size <= end):
-            t.members.clear()   # it would keep a kilobyte for each
+            t.members.clear()  # it would keep a kilobyte for each
             n = normpath(m.name).lstrip('/')
-            if m.isreg() and not m.issparse() and n.split('/')[0] != '..': rows.append((key(n), m.offset_data, m.size))
-        if not m: f.seek(t.offset); whole = f.read(512) == bytes(512)   # an archive ends with zeros
-    except OSError: raise   # the disk or the network, not the tar
-    except Exception: pass
+            if m.isreg() and not m.issparse() and n.split('/')[0] != '..':
+                rows.append((key(n), m.offset_data, m.size))
+        if not m:
+            f.seek(t.offset)
+            whole = f.read(512) == bytes(512)  # an archive ends with zeros
+    except OSError:
+        raise  # the disk or the network, not the tar
+    except Exception:
+        pass
     return rows, whole
 
 # %% ../nbs/00_archive.ipynb #654e53ed
 def stat_stamp(
-    st,      # what os.stat gave
-)->tuple:    # size, time of the last change of the content, and of the file's entry, in nanoseconds
+    st,  # what os.stat gave
+) -> tuple:  # size, time of the last change of the content, and of the file's entry, in nanoseconds
     "What changes whenever the content of a file may have changed."
     return st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
+
 class _Table:
     "Where the members of a tar are, in one state of it"
-    def __init__(self, state): self.state,self.lock,self.keys,self.n = state, threading.Lock(), None, 0
+
+    def __init__(self, state):
+        self.state = state
+        self.lock = threading.Lock()
+        self.keys = None
+        self.n = 0
+
     def read(self, f):
-        rows,self.whole = _walk(f, hash)
+        rows, self.whole = _walk(f, hash)
         rows = np.array(rows, np.int64).reshape(-1, 3)
-        rows = rows[rows[:,0].argsort(kind='stable')]
-        self.places,self.keys = rows[:,1:].copy(), rows[:,0].copy(); self.n = len(rows)
+        rows = rows[rows[:, 0].argsort(kind='stable')]
+        self.places = rows[:, 1:].copy()
+        self.keys = rows[:, 0].copy()
+        self.n = len(rows)
+
     def find(self, name):
         "(offset, size) or None"
-        i = self.keys.searchsorted(hash(name), 'right')-1   # of several, the last
-        if i >= 0 and self.keys[i] == hash(name): return tuple(self.places[i].tolist())
+        i = self.keys.searchsorted(hash(name), 'right') - 1  # of several, the last
+        if i >= 0 and self.keys[i] == hash(name):
+            return tuple(self.places[i].tolist())
 
 # %% ../nbs/00_archive.ipynb #b8380d95
-_tables,_guard = OrderedDict(), threading.Lock()
-max_members = 16_000_000   # in the tables of all tars together
+_tables = OrderedDict()
+_guard = threading.Lock()
+max_members = 16_000_000  # in the tables of all tars together
+
 
 def _table(f, tar):
     "The table of the open tar `f`"
-    st = os.fstat(f.fileno()); state = stat_stamp(st) + (st.st_dev, st.st_ino)
+    st = os.fstat(f.fileno())
+    state = stat_stamp(st) + (st.st_dev, st.st_ino)
     with _guard:
         t = _tables.get(tar)
-        if t is None or t.state != state: t = _tables[tar] = _Table(state)
+        if t is None or t.state != state:
+            t = _tables[tar] = _Table(state)
         _tables.move_to_end(tar)
     with t.lock:
-        if t.keys is None: t.read(f); _forget()
+        if t.keys is None:
+            t.read(f)
+            _forget()
     return t
+
 
 def _in_child():
     "Of a process that was forked: its other threads stayed with the parent, and with them who holds the lock"
@@ -91,55 +129,77 @@ def _in_child():
     _guard = threading.Lock()
     _tables.clear()
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_in_child)
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_in_child)
+
 
 def _forget():
     with _guard:
         n = sum(t.n for t in _tables.values())
-        while n > max_members and len(_tables) > 1: n -= _tables.popitem(last=False)[1].n
+        while n > max_members and len(_tables) > 1:
+            n -= _tables.popitem(last=False)[1].n
 
 # %% ../nbs/00_archive.ipynb #f88fa34c
-max_bytes = 1_000_000_000   # of a picture
+max_bytes = 1_000_000_000  # of a picture
+
 
 def refuse_large(
-    size:int, # bytes
+    size: int,  # bytes
 ):
     "Raise `OSError` where no picture is so large."
-    if size > max_bytes: raise OSError(f'{size/1e9:,.1f} GB, over the limit of {max_bytes/1e9:,.0f} GB for a picture')
+    if size > max_bytes:
+        raise OSError(
+            f'{size / 1e9:,.1f} GB, over the limit of {max_bytes / 1e9:,.0f} GB for a picture'
+        )
+
 
 def _find(f, tar, name):
-    t = _table(f, tar); at = t.find(name)
-    if at is None: raise OSError(f'no such file in {basename(tar)}{"" if t.whole else ", which is cut off"}')
+    t = _table(f, tar)
+    at = t.find(name)
+    if at is None:
+        raise OSError(f'no such file in {basename(tar)}{"" if t.whole else ", which is cut off"}')
     return *at, t.state
 
+
 def stamped_member(
-    tar, name, # as in_tar gives them
-)->tuple:      # (its content, its stamp at that time)
+    tar,
+    name,  # as in_tar gives them
+) -> tuple:  # (its content, its stamp at that time)
     "Read a member."
     with open(tar, 'rb') as f:
-        at,size,state = _find(f, tar, name)
-        if at+size > state[0]: raise OSError(f'{basename(tar)} is cut off inside it')
-        refuse_large(size); f.seek(at); return f.read(size), (*state[:3], at, size)
+        at, size, state = _find(f, tar, name)
+        if at + size > state[0]:
+            raise OSError(f'{basename(tar)} is cut off inside it')
+        refuse_large(size)
+        f.seek(at)
+        return f.read(size), (*state[:3], at, size)
 
 # %% ../nbs/00_archive.ipynb #b2aaca48
 def read_member(
-    tar, name, # as in_tar gives them
-)->bytes:
+    tar,
+    name,  # as in_tar gives them
+) -> bytes:
     "The content of a member."
     return stamped_member(tar, name)[0]
 
+
 def member_stamp(
-    tar, name, # as in_tar gives them
-)->tuple:      # size and times of the tar; offset and size of the member
+    tar,
+    name,  # as in_tar gives them
+) -> tuple:  # size and times of the tar; offset and size of the member
     "What changes whenever the content of a member may have changed; the member isn't read."
     with open(tar, 'rb') as f:
-        at,size,state = _find(f, tar, name)
+        at, size, state = _find(f, tar, name)
         return *state[:3], at, size
 
+
 def member_names(
-    tar,     # path of a plain tar
-)->list:     # each once, in the order in which they stand there
+    tar,  # path of a plain tar
+) -> list:  # each once, in the order in which they stand there
     "The names of the files in a tar."
-    with open(tar, 'rb') as f: rows,whole = _walk(f, str)
-    if not whole: warn(f'{tar} is cut off after {len(rows):,} files; those are listed.')
-    return list(dict.fromkeys(n for n,_,_ in rows))
+    with open(tar, 'rb') as f:
+        rows, whole = _walk(f, str)
+    if not whole:
+        warn(f'{tar} is cut off after {len(rows):,} files; those are listed.')
+    return list(dict.fromkeys(n for n, _, _ in rows))

@@ -15,25 +15,30 @@ from .heads import principal_axes
 @dataclass(frozen=True)
 class LinearHeads:
     "A linear map of unit features for both towers, with a shift for each."
-    weight:torch.Tensor     # (d, f)
-    query_bias:torch.Tensor # (d,)
-    cand_bias:torch.Tensor  # (d,)
 
-    def query(self, x): return F.normalize(x@self.weight.T + self.query_bias, dim=-1)   # (n, f) -> (n, d)
-    def cand(self, x): return F.normalize(x@self.weight.T + self.cand_bias, dim=-1)     # (m, f) -> (m, d)
+    weight: torch.Tensor  # (d, f)
+    query_bias: torch.Tensor  # (d,)
+    cand_bias: torch.Tensor  # (d,)
+
+    def query(self, x):
+        return F.normalize(x @ self.weight.T + self.query_bias, dim=-1)  # (n, f) -> (n, d)
+
+    def cand(self, x):
+        return F.normalize(x @ self.weight.T + self.cand_bias, dim=-1)  # (m, f) -> (m, d)
 
 # %% ../nbs/02a_baselines.ipynb #b86fb244
 def centred_heads(
-    q:torch.Tensor,     # unit features of the training queries (n, f)
-    c:torch.Tensor,     # unit features of the training candidates (m, f)
-    dim:int,            # numbers of the embedding
-    common:bool=False,  # one mean for both sides, as one tower for both needs
-)->LinearHeads:
+    q: torch.Tensor,  # unit features of the training queries (n, f)
+    c: torch.Tensor,  # unit features of the training candidates (m, f)
+    dim: int,  # numbers of the embedding
+    common: bool = False,  # one mean for both sides, as one tower for both needs
+) -> LinearHeads:
     "Each side centred, then the directions in which all pictures differ most."
     query_mean = torch.cat([q, c]).mean(0) if common else q.mean(0)
     cand_mean = query_mean if common else c.mean(0)
-    axes = _axes(torch.cat([q - query_mean, c - cand_mean]), dim)   # (f, d)
-    return LinearHeads(axes.T.contiguous(), -query_mean@axes, -cand_mean@axes)
+    axes = _axes(torch.cat([q - query_mean, c - cand_mean]), dim)  # (f, d)
+    return LinearHeads(axes.T.contiguous(), -query_mean @ axes, -cand_mean @ axes)
+
 
 def _axes(x, dim):
     "As principal_axes; zero columns where there are more numbers than features"
@@ -42,11 +47,11 @@ def _axes(x, dim):
 
 # %% ../nbs/02a_baselines.ipynb #fb174b4b
 def plain_heads(
-    q:torch.Tensor,  # unit features of the training queries (n, f)
-    c:torch.Tensor,  # unit features of the training candidates (m, f)
-    dim:int,         # numbers of the embedding
-    own:int,         # number of the backbone's own features, which come first
-)->LinearHeads:
+    q: torch.Tensor,  # unit features of the training queries (n, f)
+    c: torch.Tensor,  # unit features of the training candidates (m, f)
+    dim: int,  # numbers of the embedding
+    own: int,  # number of the backbone's own features, which come first
+) -> LinearHeads:
     "The backbone's own features, shortened to `dim` numbers."
     x = F.normalize(torch.cat([q, c])[:, :own], dim=-1)
     if dim >= own:
@@ -54,10 +59,11 @@ def plain_heads(
     else:
         axes = _uncentred_axes(x, dim)
     weight = torch.zeros(dim, q.shape[1])
-    weight[:axes.shape[1], :own] = axes.T
+    weight[: axes.shape[1], :own] = axes.T
     return LinearHeads(weight, torch.zeros(dim), torch.zeros(dim))
 
-def _uncentred_axes(x, dim, most=20_000):   # (own, dim)
+
+def _uncentred_axes(x, dim, most=20_000):  # (own, dim)
     rows = np.random.default_rng(0).permutation(len(x))[:most]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -69,10 +75,10 @@ def _uncentred_axes(x, dim, most=20_000):   # (own, dim)
 # %% ../nbs/02a_baselines.ipynb #ce9501c4
 @torch.no_grad()
 def put_heads(
-    model:TwoTower,   # its heads get the maps
-    heads:LinearHeads,
+    model: TwoTower,  # its heads get the maps
+    heads: LinearHeads,
 ):
     "Set a model's heads."
-    for tower,bias in ((model.query, heads.query_bias), (model.cand, heads.cand_bias)):
+    for tower, bias in ((model.query, heads.query_bias), (model.cand, heads.cand_bias)):
         tower.head.weight.copy_(heads.weight)
         tower.head.bias.copy_(bias)

@@ -19,37 +19,62 @@ from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
 from warnings import warn
-from .archive import in_tar, member_names, member_stamp, refuse_large, stamped_member, stat_stamp
-from .folders import (housekeeping, leaves_root, list_files, longest_path, one_spelling,
-                                  unwritable)
+from two_tower_vs.archive import (
+    in_tar,
+    member_names,
+    member_stamp,
+    refuse_large,
+    stamped_member,
+    stat_stamp,
+)
+from two_tower_vs.folders import (
+    housekeeping,
+    leaves_root,
+    list_files,
+    longest_path,
+    one_spelling,
+    unwritable,
+)
 
 # %% ../nbs/00_catalog.ipynb #38d2d5c1
 class InputError(ValueError):
     "A mistake in what the user gave, said in one line: what, where, why, what to do."
-    def __str__(self): return _shown(super().__str__())
+
+    def __str__(self):
+        return _shown(super().__str__())
+
 
 class BadImage(InputError):
     "A picture that can't be read; the message is the reason alone."
 
-def _shown(s): return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in s)
+
+def _shown(s):
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in s)
 
 # %% ../nbs/00_catalog.ipynb #6d45aca4
 def read_stamped(
-    path,     # a picture's: photos/12.jpg, or shards/000001.tar/00012.jpg
-)->tuple:     # (bytes, file_stamp of the very file that they come from; None where it changed meanwhile)
+    path,  # a picture's: photos/12.jpg, or shards/000001.tar/00012.jpg
+) -> (
+    tuple
+):  # (bytes, file_stamp of the very file that they come from; None where it changed meanwhile)
     "The content of a picture file or of a tar's member. Raises `BadImage` with the reason."
     try:
-        if tar := in_tar(path): return stamped_member(*tar)
-        st = os.stat(path)   # before it is opened: a pipe would wait for its writer
-        if not stat.S_ISREG(st.st_mode): raise OSError('a folder' if stat.S_ISDIR(st.st_mode) else 'a pipe or a device')
+        if tar := in_tar(path):
+            return stamped_member(*tar)
+        st = os.stat(path)  # before it is opened: a pipe would wait for its writer
+        if not stat.S_ISREG(st.st_mode):
+            raise OSError('a folder' if stat.S_ISDIR(st.st_mode) else 'a pipe or a device')
         refuse_large(st.st_size)
         with open(path, 'rb') as f:
-            state = lambda: stat_stamp(os.fstat(f.fileno())); was,b = state(), f.read()
+            state = lambda: stat_stamp(os.fstat(f.fileno()))
+            was = state()
+            b = f.read()
             return b, was if state() == was else None
     except (FileNotFoundError, NotADirectoryError) as e:
         raise BadImage(_missing(path)) from e
     except (OSError, ValueError) as e:
         raise BadImage(getattr(e, 'strerror', None) or str(e)) from e
+
 
 def _missing(path):
     "Why there is no file: it, or a folder above it, may be a link to nowhere"
@@ -58,91 +83,121 @@ def _missing(path):
         at = os.path.dirname(at)
     if not os.path.islink(at) or os.path.exists(at):
         return 'no such file'
-    return f'no such file: {os.path.basename(at)} is a link to {os.readlink(at)}, which is not there'
+    return (
+        f'no such file: {os.path.basename(at)} is a link to {os.readlink(at)}, which is not there'
+    )
 
 # %% ../nbs/00_catalog.ipynb #f856c0ed
 def read_bytes(
-    path,     # as in read_stamped
-)->bytes:
+    path,  # as in read_stamped
+) -> bytes:
     "The content alone."
     return read_stamped(path)[0]
 
+
 def file_stamp(
-    path,     # as in read_bytes
-)->tuple:     # whole numbers; None where there is no such picture
+    path,  # as in read_bytes
+) -> tuple:  # whole numbers; None where there is no such picture
     "What changes whenever the content may have changed, found without reading it: size, times, place in a tar."
     try:
-        if tar := in_tar(path): return member_stamp(*tar)
+        if tar := in_tar(path):
+            return member_stamp(*tar)
         st = os.stat(path)
         return stat_stamp(st) if stat.S_ISREG(st.st_mode) else None
-    except (OSError, ValueError): return None
+    except (OSError, ValueError):
+        return None
 
 # %% ../nbs/00_catalog.ipynb #0111541f
 def expand(
-    path,      # of a folder or a table: text or Path
-    base='',   # the folder that it is relative to
-)->Path:
+    path,  # of a folder or a table: text or Path
+    base='',  # the folder that it is relative to
+) -> Path:
     "`path` with ~ and variables filled in. Raises `InputError` for a variable that is not set."
     text = os.fspath(path)
     if not re.search(r'^~|\$', text) or os.path.lexists(os.path.join(base, text)):
         return Path(base, text)
-    filled = re.sub(r'\$(?:([A-Za-z_]\w*)|\{(.*?)\})', lambda found: _variable(found[1] or found[2], text), text)
+    filled = re.sub(
+        r'\$(?:([A-Za-z_]\w*)|\{(.*?)\})', lambda found: _variable(found[1] or found[2], text), text
+    )
     if text.startswith('~'):
         filled = os.path.expanduser(filled)
         if filled.startswith('~'):
-            raise InputError(f'{text}: {text.split("/")[0]} is no home folder. Write the folder itself.')
+            raise InputError(
+                f'{text}: {text.split("/")[0]} is no home folder. Write the folder itself.'
+            )
     return Path(base, filled)
+
 
 def _variable(name, text):
     if name not in os.environ:
-        raise InputError(f'{text}: the variable {name} is not set. Set it, or write the folder itself.')
+        raise InputError(
+            f'{text}: the variable {name} is not set. Set it, or write the folder itself.'
+        )
     return os.environ[name]
 
 # %% ../nbs/00_catalog.ipynb #21519770
 def inside_root(
-    root,      # images_root
-    path:str,  # as in a table
-)->str:
+    root,  # images_root
+    path: str,  # as in a table
+) -> str:
     "Where a picture is on disk. Raises `InputError` for a path that is absolute or climbs."
     if leaves_root(path):
-        raise InputError(f'{path} is absolute or leaves images_root. Make it relative to images_root.')
+        raise InputError(
+            f'{path} is absolute or leaves images_root. Make it relative to images_root.'
+        )
     return os.path.join(root, one_spelling(path))
 
 # %% ../nbs/00_catalog.ipynb #54b17b41
 def read_table(
-    path,         # a CSV file in UTF-8 or UTF-16, a .parquet file, or a folder of such files
-    columns:list, # the columns that it must have
-    extra=(),     # those that it may have, empty cells included; others are left out
-)->pd.DataFrame:  # text, indexed by row: of a CSV as a spreadsheet counts, of Parquet from 1
+    path,  # a CSV file in UTF-8 or UTF-16, a .parquet file, or a folder of such files
+    columns: list,  # the columns that it must have
+    extra=(),  # those that it may have, empty cells included; others are left out
+) -> pd.DataFrame:  # text, indexed by row: of a CSV as a spreadsheet counts, of Parquet from 1
     "Read a table whose cells are paths. Raises `InputError` for anything that isn't one."
     path = expand(path)
     if not os.path.exists(path):
-        raise InputError(f'{path}: no such file. It should be a CSV with the columns {",".join(columns)}.')
+        raise InputError(
+            f'{path}: no such file. It should be a CSV with the columns {",".join(columns)}.'
+        )
     if not (path.is_file() or path.is_dir()):
-        raise InputError(f'{path} is neither file nor folder. Give a file on disk: it is read several times.')
+        raise InputError(
+            f'{path} is neither file nor folder. Give a file on disk: it is read several times.'
+        )
     read = _parquet if path.is_dir() or path.suffix.lower() == '.parquet' else _csv
-    df = read(path, columns, extra); df.index.name = 'row'
+    df = read(path, columns, extra)
+    df.index.name = 'row'
     return _filled(df, path, columns)
 
 # %% ../nbs/00_catalog.ipynb #f4d2d55a
-_separators = {',':'comma', ';':'semicolon', '\t':'tab', '|':'bar'}
+_separators = {',': 'comma', ';': 'semicolon', '\t': 'tab', '|': 'bar'}
 
-def _line(e): return re.sub(r'\s+', ' ', str(e)).strip()[:120]
+
+def _line(e):
+    return re.sub(r'\s+', ' ', str(e)).strip()[:120]
+
 
 def _csv(path, columns, extra):
     "Separator and encoding are those that the header shows"
     try:
-        code,blocks = _encoding(path),[]; bad = 'surrogateescape' if code == 'utf-8-sig' else 'surrogatepass'
+        code = _encoding(path)
+        blocks = []
+        bad = 'surrogateescape' if code == 'utf-8-sig' else 'surrogatepass'
         with open(path, encoding=code, errors=bad, newline='') as f:
-            rows,names,sep,top = _header(_lines(f), path, columns)
-            want = _wanted(f'{path} row {top}', names, columns, extra); n = 1+len(want)
+            rows, names, sep, top = _header(_lines(f), path, columns)
+            want = _wanted(f'{path} row {top}', names, columns, extra)
+            n = 1 + len(want)
             cells = _cells(rows, path, top, len(names), [names.index(c) for c in want])
-            while b := list(islice(cells, n*2**13)):
-                block = pd.DataFrame({c:pd.Series(b[i::n], dtype=str) for i,c in enumerate(want, 1)})
+            while b := list(islice(cells, n * 2**13)):
+                block = pd.DataFrame(
+                    {c: pd.Series(b[i::n], dtype=str) for i, c in enumerate(want, 1)}
+                )
                 blocks.append(block.set_axis(b[::n]))
-    except OSError as e: raise InputError(f'{path} can not be read ({e.strerror}). See that you may read it.') from e
+    except OSError as e:
+        raise InputError(f'{path} can not be read ({e.strerror}). See that you may read it.') from e
     if sep != ',' or code != 'utf-8-sig':
-        warn(f'{path} is read as {_separators[sep]}-separated {"UTF-16" if "16" in code else "UTF-8"}.')
+        warn(
+            f'{path} is read as {_separators[sep]}-separated {"UTF-16" if "16" in code else "UTF-8"}.'
+        )
     return pd.concat(blocks) if blocks else pd.DataFrame(columns=want, dtype=str)
 
 # %% ../nbs/00_catalog.ipynb #67416f19
@@ -150,35 +205,53 @@ def _cells(rows, path, top, width, at):
     "The row's number, then its wanted cells, of each row below the header that isn't empty"
     row = top
     try:
-        for row,cells in enumerate(rows, top+1):
+        for row, cells in enumerate(rows, top + 1):
             if len(cells) != width:
-                if not any(cells): continue
-                if any(c.strip() for c in cells[width:]): raise InputError(
-                    f'{path} row {row}: it has more cells than the header ({len(cells)}, not {width}). '
-                    'Put a path that holds the separator in quotes.')
-                cells += ['']*(width-len(cells))
+                if not any(cells):
+                    continue
+                if any(c.strip() for c in cells[width:]):
+                    raise InputError(
+                        f'{path} row {row}: it has more cells than the header ({len(cells)}, not {width}). '
+                        'Put a path that holds the separator in quotes.'
+                    )
+                cells += [''] * (width - len(cells))
             yield row
-            for i in at: yield cells[i]
-    except (Error, UnicodeError) as e: raise _unreadable(path, row+1, e) from e
+            for i in at:
+                yield cells[i]
+    except (Error, UnicodeError) as e:
+        raise _unreadable(path, row + 1, e) from e
 
 # %% ../nbs/00_catalog.ipynb #ace89f54
 def _header(lines, path, columns):
     "(all rows below it, its cells, the separator, its row); above may be blank lines, comments, and Excel's sep="
-    row = notes = 0; may = _separators
+    row = notes = 0
+    may = _separators
     try:
         for line in islice(lines, 1000):
-            if not row and (m := re.fullmatch(r'"?sep=([,;\t|])"?\s*', line)):   # Excel does not show it
-                may = [m[1]]; continue
+            # Excel does not show it
+            if not row and (m := re.fullmatch(r'"?sep=([,;\t|])"?\s*', line)):
+                may = [m[1]]
+                continue
             row += 1
-            if not line.strip(' \t\r\n,;|"'): continue
-            named = {s:{c.strip() for c in next(reader([line[:99_999]], delimiter=s))} for s in may}
+            if not line.strip(' \t\r\n,;|"'):
+                continue
+            named = {
+                s: {c.strip() for c in next(reader([line[:99_999]], delimiter=s))} for s in may
+            }
             sep = max(named, key=lambda s: (set(columns) <= named[s], len(named[s])))
-            if line[0] != '#' or set(columns) <= named[sep]: break
+            if line[0] != '#' or set(columns) <= named[sep]:
+                break
             notes += 1
-        else: raise InputError(f'{path} has no header. Its first row must name the columns {",".join(columns)}.')
-        rows = reader(chain([line], lines), delimiter=sep, strict=True); names = [c.strip() for c in next(rows)]
-    except (Error, UnicodeError) as e: raise _unreadable(path, max(row, 1), e) from e
-    if notes: warn(f'{path}: {notes} comment lines above the header are left out.')
+        else:
+            raise InputError(
+                f'{path} has no header. Its first row must name the columns {",".join(columns)}.'
+            )
+        rows = reader(chain([line], lines), delimiter=sep, strict=True)
+        names = [c.strip() for c in next(rows)]
+    except (Error, UnicodeError) as e:
+        raise _unreadable(path, max(row, 1), e) from e
+    if notes:
+        warn(f'{path}: {notes} comment lines above the header are left out.')
     return rows, names, sep, row
 
 # %% ../nbs/00_catalog.ipynb #121b2c4a
@@ -186,95 +259,144 @@ def _wanted(where, names, columns, extra):
     "The columns to keep"
     for c in columns:
         if c not in names:
-            like = {re.sub(r'\W', '_', str(n).lower()):n for n in names[:999]}; near = get_close_matches(c, like, 1, .7)
-            raise InputError(f'{where}: there is no column {c}, only {_line(", ".join(map(str, names[:8])))}. ' +
-                             (f'Did you mean {_line(like[near[0]])}? ' if near else '') +
-                             f'The table must have a header that names {",".join(columns)}.')
+            like = {re.sub(r'\W', '_', str(n).lower()): n for n in names[:999]}
+            near = get_close_matches(c, like, 1, 0.7)
+            raise InputError(
+                f'{where}: there is no column {c}, only {_line(", ".join(map(str, names[:8])))}. '
+                + (f'Did you mean {_line(like[near[0]])}? ' if near else '')
+                + f'The table must have a header that names {",".join(columns)}.'
+            )
     for c in (*columns, *extra):
-        if list(names).count(c) > 1: raise InputError(f'{where}: there are two columns {c}. Rename or remove one.')
+        if list(names).count(c) > 1:
+            raise InputError(f'{where}: there are two columns {c}. Rename or remove one.')
     return [*columns, *(c for c in extra if c in names)]
 
 # %% ../nbs/00_catalog.ipynb #3c125d3f
-_longest = 2**20   # characters of a line
-_unpack,_save = 'Unpack it', 'Save it as comma-separated UTF-8'
-_others = {b'\x1f\x8b':('gzip', _unpack), b'BZh':('bzip2', _unpack), b'\xfd7zXZ':('xz', _unpack),
-           b'(\xb5/\xfd':('zstd', _unpack), b'PK\3\4':('an Excel workbook or another zip', _save),
-           b'\xd0\xcf\x11\xe0':('an Excel workbook', _save), b'%PDF':('PDF', _save), b'{':('JSON', _save),
-           b'<':('HTML or XML', _save), b'\xff\xfe\0\0':('UTF-32', _save), b'PAR1':('Parquet', 'Name it .parquet'),
-           b'version https://git-lfs':('a Git LFS pointer', 'Fetch the file: git lfs pull')}
+_longest = 2**20  # characters of a line
+_unpack = 'Unpack it'
+_save = 'Save it as comma-separated UTF-8'
+_others = {
+    b'\x1f\x8b': ('gzip', _unpack),
+    b'BZh': ('bzip2', _unpack),
+    b'\xfd7zXZ': ('xz', _unpack),
+    b'(\xb5/\xfd': ('zstd', _unpack),
+    b'PK\3\4': ('an Excel workbook or another zip', _save),
+    b'\xd0\xcf\x11\xe0': ('an Excel workbook', _save),
+    b'%PDF': ('PDF', _save),
+    b'{': ('JSON', _save),
+    b'<': ('HTML or XML', _save),
+    b'\xff\xfe\0\0': ('UTF-32', _save),
+    b'PAR1': ('Parquet', 'Name it .parquet'),
+    b'version https://git-lfs': ('a Git LFS pointer', 'Fetch the file: git lfs pull'),
+}
+
 
 def _encoding(path):
-    with open(path, 'rb') as f: top = f.read(24)
-    for start,(kind,remedy) in _others.items():
-        if top.startswith(start): raise InputError(f'{path} row 1: this is {kind}, not CSV. {remedy}.')
-    if top[:2] in (BOM_UTF16_LE, BOM_UTF16_BE): return 'utf-16'
-    zero = [o == 0 for o in top[:2]]   # a header's first letter is ASCII
-    return {(False,True):'utf-16-le', (True,False):'utf-16-be'}.get(tuple(zero), 'utf-8-sig')
+    with open(path, 'rb') as f:
+        top = f.read(24)
+    for start, (kind, remedy) in _others.items():
+        if top.startswith(start):
+            raise InputError(f'{path} row 1: this is {kind}, not CSV. {remedy}.')
+    if top[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        return 'utf-16'
+    zero = [o == 0 for o in top[:2]]  # a header's first letter is ASCII
+    return {(False, True): 'utf-16-le', (True, False): 'utf-16-be'}.get(tuple(zero), 'utf-8-sig')
+
 
 def _lines(f):
     while line := f.readline(_longest):
-        if len(line) == _longest: raise Error(f'its line is longer than {_longest:,} characters')
-        if not line.isascii(): line.encode()   # bytes that are no text have become surrogates
+        if len(line) == _longest:
+            raise Error(f'its line is longer than {_longest:,} characters')
+        if not line.isascii():
+            line.encode()  # bytes that are no text have become surrogates
         yield line
 
+
 def _unreadable(path, row, e):
-    if isinstance(e, UnicodeError): return InputError(f'{path} row {row} is not UTF-8. {_save}.')
-    said = {'unexpected end':'a quote is opened and never closed', 'expected after':'text follows a closing quote',
-            'field limit':'a cell is longer than 131,072 characters, as where a quote is never closed'}
-    why = next((v for k,v in said.items() if k in str(e)), _line(e))
-    return InputError(f'{path} row {row} is not CSV that can be read: {why}. '
-                      'Mend the row, or save the table as comma-separated UTF-8 anew.')
+    if isinstance(e, UnicodeError):
+        return InputError(f'{path} row {row} is not UTF-8. {_save}.')
+    said = {
+        'unexpected end': 'a quote is opened and never closed',
+        'expected after': 'text follows a closing quote',
+        'field limit': 'a cell is longer than 131,072 characters, as where a quote is never closed',
+    }
+    why = next((v for k, v in said.items() if k in str(e)), _line(e))
+    return InputError(
+        f'{path} row {row} is not CSV that can be read: {why}. '
+        'Mend the row, or save the table as comma-separated UTF-8 anew.'
+    )
 
 # %% ../nbs/00_catalog.ipynb #f0dd14f5
 def _filled(df, path, columns):
     "`df` without blank lines; a row with only some cells filled is a mistake"
     empty = (df == '') | df.apply(lambda s: s.str.isspace()).astype(bool)
     if empty.any(axis=None):
-        blank = empty.all(axis=1); df,empty = df[~blank], empty[~blank]
+        blank = empty.all(axis=1)
+        df = df[~blank]
+        empty = empty[~blank]
     for c in columns:
         if empty[c].any():
-            raise InputError(f'{path} row {empty[c].idxmax()}: {c} is empty. Fill it in or remove the row.')
+            raise InputError(
+                f'{path} row {empty[c].idxmax()}: {c} is empty. Fill it in or remove the row.'
+            )
     for c in df:
         size = df[c].str.len()
         if (size > longest_path).any():
             row = size.idxmax()
-            raise InputError(f'{path} row {row}: {c} has {size[row]:,} characters, and a path at most '
-                             f'{longest_path:,}. Is a quote missing, or a separator?')
-    if df.empty: raise InputError(f'{path} has no rows. Add at least one.')
+            raise InputError(
+                f'{path} row {row}: {c} has {size[row]:,} characters, and a path at most '
+                f'{longest_path:,}. Is a quote missing, or a separator?'
+            )
+    if df.empty:
+        raise InputError(f'{path} has no rows. Add at least one.')
     return df
 
 # %% ../nbs/00_catalog.ipynb #4c33246b
 def _parquet(path, columns, extra):
     parts = sorted(path.glob('**/*.parquet')) if path.is_dir() else [path]
-    if not parts: raise InputError(f'{path} is a folder without .parquet files. Name a CSV or a .parquet file.')
-    try: import pyarrow.parquet as pq
-    except ImportError: raise InputError(f'{path}: reading Parquet needs pyarrow. Install it: pip install pyarrow.')
+    if not parts:
+        raise InputError(
+            f'{path} is a folder without .parquet files. Name a CSV or a .parquet file.'
+        )
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f'{path}: reading Parquet needs pyarrow. Install it: pip install pyarrow.')
     try:
         names = pq.read_schema(parts[0]).names
-        t = pq.read_table(parts, columns=[c for c in (*columns, *extra) if c in names], partitioning=None)
-    except Exception as e: raise InputError(f'{path} is not Parquet that can be read: {_line(e)}.') from e
+        t = pq.read_table(
+            parts, columns=[c for c in (*columns, *extra) if c in names], partitioning=None
+        )
+    except Exception as e:
+        raise InputError(f'{path} is not Parquet that can be read: {_line(e)}.') from e
     want = _wanted(path, names, columns, extra)
-    df = pd.DataFrame({c:_text(t[c], f'{path}: column {c}', c in columns) for c in want})
-    return df.set_axis(pd.RangeIndex(1, len(df)+1))
+    df = pd.DataFrame({c: _text(t[c], f'{path}: column {c}', c in columns) for c in want})
+    return df.set_axis(pd.RangeIndex(1, len(df) + 1))
+
 
 def _text(col, what, strict):
     "An Arrow column as text; nulls are empty"
     import pyarrow as pa
+
     kind = col.type.value_type if pa.types.is_dictionary(col.type) else col.type
-    if strict and not re.search('string|binary|null', str(kind)):   # old writers mark text as binary
+    if strict and not re.search('string|binary|null', str(kind)):  # old writers mark text as binary
         raise InputError(f'{what} holds {kind}, not text. It should hold paths.')
-    try: return col.cast(pa.large_string()).fill_null('').to_pandas()
-    except pa.ArrowException as e: raise InputError(f'{what} holds {kind} that is not text: {_line(e)}.') from e
+    try:
+        return col.cast(pa.large_string()).fill_null('').to_pandas()
+    except pa.ArrowException as e:
+        raise InputError(f'{what} holds {kind} that is not text: {_line(e)}.') from e
 
 # %% ../nbs/00_catalog.ipynb #3ca4f420
 def _holds(column, letters, *texts):
     "Which cells hold one of these letters or texts"
-    if getattr(column.dtype, 'storage', '') == 'pyarrow':   # its regular expressions take one pass for all
+    # Its regular expressions take one pass for all
+    if getattr(column.dtype, 'storage', '') == 'pyarrow':
         return column.str.contains('|'.join([letters, *map(re.escape, texts)]))
-    held = column.str.contains(letters)   # Python's are slow where there are alternatives
+    held = column.str.contains(letters)  # Python's are slow where there are alternatives
     for text in texts:
         held |= column.str.contains(text, regex=False)
     return held
+
 
 def _may_leave(column):
     return _holds(column, '[:\r]', '..') | column.str.startswith(('/', '\\'))
@@ -284,66 +406,93 @@ def check_paths(df, path, images_root, must_exist=True):
     "Refuse paths that leave `images_root` and, if asked, pictures that aren't there."
     _folder(images_root)
     for c in df:
-        for row,p in df[c][_may_leave(df[c])].items():
-            if '\r' in p: raise InputError(f'{path} row {row}: {c} {p} holds a carriage return, which CSV files lose. '
-                                            'Rename the picture.')
-            if '://' in p: raise InputError(f'{path} row {row}: {c} {p} is a URL. Pictures are read from disk: '
-                                            'download it and give its path from images_root.')
-            try: inside_root(images_root, p)
-            except InputError as e: raise InputError(f'{path} row {row}: {c} {e}') from None
-    if not must_exist: return
-    bad = {p:why for c in df for p in df[c].unique() if (why := _absent(images_root, p))}
-    if bad: p = bad_rows(df, bad, path).path[0]; bad[p] += _hint(images_root, p)
+        for row, p in df[c][_may_leave(df[c])].items():
+            if '\r' in p:
+                raise InputError(
+                    f'{path} row {row}: {c} {p} holds a carriage return, which CSV files lose. '
+                    'Rename the picture.'
+                )
+            if '://' in p:
+                raise InputError(
+                    f'{path} row {row}: {c} {p} is a URL. Pictures are read from disk: '
+                    'download it and give its path from images_root.'
+                )
+            try:
+                inside_root(images_root, p)
+            except InputError as e:
+                raise InputError(f'{path} row {row}: {c} {e}') from None
+    if not must_exist:
+        return
+    bad = {p: why for c in df for p in df[c].unique() if (why := _absent(images_root, p))}
+    if bad:
+        p = bad_rows(df, bad, path).path[0]
+        bad[p] += _hint(images_root, p)
     drop_bad(df, bad, path)
+
 
 def _folder(images_root):
     if not Path(images_root).is_dir():
-        raise InputError(f'images_root {images_root} is not a folder. '
-                         'Set images_root to the folder that the CSV paths start from.')
+        raise InputError(
+            f'images_root {images_root} is not a folder. '
+            'Set images_root to the folder that the CSV paths start from.'
+        )
+
 
 def _absent(root, p):
     "Why there is no picture `p`; None where there is one"
-    if file_stamp(os.path.join(root, p)): return
-    try: read_bytes(os.path.join(root, p)); why = 'not a file'
-    except BadImage as e: why = str(e)
+    if file_stamp(os.path.join(root, p)):
+        return
+    try:
+        read_bytes(os.path.join(root, p))
+        why = 'not a file'
+    except BadImage as e:
+        why = str(e)
     return f'{why} in {root}' if why == 'no such file' else why
 
 # %% ../nbs/00_catalog.ipynb #934b0bf5
 def _hint(root, p):
     "The file that `p` may mean, for a message: in another case, or with percent signs for other letters"
-    if p.startswith('~/'): return '; ~ is not the home folder here'
+    if p.startswith('~/'):
+        return '; ~ is not the home folder here'
     at = ''
     for part in unquote(p.strip()).replace('\\', '/').split('/'):
-        try: names = os.listdir(os.path.join(root, at))
-        except OSError: return ''
+        try:
+            names = os.listdir(os.path.join(root, at))
+        except OSError:
+            return ''
         same = [n for n in names if n.casefold() == part.casefold()]
-        if not same: return ''
+        if not same:
+            return ''
         at = os.path.join(at, part if part in same else min(same))
     return f'; did you mean {at}?' if at != p else ''
 
 # %% ../nbs/00_catalog.ipynb #7e9a556c
-_unplain = r'//|(?:^|/)\.\.?(?:/|$)|/$'   # parts that say nothing
-_odd = r'^ | $|[^ !#-\[\]-~]'   # a space at an end, or anything but printable ASCII without quotes and backslash
+_unplain = r'//|(?:^|/)\.\.?(?:/|$)|/$'  # parts that say nothing
+# A space at an end, or anything but printable ASCII without quotes and backslash
+_odd = r'^ | $|[^ !#-\[\]-~]'
+
 
 def _may_be_respelt(column):
     "Which cells may hold a path that has another spelling: a quick look that finds a few too many"
     ends = column.str.startswith(' ') | column.str.endswith((' ', '/', '/.', '/..'))
     return ends | _holds(column, r'[^ !#-\[\]-~]', './', '//')
 
+
 def _spellings(p):
     "What `p` may have been before a spreadsheet or another system wrote it"
-    q = re.sub(r'^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$', '', p)   # these two are invisible
+    q = re.sub(r'^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$', '', p)  # these two are invisible
     q = re.sub(r'^=?"(.*)"$', r'\1', q).strip().replace('\\', '/')
     return q, normalize('NFC', q), normalize('NFD', q)
 
 # %% ../nbs/00_catalog.ipynb #97fdcc06
 class _Speller:
     "Paths as the files that are there are spelt"
+
     def __init__(self, root):
         self.root = root
-        self.links = {}    # path of a folder -> is it a link?
-        self.folds = {}    # path of a folder -> does it find a name in either form of its letters?
-        self.listings = {} # path of a folder or tar -> {composed name: names in it}
+        self.links = {}  # path of a folder -> is it a link?
+        self.folds = {}  # path of a folder -> does it find a name in either form of its letters?
+        self.listings = {}  # path of a folder or tar -> {composed name: names in it}
 
     def there(self, path):
         return file_stamp(os.path.join(self.root, path)) is not None
@@ -352,10 +501,12 @@ class _Speller:
         "`path` without parts that say nothing. Raises `InputError` where .. follows a link."
         short = one_spelling(path)
         if leaves_root(path):
-            return path   # refused later, as it is written
+            return path  # refused later, as it is written
         if (link := self._link_left(path)) and not self._same(path, short):
-            raise InputError(f'{path} goes up again from {link}, which is a link, and so it leads '
-                             'elsewhere than it says. Write it without "..".')
+            raise InputError(
+                f'{path} goes up again from {link}, which is a link, and so it leads '
+                'elsewhere than it says. Write it without "..".'
+            )
         return short
 
     def _link_left(self, path):
@@ -371,8 +522,10 @@ class _Speller:
                 parts = parts[:-1]
 
     def _same(self, a, b):
-        try: return os.path.samefile(os.path.join(self.root, a), os.path.join(self.root, b))
-        except (OSError, ValueError): return False
+        try:
+            return os.path.samefile(os.path.join(self.root, a), os.path.join(self.root, b))
+        except (OSError, ValueError):
+            return False
 
 # %% ../nbs/00_catalog.ipynb #c3c86539
 @patch_to(_Speller)
@@ -385,6 +538,7 @@ def mended(self, path):
             return spelling
     return self.listed(self.plain(_spellings(path)[0])) or path
 
+
 @patch_to(_Speller)
 def _folds(self, path):
     "Does the folder of this path find a name in either form? Tried once for each folder"
@@ -395,10 +549,12 @@ def _folds(self, path):
         self.folds[folder] = self.there(other)
     return self.folds.get(folder, False)
 
+
 @patch_to(_Speller)
 def listed(self, path):
     "`path` with its letters composed as folders and tars list them; None where there is no such file"
-    at,rest = '', path.split('/')
+    at = ''
+    rest = path.split('/')
     while rest and at is not None:
         in_a_tar = at and in_tar(os.path.join(self.root, at, 'x'))
         part = '/'.join(rest) if in_a_tar else rest[0]
@@ -417,13 +573,16 @@ def _listed_in(self, folder, name):
     names = self.listings[folder].get(normalize('NFC', name), [])
     if name in names:
         return name
-    return names[0] if len(names) == 1 else None   # of two files, none is meant more than the other
+    return names[0] if len(names) == 1 else None  # of two files, none is meant more than the other
+
 
 @patch_to(_Speller)
 def _listing(self, folder):
     by_form = {}
-    try: names = member_names(folder) if os.path.isfile(folder) else os.listdir(folder)
-    except OSError: names = []
+    try:
+        names = member_names(folder) if os.path.isfile(folder) else os.listdir(folder)
+    except OSError:
+        names = []
     for name in names:
         if not name.isascii():
             by_form.setdefault(normalize('NFC', name), []).append(name)
@@ -432,23 +591,30 @@ def _listing(self, folder):
 # %% ../nbs/00_catalog.ipynb #07a0cbfa
 def _respelt(df, path, root):
     "`df` with one spelling for each path"
-    speller,mended = _Speller(root), set()
+    speller = _Speller(root)
+    mended = set()
     for name in (name for name in df if name.endswith('_path')):
         column = df[name]
         some = column[_may_be_respelt(column)]
         new = []
-        for row,written in some.items():
-            try: new.append(_one(speller, written))
-            except InputError as e: raise InputError(f'{path} row {row}: {name} {e}') from None
+        for row, written in some.items():
+            try:
+                new.append(_one(speller, written))
+            except InputError as e:
+                raise InputError(f'{path} row {row}: {name} {e}') from None
             if new[-1] != written and re.search(_odd, written):
                 mended.add(row)
         new = pd.Series(new, index=some.index, dtype=str)
         if not new.equals(some):
             df = df.assign(**{name: column.where(~df.index.isin(new.index), new.reindex(df.index))})
-    if mended: warn(f'{path}: in {len(mended)} of {len(df)} rows a path is read as the file that is there, without spaces '
-                    'or quotes around it, with slashes for backslashes, or with letters composed as there '
-                    f'(first: row {min(mended)}).')
+    if mended:
+        warn(
+            f'{path}: in {len(mended)} of {len(df)} rows a path is read as the file that is there, without spaces '
+            'or quotes around it, with slashes for backslashes, or with letters composed as there '
+            f'(first: row {min(mended)}).'
+        )
     return df
+
 
 def _one(speller, written):
     path = speller.plain(written) if re.search(_unplain, written) else written
@@ -456,132 +622,162 @@ def _one(speller, written):
         return speller.mended(path)
     return path
 
+
 def _distinct(df, path, written):
     "`df` without rows that are there before; `written` is `df` as it was before paths were spelt otherwise"
     again = df.duplicated()
     if not again.any():
         return df
     twice = written.duplicated()
-    said = {'stand there twice and are used once': twice,
-            'name what an earlier row names, only spelt otherwise (as ./x and x), and are used once': again & ~twice}
-    for what,rows in said.items():
+    said = {
+        'stand there twice and are used once': twice,
+        'name what an earlier row names, only spelt otherwise (as ./x and x), and are used once': again
+        & ~twice,
+    }
+    for what, rows in said.items():
         if n := rows.sum():
             warn(f'{path}: {n} of {len(df)} rows {what} (first: row {rows.idxmax()}).')
     return df[~again]
 
 # %% ../nbs/00_catalog.ipynb #08934f52
 def read_paths(
-    path,         # a table, as in read_table
-    columns:list, # that it must have
+    path,  # a table, as in read_table
+    columns: list,  # that it must have
     images_root,  # the folder that its paths start from
-    extra=(),     # columns that it may have
-)->pd.DataFrame:  # as read_table gives it, each row once
+    extra=(),  # columns that it may have
+) -> pd.DataFrame:  # as read_table gives it, each row once
     "Read a table with one spelling for each path; whether pictures are there is not checked. Raises `InputError`."
     written = read_table(path, columns, extra)
     return _distinct(_respelt(written, path, expand(images_root)), path, written)
 
 # %% ../nbs/00_catalog.ipynb #9050e4b4
 def read_pairs(
-    path,             # table with query_path,cand_path
-    images_root,      # the folder that its paths start from; ~ and $VARIABLES are filled in
-    on_bad='error',   # a file that isn't there: error, or skip and leave it to drop_bad
-)->pd.DataFrame:      # columns query_path,cand_path; indexed by row
+    path,  # table with query_path,cand_path
+    images_root,  # the folder that its paths start from; ~ and $VARIABLES are filled in
+    on_bad='error',  # a file that isn't there: error, or skip and leave it to drop_bad
+) -> pd.DataFrame:  # columns query_path,cand_path; indexed by row
     "Read the training pairs. Raises `InputError`."
-    df = read_paths(path, ['query_path','cand_path'], images_root)
-    check_paths(df, path, expand(images_root), on_bad=='error')
+    df = read_paths(path, ['query_path', 'cand_path'], images_root)
+    check_paths(df, path, expand(images_root), on_bad == 'error')
     return df
 
+
 def read_candidates(
-    path,             # table with cand_path
-    images_root,      # as in read_pairs
-    on_bad='skip',    # as in read_pairs
-)->pd.DataFrame:      # column cand_path; indexed by row
+    path,  # table with cand_path
+    images_root,  # as in read_pairs
+    on_bad='skip',  # as in read_pairs
+) -> pd.DataFrame:  # column cand_path; indexed by row
     "Read the list of what is searched. Raises `InputError`."
     df = read_paths(path, ['cand_path'], images_root)
-    check_paths(df, path, expand(images_root), on_bad=='error')
+    check_paths(df, path, expand(images_root), on_bad == 'error')
     return df
 
 # %% ../nbs/00_catalog.ipynb #98c7d986
 def read_gt(
-    path,             # table with query_path,gt_cand_path; several rows of a query are several right answers
-    images_root,      # the folder that its paths start from
-    candidates,       # the table that read_candidates gave; None: whether answers are candidates isn't looked at
-    on_bad='error',   # right answers that are no candidates, and files that aren't there: error or skip
-)->pd.DataFrame:      # columns query_path,gt_cand_path, group if there is one; indexed by row
+    path,  # table with query_path,gt_cand_path; several rows of a query are several right answers
+    images_root,  # the folder that its paths start from
+    candidates,  # the table that read_candidates gave; None: whether answers are candidates isn't looked at
+    on_bad='error',  # right answers that are no candidates, and files that aren't there: error or skip
+) -> pd.DataFrame:  # columns query_path,gt_cand_path, group if there is one; indexed by row
     "Read the right answers for evaluation. Raises `InputError`."
-    df = read_paths(path, ['query_path','gt_cand_path'], images_root, ['group'])
+    df = read_paths(path, ['query_path', 'gt_cand_path'], images_root, ['group'])
     df = _one_group(df, path)
     known = df.gt_cand_path if candidates is None else candidates.cand_path
     lost = ~df.gt_cand_path.isin(known[known.isin(df.gt_cand_path.unique())])
     if lost.any():
         row = lost.idxmax()
-        what = (f'{path} row {row}: {df.gt_cand_path[row]} is not among the candidates '
-                f'({lost.sum()} of {len(df)} rows are so)')
+        what = (
+            f'{path} row {row}: {df.gt_cand_path[row]} is not among the candidates '
+            f'({lost.sum()} of {len(df)} rows are so)'
+        )
         if on_bad == 'error':
-            near = [c for c in candidates.cand_path if c.casefold() == df.gt_cand_path[row].casefold()]
-            raise InputError(f'{what}. {f"Did you mean {near[0]}? " if near else ""}'
-                             'Add it to the candidates, remove the row, or pass on_bad="skip".')
+            near = [
+                c for c in candidates.cand_path if c.casefold() == df.gt_cand_path[row].casefold()
+            ]
+            raise InputError(
+                f'{what}. {f"Did you mean {near[0]}? " if near else ""}'
+                'Add it to the candidates, remove the row, or pass on_bad="skip".'
+            )
         warn(_shown(f'{what}; these rows are left out.'))
         df = df[~lost]
         if df.empty:
-            raise InputError(f'{path}: no row is left to evaluate on. '
-                             'Its gt_cand_path must be spelled as in the candidates.')
-    check_paths(df[['query_path','gt_cand_path']], path, expand(images_root), on_bad=='error')
+            raise InputError(
+                f'{path}: no row is left to evaluate on. '
+                'Its gt_cand_path must be spelled as in the candidates.'
+            )
+    check_paths(df[['query_path', 'gt_cand_path']], path, expand(images_root), on_bad == 'error')
     return df
 
 # %% ../nbs/00_catalog.ipynb #004370e8
 def _one_group(df, path):
     "`df` with the name of empty groups; a query in two of them is a mistake"
-    if 'group' not in df: return df
+    if 'group' not in df:
+        return df
     df = df.assign(group=df.group.replace('', '(none)'))
-    each = df.drop_duplicates(['query_path','group']); again = each.query_path.duplicated()
+    each = df.drop_duplicates(['query_path', 'group'])
+    again = each.query_path.duplicated()
     if again.any():
-        b = each.loc[again.idxmax()]; a = each[each.query_path == b.query_path].iloc[0]
-        raise InputError(f'{path} row {b.name}: {b.query_path} is in group {b.group}, in row {a.name} in group '
-                         f'{a.group}. A query has one group: write the same in all its rows.')
+        b = each.loc[again.idxmax()]
+        a = each[each.query_path == b.query_path].iloc[0]
+        raise InputError(
+            f'{path} row {b.name}: {b.query_path} is in group {b.group}, in row {a.name} in group '
+            f'{a.group}. A query has one group: write the same in all its rows.'
+        )
     return df
 
 # %% ../nbs/00_catalog.ipynb #2e631409
 def bad_rows(
-    df,       # a table with a row index
-    bad:dict, # path -> reason
-    name,     # what messages call the table: its file name
-)->pd.DataFrame: # file,row,path,reason: a row of bad_images.csv for each
+    df,  # a table with a row index
+    bad: dict,  # path -> reason
+    name,  # what messages call the table: its file name
+) -> pd.DataFrame:  # file,row,path,reason: a row of bad_images.csv for each
     "The rows of `df` that name an unreadable picture."
     hits = [df[c][df[c].isin(list(bad))] for c in df]
-    rows = [(str(name), row, p, bad[p]) for s in hits for row,p in s.items()]
-    return pd.DataFrame(rows, columns=['file','row','path','reason']).sort_values(
-        'row', kind='stable', ignore_index=True)
+    rows = [(str(name), row, p, bad[p]) for s in hits for row, p in s.items()]
+    return pd.DataFrame(rows, columns=['file', 'row', 'path', 'reason']).sort_values(
+        'row', kind='stable', ignore_index=True
+    )
 
 # %% ../nbs/00_catalog.ipynb #77238eed
 def drop_bad(
-    df,             # a table that this notebook read
-    bad:dict,       # path -> reason
-    name,           # the table's file name
-    on_bad='error', # error: raise InputError; skip: go on without these rows and warn with their count
-)->pd.DataFrame:
+    df,  # a table that this notebook read
+    bad: dict,  # path -> reason
+    name,  # the table's file name
+    on_bad='error',  # error: raise InputError; skip: go on without these rows and warn with their count
+) -> pd.DataFrame:
     "`df` without rows whose pictures can't be read."
     rows = bad_rows(df, bad, name)
-    if rows.empty: return df
-    r = rows.iloc[0]; n = rows.row.nunique()
+    if rows.empty:
+        return df
+    r = rows.iloc[0]
+    n = rows.row.nunique()
     what = f'{name} row {r.row}: {r.path} is not a readable image ({r.reason})'
     if on_bad == 'error':
-        e = InputError(f'{what}{f", nor are those of {n-1} more rows" if n>1 else ""}. '
-                       'Fix or remove the row, or pass on_bad="skip".')
-        e.rows = rows; raise e   # for bad_images.csv
+        e = InputError(
+            f'{what}{f", nor are those of {n - 1} more rows" if n > 1 else ""}. '
+            'Fix or remove the row, or pass on_bad="skip".'
+        )
+        e.rows = rows
+        raise e  # for bad_images.csv
     warn(_shown(f'{what}; {n} of {len(df)} rows of {name} are skipped for such reasons.'))
     df = df[~df.index.isin(rows.row)]
-    if df.empty: raise InputError(f'{name}: none of its pictures can be read. Is images_root right?')
+    if df.empty:
+        raise InputError(f'{name}: none of its pictures can be read. Is images_root right?')
     return df
 
 # %% ../nbs/00_catalog.ipynb #3646afd8
-_endings = tuple(('.jpg .jpeg .jfif .jpe .mpo .png .apng .webp .avif .avifs .heic .heif .hif .jxl .gif .bmp .dib .tif .tiff '
-                  '.jp2 .j2k .jpf .jpx .j2c .jpc .pbm .pgm .ppm .pnm .pfm .tga .ico .pcx .dds .psd').split())
+_endings = tuple(
+    (
+        '.jpg .jpeg .jfif .jpe .mpo .png .apng .webp .avif .avifs .heic .heif .hif .jxl .gif .bmp .dib .tif .tiff '
+        '.jp2 .j2k .jpf .jpx .j2c .jpc .pbm .pgm .ppm .pnm .pfm .tga .ico .pcx .dds .psd'
+    ).split()
+)
+
 
 def list_images(
-    images_root,     # a folder; ~ and $VARIABLES are filled in
+    images_root,  # a folder; ~ and $VARIABLES are filled in
     pattern='**/*',  # which of its files and tars, as in Path.glob; of a tar, all pictures are listed
-)->pd.DataFrame:     # column cand_path, sorted; what read_candidates reads once it is saved
+) -> pd.DataFrame:  # column cand_path, sorted; what read_candidates reads once it is saved
     "The pictures in a folder and in its tars, by their names. Raises `InputError` where there are none."
     root = expand(images_root)
     _folder(root)
@@ -590,18 +786,23 @@ def list_images(
     found = list_files(root, _endings, tars=True, pattern=pattern)
     paths = []
     for path in found.paths:
-        paths += _members(root, path, found) if in_tar(root/path/'x') else [path]
-    found.others.clear()   # texts and labels
+        paths += _members(root, path, found) if in_tar(root / path / 'x') else [path]
+    found.others.clear()  # texts and labels
     said = ''.join(f'{line}. ' for line in found.said())
-    if not paths: raise InputError(f'{images_root} holds no pictures that match {pattern}. {said}'
-                                   f'Their names end in {" ".join(_endings)}.')
-    if said: warn(_shown(f'{images_root}: {said.strip()}'))
-    return pd.DataFrame({'cand_path':sorted(set(paths))}, dtype=str)
+    if not paths:
+        raise InputError(
+            f'{images_root} holds no pictures that match {pattern}. {said}'
+            f'Their names end in {" ".join(_endings)}.'
+        )
+    if said:
+        warn(_shown(f'{images_root}: {said.strip()}'))
+    return pd.DataFrame({'cand_path': sorted(set(paths))}, dtype=str)
 
 # %% ../nbs/00_catalog.ipynb #078de8bd
 def _members(root, tar, found):
     "Paths of the pictures in a tar; what is left out is noted in `found`"
-    try: names = member_names(root/tar)
+    try:
+        names = member_names(root / tar)
     except OSError as e:
         warn(f'{tar} is left out: {e}.')
         return []

@@ -21,245 +21,430 @@ from .catalog import expand
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
 from .settings import bounded, number, whole
 from .sheet import write_csv
-from .embed import Engine, FeatureCache, _Batches, _Damaged, _bar, _stored, apply_head, embed
+from two_tower_vs.embed import (
+    Engine,
+    FeatureCache,
+    _Batches,
+    _Damaged,
+    _bar,
+    _stored,
+    apply_head,
+    embed,
+)
 from .pictures import decoding_version, picture_header
 
 # %% ../nbs/01b_check.ipynb #856f6497
-def _fingerprint(data, digest, max_pixels):   # float32 (16,): whole numbers below 2^16, except the last
+def _fingerprint(
+    data, digest, max_pixels
+):  # float32 (16,): whole numbers below 2^16, except the last
     "8 x 16 bits of the content's hash, 4 x 16 bits of the perceptual hash, width, height, EXIF's turn, spread"
     from imagehash import phash
-    im = Image.fromarray(load_pixels(data, max_pixels, 128))   # raises BadImage
-    w,h,turn = picture_header(data)
-    grey = np.asarray(im.convert('L').resize((64,64), Image.Resampling.BOX))
+
+    im = Image.fromarray(load_pixels(data, max_pixels, 128))  # raises BadImage
+    w, h, turn = picture_header(data)
+    grey = np.asarray(im.convert('L').resize((64, 64), Image.Resampling.BOX))
     bits = np.packbits(phash(im).hash.ravel())
-    return np.r_[np.frombuffer(digest[:16], np.uint16), bits.view(np.uint16), w, h, turn, grey.std()].astype(np.float32)
+    return np.r_[
+        np.frombuffer(digest[:16], np.uint16), bits.view(np.uint16), w, h, turn, grey.std()
+    ].astype(np.float32)
+
 
 class _Prints(_Batches):
     "What threads do with batches of paths: fingerprints instead of features"
-    def __init__(self, store, max_pixels): super().__init__(None, None, store, 32, max_pixels, f'fingerprint 1 {decoding_version}'.encode(), None)
+
+    def __init__(self, store, max_pixels):
+        super().__init__(
+            None, None, store, 32, max_pixels, f'fingerprint 1 {decoding_version}'.encode(), None
+        )
+
     def made(self, data, keys, todo, why):
         out = {}
         for j in todo:
-            try: out[j] = _fingerprint(data[j], keys[j].tobytes(), self.max_pixels)
-            except BadImage as e: why[j] = str(e)
+            try:
+                out[j] = _fingerprint(data[j], keys[j].tobytes(), self.max_pixels)
+            except BadImage as e:
+                why[j] = str(e)
         return out
 
 # %% ../nbs/01b_check.ipynb #486314fd
 def fingerprints(
-    paths,                      # of pictures, as in a CSV
-    root='',                    # the folder that they start from
-    cache=None,                 # a folder for fingerprints; None: nothing is kept
-    max_pixels:int=100_000_000, # larger pictures are unreadable
-    progress:bool=None,         # a progress bar, as in embed
-)->tuple:                       # (DataFrame: content, phash, width, height, turn, spread; {unreadable path: reason})
+    paths,  # of pictures, as in a CSV
+    root='',  # the folder that they start from
+    cache=None,  # a folder for fingerprints; None: nothing is kept
+    max_pixels: int = 100_000_000,  # larger pictures are unreadable
+    progress: bool = None,  # a progress bar, as in embed
+) -> tuple:  # (DataFrame: content, phash, width, height, turn, spread; {unreadable path: reason})
     "Read every picture once. Equal content numbers mean equal bytes."
-    paths = list(dict.fromkeys(paths)); full = [join(abspath(expand(root)), p) for p in paths]
+    paths = list(dict.fromkeys(paths))
+    full = [join(abspath(expand(root)), p) for p in paths]
     with TemporaryDirectory() if cache is None else nullcontext(cache) as folder:
-        store = FeatureCache(Path(folder)/'fingerprints')
-        rows,bad = _stored(_Prints(store, max_pixels), full, partial(_bar, len(paths), 'reading', progress))
+        store = FeatureCache(Path(folder) / 'fingerprints')
+        rows, bad = _stored(
+            _Prints(store, max_pixels), full, partial(_bar, len(paths), 'reading', progress)
+        )
         ok = np.flatnonzero(rows >= 0)
-        try: x = store.vectors(rows[ok]) if len(ok) else np.zeros((0,16), np.float32)
-        except _Damaged as e: store.without(e.args[0]); return fingerprints(paths, root, cache, max_pixels, progress)
-    words = np.ascontiguousarray(x[:,:12].astype(np.uint16))
-    content = np.unique(np.ascontiguousarray(words[:,:8]).view('V16').ravel(), return_inverse=True)[1]
-    df = pd.DataFrame({'content':content, 'phash':np.ascontiguousarray(words[:,8:]).view(np.uint64).ravel(),
-                       'width':x[:,12].astype(int), 'height':x[:,13].astype(int), 'turn':x[:,14].astype(int),
-                       'spread':x[:,15]}, index=[paths[i] for i in ok])
-    return df, {paths[i]:why for i,why in bad.items()}
+        try:
+            x = store.vectors(rows[ok]) if len(ok) else np.zeros((0, 16), np.float32)
+        except _Damaged as e:
+            store.without(e.args[0])
+            return fingerprints(paths, root, cache, max_pixels, progress)
+    words = np.ascontiguousarray(x[:, :12].astype(np.uint16))
+    content = np.unique(
+        np.ascontiguousarray(words[:, :8]).view('V16').ravel(), return_inverse=True
+    )[1]
+    df = pd.DataFrame(
+        {
+            'content': content,
+            'phash': np.ascontiguousarray(words[:, 8:]).view(np.uint64).ravel(),
+            'width': x[:, 12].astype(int),
+            'height': x[:, 13].astype(int),
+            'turn': x[:, 14].astype(int),
+            'spread': x[:, 15],
+        },
+        index=[paths[i] for i in ok],
+    )
+    return df, {paths[i]: why for i, why in bad.items()}
 
 # %% ../nbs/01b_check.ipynb #ea8e83f3
 def nearest_hashes(
-    a:np.ndarray,      # uint64 (n,)
-    b:np.ndarray,      # uint64 (m,)
-    k:int=4,
-    most:float=1e10,   # comparisons; above it, multi-index hashing
-)->tuple:              # bits apart (n, k), rows of b (n, k), -1 for none
+    a: np.ndarray,  # uint64 (n,)
+    b: np.ndarray,  # uint64 (m,)
+    k: int = 4,
+    most: float = 1e10,  # comparisons; above it, multi-index hashing
+) -> tuple:  # bits apart (n, k), rows of b (n, k), -1 for none
     "The nearest hashes in b of each hash in a, by Hamming distance."
     import faiss
+
     index = faiss.IndexBinaryFlat(64)
-    if len(a)*len(b) > most: index = faiss.IndexBinaryMultiHash(64, 4, 16); index.nflip = 1
+    if len(a) * len(b) > most:
+        index = faiss.IndexBinaryMultiHash(64, 4, 16)
+        index.nflip = 1
     words = lambda h: np.ascontiguousarray(h).view(np.uint8).reshape(-1, 8)
-    index.add(words(b)); return index.search(words(a), min(k, len(b)))
+    index.add(words(b))
+    return index.search(words(a), min(k, len(b)))
 
 # %% ../nbs/01b_check.ipynb #e71b1cb8
-blank = 3.   # standard deviation of greys below which a picture shows nothing
+blank = 3.0  # standard deviation of greys below which a picture shows nothing
+
 
 def near_copies(
-    prints:pd.DataFrame,  # of fingerprints
-    a,                    # paths
-    b=None,               # paths among which copies are sought; default: a
-    cosines=None,         # a function of two lists of paths: cosines (n,); None: the hash decides alone
-    near:int=8,           # bits that the hashes of copies may differ in
-    cosine:float=.85,     # that copies' features have at least
-    allowed=None,         # a function of two lists of paths: which pairs may be copies (n,); default: all
-)->pd.DataFrame:          # path, other, bits, cosine: the nearest copy of each picture that has one
+    prints: pd.DataFrame,  # of fingerprints
+    a,  # paths
+    b=None,  # paths among which copies are sought; default: a
+    cosines=None,  # a function of two lists of paths: cosines (n,); None: the hash decides alone
+    near: int = 8,  # bits that the hashes of copies may differ in
+    cosine: float = 0.85,  # that copies' features have at least
+    allowed=None,  # a function of two lists of paths: which pairs may be copies (n,); default: all
+) -> pd.DataFrame:  # path, other, bits, cosine: the nearest copy of each picture that has one
     "Pictures that show the same to the eye, though their bytes differ."
-    A,B = (prints.loc[list(p)].query('spread >= @blank').drop_duplicates('content') for p in (a, a if b is None else b))
-    if not len(A) or not len(B): return pd.DataFrame(columns=['path','other','bits','cosine'])
-    bits,rows = nearest_hashes(A.phash.values, B.phash.values, 16 if len(A)*len(B) <= 1e10 else 4)   # the memory of millions
-    i,j = np.nonzero((rows >= 0) & (bits <= near)); o = rows[i,j]
-    keep = A.content.values[i] != B.content.values[o]; i,j,o = i[keep], j[keep], o[keep]
-    found = pd.DataFrame({'path':A.index[i], 'other':B.index[o], 'bits':bits[i,j]})
-    if allowed and len(found): found = found[allowed(found.path, found.other)]
-    if cosines and len(found): found['cosine'] = cosines(list(found.path), list(found.other)).round(4)
-    else: found['cosine'] = 1.
-    found = found[found.cosine >= cosine].sort_values(['cosine','bits'], ascending=[False,True], kind='stable')
-    best = found.drop_duplicates('path').set_index(prints.content[found.drop_duplicates('path').path].values)
-    of = prints.content[list(a)]; of = of[of.isin(best.index)]   # exact copies of a picture have its near copies
-    return best.drop(columns='path').loc[of].reset_index(drop=True).assign(path=of.index)[['path','other','bits','cosine']]
+    A, B = (
+        prints.loc[list(p)].query('spread >= @blank').drop_duplicates('content')
+        for p in (a, a if b is None else b)
+    )
+    if not len(A) or not len(B):
+        return pd.DataFrame(columns=['path', 'other', 'bits', 'cosine'])
+    # The memory of millions
+    bits, rows = nearest_hashes(
+        A.phash.values, B.phash.values, 16 if len(A) * len(B) <= 1e10 else 4
+    )
+    i, j = np.nonzero((rows >= 0) & (bits <= near))
+    o = rows[i, j]
+    keep = A.content.values[i] != B.content.values[o]
+    i = i[keep]
+    j = j[keep]
+    o = o[keep]
+    found = pd.DataFrame({'path': A.index[i], 'other': B.index[o], 'bits': bits[i, j]})
+    if allowed and len(found):
+        found = found[allowed(found.path, found.other)]
+    if cosines and len(found):
+        found['cosine'] = cosines(list(found.path), list(found.other)).round(4)
+    else:
+        found['cosine'] = 1.0
+    found = found[found.cosine >= cosine].sort_values(
+        ['cosine', 'bits'], ascending=[False, True], kind='stable'
+    )
+    best = found.drop_duplicates('path').set_index(
+        prints.content[found.drop_duplicates('path').path].values
+    )
+    of = prints.content[list(a)]
+    of = of[of.isin(best.index)]  # exact copies of a picture have its near copies
+    return (
+        best.drop(columns='path')
+        .loc[of]
+        .reset_index(drop=True)
+        .assign(path=of.index)[['path', 'other', 'bits', 'cosine']]
+    )
 
 # %% ../nbs/01b_check.ipynb #cbfc2d69
 def feature_cosines(tower, root, cache=None, **kw):
     "What near_copies decides with: cosines of the features of pictures, in a tower without a head."
+
     def cosines(a, b):
         e = embed(tower, dict.fromkeys([*a, *b]), root, cache, desc='comparing', **kw)
-        i,j = e.rows(a), e.rows(b); out = np.zeros(len(i), np.float32)   # 0 for one that has gone in between
-        ok = (i >= 0) & (j >= 0); out[ok] = (e.vectors[i[ok]]*e.vectors[j[ok]]).sum(1)
+        i = e.rows(a)
+        j = e.rows(b)
+        out = np.zeros(len(i), np.float32)  # 0 for one that has gone in between
+        ok = (i >= 0) & (j >= 0)
+        out[ok] = (e.vectors[i[ok]] * e.vectors[j[ok]]).sum(1)
         return out
+
     return cosines
 
 # %% ../nbs/01b_check.ipynb #254819ec
 def find_leaks(
-    pairs:pd.DataFrame,   # what read_pairs gave
-    gt:pd.DataFrame,      # what read_gt gave
-    prints:pd.DataFrame,  # fingerprints of the queries of both
-    cosines=None,         # as in near_copies, with near and cosine
-    near:int=8,
-    cosine:float=.85,
-)->pd.DataFrame:          # query_path, other, how: evaluation queries, the training queries that they repeat
+    pairs: pd.DataFrame,  # what read_pairs gave
+    gt: pd.DataFrame,  # what read_gt gave
+    prints: pd.DataFrame,  # fingerprints of the queries of both
+    cosines=None,  # as in near_copies, with near and cosine
+    near: int = 8,
+    cosine: float = 0.85,
+) -> (
+    pd.DataFrame
+):  # query_path, other, how: evaluation queries, the training queries that they repeat
     "Evaluation queries that training has seen."
-    train,test = (prints.index.intersection(t.query_path.unique(), sort=False) for t in (pairs, gt))
-    known = prints.loc[train].reset_index(names='path').drop_duplicates('content').set_index('content').path
+    train, test = (
+        prints.index.intersection(t.query_path.unique(), sort=False) for t in (pairs, gt)
+    )
+    known = (
+        prints.loc[train]
+        .reset_index(names='path')
+        .drop_duplicates('content')
+        .set_index('content')
+        .path
+    )
     same = prints.content[test].map(known).dropna()
-    found = pd.DataFrame({'query_path':same.index, 'other':same.values})
-    own = gt.query_path.drop_duplicates(); own = own[own.isin(pairs.query_path)]   # unreadable ones too
-    found = pd.concat([pd.DataFrame({'query_path':own.values, 'other':own.values}),
-                       found[~found.query_path.isin(own)]], ignore_index=True)
+    found = pd.DataFrame({'query_path': same.index, 'other': same.values})
+    own = gt.query_path.drop_duplicates()
+    own = own[own.isin(pairs.query_path)]  # unreadable ones too
+    found = pd.concat(
+        [
+            pd.DataFrame({'query_path': own.values, 'other': own.values}),
+            found[~found.query_path.isin(own)],
+        ],
+        ignore_index=True,
+    )
     found['how'] = np.where(found.query_path == found.other, 'the same path', 'the same content')
     alike = _same_answer(pairs, gt, prints)
-    rest = near_copies(prints, test.difference(found.query_path, sort=False), train, cosines, near, cosine, alike)
-    how = [f'a near copy ({b} bits, cosine {c:.2f})' for b,c in zip(rest.bits, rest.cosine)]
-    return pd.concat([found, pd.DataFrame({'query_path':rest.path.values, 'other':rest.other.values, 'how':how})],
-                     ignore_index=True)
+    rest = near_copies(
+        prints, test.difference(found.query_path, sort=False), train, cosines, near, cosine, alike
+    )
+    how = [f'a near copy ({b} bits, cosine {c:.2f})' for b, c in zip(rest.bits, rest.cosine)]
+    return pd.concat(
+        [
+            found,
+            pd.DataFrame({'query_path': rest.path.values, 'other': rest.other.values, 'how': how}),
+        ],
+        ignore_index=True,
+    )
 
 # %% ../nbs/01b_check.ipynb #0da9709f
 def _same_answer(pairs, gt, prints):
     "A function that tells which queries have a right answer in common with which training queries; copies share theirs"
+
     def answers(t):
-        t = t[t.iloc[:,0].isin(prints.index)]
-        return t.iloc[:,1].groupby(prints.content[t.iloc[:,0]].values).agg(set).to_dict()
-    a,b = answers(gt), answers(pairs); content = prints.content
-    return lambda A,B: np.array([not a[i].isdisjoint(b[j]) for i,j in zip(content[A], content[B])], bool)
+        t = t[t.iloc[:, 0].isin(prints.index)]
+        return t.iloc[:, 1].groupby(prints.content[t.iloc[:, 0]].values).agg(set).to_dict()
+
+    a = answers(gt)
+    b = answers(pairs)
+    content = prints.content
+    return lambda A, B: np.array(
+        [not a[i].isdisjoint(b[j]) for i, j in zip(content[A], content[B])], bool
+    )
 
 # %% ../nbs/01b_check.ipynb #a36d0abe
 def find_turned(
-    pairs:pd.DataFrame,  # query and right answer in the first two columns
+    pairs: pd.DataFrame,  # query and right answer in the first two columns
     root,
-    tower,               # without a head
+    tower,  # without a head
     cache=None,
-    sample:int=200,      # pairs to try
-    gain:float=.08,      # in cosine that a turn must bring
-    seed:int=42,
-    **kw,                # of embed, for the right answers
-)->pd.DataFrame:         # path, other, degrees (to turn it counterclockwise), gain
+    sample: int = 200,  # pairs to try
+    gain: float = 0.08,  # in cosine that a turn must bring
+    seed: int = 42,
+    **kw,  # of embed, for the right answers
+) -> pd.DataFrame:  # path, other, degrees (to turn it counterclockwise), gain
     "Queries that look like their right answers only once they are turned."
-    some = pairs.iloc[:,:2].drop_duplicates(pairs.columns[0]).sample(frac=1, random_state=seed).head(sample)
-    c = embed(tower, some.iloc[:,1].unique(), root, cache, desc='comparing', **kw); paths,px = [], []
-    for q,a in some.itertuples(index=False):
-        if a not in c.bad and (p := _pixels(join(expand(root), q), tower, kw)) is not None: paths.append((q, a)); px.append(p)
-    if not paths: return pd.DataFrame(columns=['path','other','degrees','gain'])
+    some = (
+        pairs.iloc[:, :2]
+        .drop_duplicates(pairs.columns[0])
+        .sample(frac=1, random_state=seed)
+        .head(sample)
+    )
+    c = embed(tower, some.iloc[:, 1].unique(), root, cache, desc='comparing', **kw)
+    paths = []
+    px = []
+    for q, a in some.itertuples(index=False):
+        if a not in c.bad and (p := _pixels(join(expand(root), q), tower, kw)) is not None:
+            paths.append((q, a))
+            px.append(p)
+    if not paths:
+        return pd.DataFrame(columns=['path', 'other', 'degrees', 'gain'])
     engine = Engine(tower, kw.get('engine', 'auto'), cache, precision=kw.get('precision', 'auto'))
-    x,C = np.stack(px), c.vectors[c.rows([a for _,a in paths])]
-    turned = lambda t: np.ascontiguousarray(np.rot90(x, t, (2,3)))
-    run = lambda x: apply_head(tower, np.concatenate([engine(x[i:i+32]) for i in range(0, len(x), 32)]))
-    cos = np.stack([(run(turned(t))*C).sum(1) for t in range(4)], 1)                      # (n, 4)
-    best = cos.argmax(1); up = cos.max(1)-cos[:,0]; hit = np.flatnonzero(up >= gain)
-    return pd.DataFrame({'path':[paths[i][0] for i in hit], 'other':[paths[i][1] for i in hit],
-                         'degrees':90*best[hit], 'gain':up[hit].round(3)}).sort_values('gain', ascending=False)
+    x = np.stack(px)
+    C = c.vectors[c.rows([a for _, a in paths])]
+    turned = lambda t: np.ascontiguousarray(np.rot90(x, t, (2, 3)))
+    run = lambda x: apply_head(
+        tower, np.concatenate([engine(x[i : i + 32]) for i in range(0, len(x), 32)])
+    )
+    cos = np.stack([(run(turned(t)) * C).sum(1) for t in range(4)], 1)  # (n, 4)
+    best = cos.argmax(1)
+    up = cos.max(1) - cos[:, 0]
+    hit = np.flatnonzero(up >= gain)
+    return pd.DataFrame(
+        {
+            'path': [paths[i][0] for i in hit],
+            'other': [paths[i][1] for i in hit],
+            'degrees': 90 * best[hit],
+            'gain': up[hit].round(3),
+        }
+    ).sort_values('gain', ascending=False)
+
 
 def _pixels(path, tower, kw):
-    try: return tower.pixels(load_pixels(path, kw.get('max_pixels', 100_000_000), tower.prep['size'], tower.prep.get('background', 'auto')))
-    except BadImage: return None
+    try:
+        return tower.pixels(
+            load_pixels(
+                path,
+                kw.get('max_pixels', 100_000_000),
+                tower.prep['size'],
+                tower.prep.get('background', 'auto'),
+            )
+        )
+    except BadImage:
+        return None
 
 # %% ../nbs/01b_check.ipynb #1ac7d11c
 def find_contradictions(
-    truth:pd.DataFrame,  # query and right answer in the first two columns; rows of query_gt and of pairs
-    prints:pd.DataFrame, # fingerprints of all of them
-)->pd.DataFrame:         # path, other: a picture, and the same picture under a name with other answers
+    truth: pd.DataFrame,  # query and right answer in the first two columns; rows of query_gt and of pairs
+    prints: pd.DataFrame,  # fingerprints of all of them
+) -> pd.DataFrame:  # path, other: a picture, and the same picture under a name with other answers
     "Identical queries whose right answers have nothing in common."
-    q,c = truth.columns[:2]; content = prints.content
+    q, c = truth.columns[:2]
+    content = prints.content
     t = truth[truth[q].isin(content.index) & truth[c].isin(content.index)]
-    t = pd.DataFrame({'path':t[q].values, 'q':content[t[q]].values, 'c':content[t[c]].values})
+    t = pd.DataFrame({'path': t[q].values, 'q': content[t[q]].values, 'c': content[t[c]].values})
     t = t[t.groupby('q').path.transform('nunique') > 1]
     found = []
-    for _,g in t.groupby('q', sort=False):
-        answers = {p:set(a) for p,a in g.groupby('path', sort=False).c}; names = list(answers)
+    for _, g in t.groupby('q', sort=False):
+        answers = {p: set(a) for p, a in g.groupby('path', sort=False).c}
+        names = list(answers)
         for n in names:
             other = next((o for o in names if not answers[o] & answers[n]), None)
-            if other: found.append((n, other))
-    return pd.DataFrame(found, columns=['path','other'])
+            if other:
+                found.append((n, other))
+    return pd.DataFrame(found, columns=['path', 'other'])
 
 # %% ../nbs/01b_check.ipynb #be6ea761
 def find_unmarked(
-    gt:pd.DataFrame,         # what read_gt gave
-    candidates:pd.DataFrame,
-    prints:pd.DataFrame,
-)->pd.DataFrame:             # path, other: a query, and a candidate that equals its right answer but isn't one
+    gt: pd.DataFrame,  # what read_gt gave
+    candidates: pd.DataFrame,
+    prints: pd.DataFrame,
+) -> (
+    pd.DataFrame
+):  # path, other: a query, and a candidate that equals its right answer but isn't one
     "Queries whose answer stands among the candidates once more, unmarked."
     content = prints.content
-    c = candidates.cand_path[candidates.cand_path.isin(content.index)]; c = pd.DataFrame({'other':c.values, 'c':content[c].values})
+    c = candidates.cand_path[candidates.cand_path.isin(content.index)]
+    c = pd.DataFrame({'other': c.values, 'c': content[c].values})
     c = c[c.c.duplicated(keep=False)]
     g = gt[gt.gt_cand_path.isin(c.other)]
-    m = pd.DataFrame({'path':g.query_path.values, 'c':content[g.gt_cand_path].values}).drop_duplicates().merge(c, on='c')
-    m = m[content.reindex(m.path).to_numpy() != m.c.to_numpy()]   # a query that is a copy of its answer never finds itself
-    marked = pd.MultiIndex.from_frame(gt[['query_path','gt_cand_path']])
-    m = m[~pd.MultiIndex.from_frame(m[['path','other']]).isin(marked)]
-    return m.drop_duplicates('path')[['path','other']].reset_index(drop=True)
+    m = (
+        pd.DataFrame({'path': g.query_path.values, 'c': content[g.gt_cand_path].values})
+        .drop_duplicates()
+        .merge(c, on='c')
+    )
+    # A query that is a copy of its answer never finds itself
+    m = m[content.reindex(m.path).to_numpy() != m.c.to_numpy()]
+    marked = pd.MultiIndex.from_frame(gt[['query_path', 'gt_cand_path']])
+    m = m[~pd.MultiIndex.from_frame(m[['path', 'other']]).isin(marked)]
+    return m.drop_duplicates('path')[['path', 'other']].reset_index(drop=True)
 
 # %% ../nbs/01b_check.ipynb #917bf261
 remedies = {
-    'missing':        'Is images_root right? Fix the path or remove the row.',
-    'unreadable':     'Replace the picture or remove the row; data.on_bad: skip goes on without it.',
-    'no candidate':   'Add the answer to the candidates, or remove the row.',
-    'unanswerable':   'No right answer of these queries can be read: repair one, or remove the query.',
-    'leaked':         'Take them out of the pairs or of query_gt; metrics.json has the recall without them (leak_free).',
-    'contradiction':  'The same picture has other right answers under another name: find out which are right.',
-    'unmarked answer':'The right answer stands among the candidates twice: mark both as right, or remove one.',
-    'copy':           'Candidates with the same content: keep one of them.',
-    'near copy':      'Candidates that look the same: keep one, or mark all of them as right.',
-    'query copied':   'Training queries with the same content weigh more than others; remove what is not meant so.',
+    'missing': 'Is images_root right? Fix the path or remove the row.',
+    'unreadable': 'Replace the picture or remove the row; data.on_bad: skip goes on without it.',
+    'no candidate': 'Add the answer to the candidates, or remove the row.',
+    'unanswerable': 'No right answer of these queries can be read: repair one, or remove the query.',
+    'leaked': 'Take them out of the pairs or of query_gt; metrics.json has the recall without them (leak_free).',
+    'contradiction': 'The same picture has other right answers under another name: find out which are right.',
+    'unmarked answer': 'The right answer stands among the candidates twice: mark both as right, or remove one.',
+    'copy': 'Candidates with the same content: keep one of them.',
+    'near copy': 'Candidates that look the same: keep one, or mark all of them as right.',
+    'query copied': 'Training queries with the same content weigh more than others; remove what is not meant so.',
     'query is a candidate': 'Evaluation leaves it out of its own hits. If query_gt marks it as right, it is found at once, which says nothing: evaluate on other pictures.',
     'query like a candidate': 'Near copies stay among the hits: fine where finding copies is the task. Else evaluate on other pictures; one that is not marked may be right.',
-    'tiny':           'Too small to show much: bring larger pictures.',
-    'blank':          'Nothing is to be seen: a placeholder? Remove the row.',
+    'tiny': 'Too small to show much: bring larger pictures.',
+    'blank': 'Nothing is to be seen: a placeholder? Remove the row.',
     'turned by EXIF': 'Pictures are turned as EXIF says; programs that do not look at EXIF show them otherwise.',
-    'on its side?':   'Fits its answer better after a turn: look at check.png. Of a sample.',
-    'unused':         'Candidates that are no right answer in pairs or query_gt: fine for a catalogue, else a wrong path.'}
+    'on its side?': 'Fits its answer better after a turn: look at check.png. Of a sample.',
+    'unused': 'Candidates that are no right answer in pairs or query_gt: fine for a catalogue, else a wrong path.',
+}
 severities = dict.fromkeys(remedies, 'warning') | dict.fromkeys(
-    ('near copy','query copied','query is a candidate','query like a candidate','turned by EXIF','on its side?','unused'), 'note')
+    (
+        'near copy',
+        'query copied',
+        'query is a candidate',
+        'query like a candidate',
+        'turned by EXIF',
+        'on its side?',
+        'unused',
+    ),
+    'note',
+)
 
-def _rows(finding, table, paths, other='', why='', severity=None):   # paths: a Series, row -> path
+
+def _rows(finding, table, paths, other='', why='', severity=None):  # paths: a Series, row -> path
     s = paths.drop_duplicates()
     look = lambda o: [o.get(p, '') for p in s] if isinstance(o, dict) else o
-    return pd.DataFrame({'severity':severity or severities[finding], 'finding':finding, 'table':table, 'row':s.index,
-                         'path':s.values, 'other':look(other), 'why':look(why)})
+    return pd.DataFrame(
+        {
+            'severity': severity or severities[finding],
+            'finding': finding,
+            'table': table,
+            'row': s.index,
+            'path': s.values,
+            'other': look(other),
+            'why': look(why),
+        }
+    )
 
 # %% ../nbs/01b_check.ipynb #86bf46b3
 def _pictures(name, df, prints, bad, strict, min_side):
     "What is wrong with single pictures of a table"
     s = pd.concat([df[c] for c in df.columns if c.endswith('_path')])
-    lost = s[s.isin([p for p,w in bad.items() if w.startswith('no such file')])]
+    lost = s[s.isin([p for p, w in bad.items() if w.startswith('no such file')])]
     yield _rows('missing', name, lost, why=bad, severity='error' if strict else None)
-    yield _rows('unreadable', name, s[s.isin(bad) & ~s.isin(lost)], why=bad, severity='error' if strict else None)
-    s = s[s.isin(prints.index)]; p = prints.loc[s.unique()]
-    tiny,turned = p[p[['width','height']].min(axis=1) < min_side], p[p.turn > 1]
-    yield _rows('tiny', name, s[s.isin(tiny.index)], why={q:f'{w} x {h} pixels' for q,w,h in zip(tiny.index, tiny.width, tiny.height)})
+    yield _rows(
+        'unreadable',
+        name,
+        s[s.isin(bad) & ~s.isin(lost)],
+        why=bad,
+        severity='error' if strict else None,
+    )
+    s = s[s.isin(prints.index)]
+    p = prints.loc[s.unique()]
+    tiny = p[p[['width', 'height']].min(axis=1) < min_side]
+    turned = p[p.turn > 1]
+    yield _rows(
+        'tiny',
+        name,
+        s[s.isin(tiny.index)],
+        why={q: f'{w} x {h} pixels' for q, w, h in zip(tiny.index, tiny.width, tiny.height)},
+    )
     yield _rows('blank', name, s[s.isin(p.index[p.spread < blank])])
-    yield _rows('turned by EXIF', name, s[s.isin(turned.index)], why={q:f'orientation {t}' for q,t in turned.turn.items()})
+    yield _rows(
+        'turned by EXIF',
+        name,
+        s[s.isin(turned.index)],
+        why={q: f'orientation {t}' for q, t in turned.turn.items()},
+    )
+
 
 def _copies(name, s, prints, finding):
     "Rows whose content an earlier row has"
-    s = s[s.isin(prints.index)].drop_duplicates(); c = prints.content[s]; again = c.duplicated().values
+    s = s[s.isin(prints.index)].drop_duplicates()
+    c = prints.content[s]
+    again = c.duplicated().values
     first = pd.Series(s.values, c.values).groupby(level=0).first()
     return _rows(finding, name, s[again], other=dict(zip(s[again], first[c[again]])))
 
@@ -271,146 +456,289 @@ def _answers(name, gt, candidates, prints, strict):
     good = gt.gt_cand_path.isin(prints.index) & gt.gt_cand_path.isin(candidates.cand_path)
     yield _rows('unanswerable', name, gt.query_path[~gt.query_path.isin(gt.query_path[good])])
     twice = find_unmarked(gt, candidates, prints)
-    yield _rows('unmarked answer', name, gt.query_path[gt.query_path.isin(twice.path)], dict(twice.values))
+    yield _rows(
+        'unmarked answer', name, gt.query_path[gt.query_path.isin(twice.path)], dict(twice.values)
+    )
+
 
 def _candidates_too(name, truth, candidates, prints, *decide):
     "Queries that are candidates, or near copies of one"
     c = candidates.cand_path[candidates.cand_path.isin(prints.index)].unique()
     at = pd.Series(c, prints.content[c].values).groupby(level=0).first()
-    q = truth.iloc[:,0]; q = q[q.isin(prints.index)]; same = q[prints.content[q].isin(at.index).values]
+    q = truth.iloc[:, 0]
+    q = q[q.isin(prints.index)]
+    same = q[prints.content[q].isin(at.index).values]
     yield _rows('query is a candidate', name, same, dict(zip(same, at[prints.content[same]])))
-    alike = near_copies(prints, q[~q.isin(same)].unique(), c, *decide); pairs = alike[['path','other']]
-    right = pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(truth.iloc[:,:2]))
-    how = [f'{"its right answer" if r else "not marked as right"}; {w}' for r,w in zip(right, _how(alike))]
-    yield _rows('query like a candidate', name, q[q.isin(alike.path)], dict(pairs.values), dict(zip(alike.path, how)))
+    alike = near_copies(prints, q[~q.isin(same)].unique(), c, *decide)
+    pairs = alike[['path', 'other']]
+    right = pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(truth.iloc[:, :2]))
+    how = [
+        f'{"its right answer" if r else "not marked as right"}; {w}'
+        for r, w in zip(right, _how(alike))
+    ]
+    yield _rows(
+        'query like a candidate',
+        name,
+        q[q.isin(alike.path)],
+        dict(pairs.values),
+        dict(zip(alike.path, how)),
+    )
 
-def _how(alike): return [f'{b} bits apart, cosine {c:.2f}' for b,c in zip(alike.bits, alike.cosine)]
+
+def _how(alike):
+    return [f'{b} bits apart, cosine {c:.2f}' for b, c in zip(alike.bits, alike.cosine)]
 
 # %% ../nbs/01b_check.ipynb #90ece60b
 @dataclass
 class Check:
     "What the data doctor found."
-    rows:pd.DataFrame      # severity, finding, table, row, path, other, why: as check.csv
-    pictures:int           # distinct ones that were looked at
-    tables:dict            # name -> distinct pictures in it
-    leaks:pd.DataFrame     # as find_leaks gives them
-    queries:int            # of the evaluation
-    bad:dict               # path -> why it can't be read
 
-    def findings(self)->pd.DataFrame: # severity, finding, table, pictures, of, first
+    rows: pd.DataFrame  # severity, finding, table, row, path, other, why: as check.csv
+    pictures: int  # distinct ones that were looked at
+    tables: dict  # name -> distinct pictures in it
+    leaks: pd.DataFrame  # as find_leaks gives them
+    queries: int  # of the evaluation
+    bad: dict  # path -> why it can't be read
+
+    def findings(self) -> pd.DataFrame:  # severity, finding, table, pictures, of, first
         "A row for each kind of finding and table, the worst first."
-        g = self.rows.groupby(['severity','finding','table'], sort=False)
-        df = g.agg(pictures=('path','nunique'), row=('row','first'), path=('path','first'), why=('why','first')).reset_index()
-        df['of'] = df.table.map(self.tables).astype(float); df['share'] = (df.pictures/df.of).round(4)
-        order = df.severity.map({'error':0, 'warning':1, 'note':2})
-        return df.assign(order=order, of=df.of.astype(int)).sort_values(['order','pictures'], ascending=[True,False], kind='stable',
-                                                  ignore_index=True).drop(columns='order')
+        g = self.rows.groupby(['severity', 'finding', 'table'], sort=False)
+        df = g.agg(
+            pictures=('path', 'nunique'),
+            row=('row', 'first'),
+            path=('path', 'first'),
+            why=('why', 'first'),
+        ).reset_index()
+        df['of'] = df.table.map(self.tables).astype(float)
+        df['share'] = (df.pictures / df.of).round(4)
+        order = df.severity.map({'error': 0, 'warning': 1, 'note': 2})
+        return (
+            df.assign(order=order, of=df.of.astype(int))
+            .sort_values(
+                ['order', 'pictures'], ascending=[True, False], kind='stable', ignore_index=True
+            )
+            .drop(columns='order')
+        )
 
-    def table(self)->pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         "Findings, for people."
         f = self.findings()
-        first = [f'row {r}: {p if len(p) < 46 else "…"+p[-45:]}{f" ({w[:60]})" if w else ""}' for r,p,w in zip(f.row, f.path, f.why)]
-        return pd.DataFrame({'severity':f.severity, 'finding':f.finding, 'table':f.table,
-                             'pictures':[f'{n:,} ({100*s:.1f} %)' for n,s in zip(f.pictures, f.share)], 'first':first})
+        first = [
+            f'row {r}: {p if len(p) < 46 else "…" + p[-45:]}{f" ({w[:60]})" if w else ""}'
+            for r, p, w in zip(f.row, f.path, f.why)
+        ]
+        return pd.DataFrame(
+            {
+                'severity': f.severity,
+                'finding': f.finding,
+                'table': f.table,
+                'pictures': [f'{n:,} ({100 * s:.1f} %)' for n, s in zip(f.pictures, f.share)],
+                'first': first,
+            }
+        )
 
-    def json(self)->dict:
+    def json(self) -> dict:
         "As check.json."
-        f = self.findings(); n = f.severity.value_counts()
-        return {'format':1, 'pictures':self.pictures, 'unreadable':len(self.bad),
-                **{f'{s}s':int(n.get(s, 0)) for s in ('error','warning','note')},
-                'leaked':{'queries':len(self.leaks), 'of':self.queries,
-                          'share':round(len(self.leaks)/self.queries, 6) if self.queries else None,
-                          **{k:int((self.leaks.how.str.startswith(h)).sum()) for k,h in
-                             (('same_path','the same path'), ('same_content','the same content'), ('near','a near'))}},
-                'findings':[{**r, 'remedy':remedies[r['finding']]} for r in f.to_dict('records')]}
+        f = self.findings()
+        n = f.severity.value_counts()
+        return {
+            'format': 1,
+            'pictures': self.pictures,
+            'unreadable': len(self.bad),
+            **{f'{s}s': int(n.get(s, 0)) for s in ('error', 'warning', 'note')},
+            'leaked': {
+                'queries': len(self.leaks),
+                'of': self.queries,
+                'share': round(len(self.leaks) / self.queries, 6) if self.queries else None,
+                **{
+                    k: int((self.leaks.how.str.startswith(h)).sum())
+                    for k, h in (
+                        ('same_path', 'the same path'),
+                        ('same_content', 'the same content'),
+                        ('near', 'a near'),
+                    )
+                },
+            },
+            'findings': [{**r, 'remedy': remedies[r['finding']]} for r in f.to_dict('records')],
+        }
 
 # %% ../nbs/01b_check.ipynb #cfb2e5ee
-@bounded(near=whole(0, 64), cosine=number(0, 1), min_side=whole(0, 100_000), turns=whole(0, 1_000_000))
+@bounded(
+    near=whole(0, 64), cosine=number(0, 1), min_side=whole(0, 100_000), turns=whole(0, 1_000_000)
+)
 def check(
-    pairs:pd.DataFrame,         # tables as read_pairs, read_candidates and read_gt give them with on_bad='skip';
-    candidates:pd.DataFrame,    # None where there is none
-    gt:pd.DataFrame,
+    pairs: pd.DataFrame,  # tables as read_pairs, read_candidates and read_gt give them with on_bad='skip';
+    candidates: pd.DataFrame,  # None where there is none
+    gt: pd.DataFrame,
     images_root,
-    tower,                      # without a head: its features confirm near copies
-    cache=None,                 # a folder for fingerprints and features
-    strict:tuple=('pairs.csv','query_gt.csv'), # tables in which an unreadable picture is an error
-    names:tuple=('pairs.csv','candidates.csv','query_gt.csv'), # what the report calls the tables
-    embedding:dict=None,        # options of embed: max_pixels, engine, …
-    near:int=8,                 # bits that the perceptual hashes of near copies may differ in
-    cosine:float=.85,            # that their features have at least
-    min_side:int=32,            # pixels below which a picture is tiny
-    turns:int=200,              # pairs to try turned, to find pictures on their side; 0: none
-    progress:bool=None,
-)->Check:
+    tower,  # without a head: its features confirm near copies
+    cache=None,  # a folder for fingerprints and features
+    strict: tuple = (
+        'pairs.csv',
+        'query_gt.csv',
+    ),  # tables in which an unreadable picture is an error
+    names: tuple = (
+        'pairs.csv',
+        'candidates.csv',
+        'query_gt.csv',
+    ),  # what the report calls the tables
+    embedding: dict = None,  # options of embed: max_pixels, engine, …
+    near: int = 8,  # bits that the perceptual hashes of near copies may differ in
+    cosine: float = 0.85,  # that their features have at least
+    min_side: int = 32,  # pixels below which a picture is tiny
+    turns: int = 200,  # pairs to try turned, to find pictures on their side; 0: none
+    progress: bool = None,
+) -> Check:
     "Look at all data once and say what is wrong with it."
-    kw = embedding or {}; tables = {n:t for n,t in zip(names, (pairs, candidates, gt)) if t is not None}
-    own = {n:[c for c in t if c.endswith('_path') and (c != 'gt_cand_path' or candidates is None)] for n,t in tables.items()}
-    paths = pd.unique(np.concatenate([t[c].to_numpy() for n,t in tables.items() for c in own[n]]))
-    prints,bad = fingerprints(paths, images_root, cache, kw.get('max_pixels', 100_000_000), progress)
-    kw = dict(kw, progress=progress); cos = feature_cosines(tower, images_root, cache, **kw); found = []
-    for n,t in tables.items(): found += _pictures(n, t[own[n]], prints, bad, n in strict, min_side)
-    if candidates is not None: found += _searched(names, pairs, candidates, gt, prints, cos, near, cosine)
-    if gt is not None and candidates is not None: found += _answers(names[2], gt, candidates, prints, names[2] in strict)
-    leaks = find_leaks(pairs, gt, prints, cos, near, cosine) if len(tables) == 3 else pd.DataFrame(columns=['query_path','other','how'])
+    kw = embedding or {}
+    tables = {n: t for n, t in zip(names, (pairs, candidates, gt)) if t is not None}
+    own = {
+        n: [c for c in t if c.endswith('_path') and (c != 'gt_cand_path' or candidates is None)]
+        for n, t in tables.items()
+    }
+    paths = pd.unique(np.concatenate([t[c].to_numpy() for n, t in tables.items() for c in own[n]]))
+    prints, bad = fingerprints(
+        paths, images_root, cache, kw.get('max_pixels', 100_000_000), progress
+    )
+    kw = dict(kw, progress=progress)
+    cos = feature_cosines(tower, images_root, cache, **kw)
+    found = []
+    for n, t in tables.items():
+        found += _pictures(n, t[own[n]], prints, bad, n in strict, min_side)
+    if candidates is not None:
+        found += _searched(names, pairs, candidates, gt, prints, cos, near, cosine)
+    if gt is not None and candidates is not None:
+        found += _answers(names[2], gt, candidates, prints, names[2] in strict)
+    leaks = (
+        find_leaks(pairs, gt, prints, cos, near, cosine)
+        if len(tables) == 3
+        else pd.DataFrame(columns=['query_path', 'other', 'how'])
+    )
     found += _compared(names, pairs, gt, prints, leaks)
     truth = pairs if pairs is not None else gt
-    if turns and truth is not None: found.append(_sideways(names[0 if pairs is not None else 2], truth, prints,
-        images_root, tower, cache, turns, kw))
-    rows = pd.concat([f for f in found if len(f)] or [_rows('blank', '', pd.Series(dtype=str))], ignore_index=True)
-    count = {n:len(pd.unique(np.concatenate([t[c].to_numpy() for c in own[n]]))) for n,t in tables.items()}
+    if turns and truth is not None:
+        found.append(
+            _sideways(
+                names[0 if pairs is not None else 2],
+                truth,
+                prints,
+                images_root,
+                tower,
+                cache,
+                turns,
+                kw,
+            )
+        )
+    rows = pd.concat(
+        [f for f in found if len(f)] or [_rows('blank', '', pd.Series(dtype=str))],
+        ignore_index=True,
+    )
+    count = {
+        n: len(pd.unique(np.concatenate([t[c].to_numpy() for c in own[n]])))
+        for n, t in tables.items()
+    }
     return Check(rows, len(paths), count, leaks, 0 if gt is None else gt.query_path.nunique(), bad)
 
 # %% ../nbs/01b_check.ipynb #2831802c
 def _searched(names, pairs, candidates, gt, prints, cos, near, cosine):
     "What is wrong with the list of candidates"
-    c = candidates.cand_path; yield _copies(names[1], c, prints, 'copy')
+    c = candidates.cand_path
+    yield _copies(names[1], c, prints, 'copy')
     alike = near_copies(prints, c[c.isin(prints.index)].unique(), None, cos, near, cosine)
-    yield _rows('near copy', names[1], c[c.isin(alike.path)], dict(zip(alike.path, alike.other)), dict(zip(alike.path, _how(alike))))
-    for n,t in ((names[0],pairs), (names[2],gt)):
-        if t is not None: yield from _candidates_too(n, t, candidates, prints, cos, near, cosine)
-    used = [t[k] for t,k in ((pairs,'cand_path'), (gt,'gt_cand_path')) if t is not None]
-    if used: yield _rows('unused', names[1], c[~c.isin(pd.concat(used))])
+    yield _rows(
+        'near copy',
+        names[1],
+        c[c.isin(alike.path)],
+        dict(zip(alike.path, alike.other)),
+        dict(zip(alike.path, _how(alike))),
+    )
+    for n, t in ((names[0], pairs), (names[2], gt)):
+        if t is not None:
+            yield from _candidates_too(n, t, candidates, prints, cos, near, cosine)
+    used = [t[k] for t, k in ((pairs, 'cand_path'), (gt, 'gt_cand_path')) if t is not None]
+    if used:
+        yield _rows('unused', names[1], c[~c.isin(pd.concat(used))])
+
 
 def _compared(names, pairs, gt, prints, leaks):
     "What is wrong between the tables"
     if gt is not None:
         q = gt.query_path[gt.query_path.isin(leaks.query_path)]
-        yield _rows('leaked', names[2], q, dict(zip(leaks.query_path, leaks.other)), dict(zip(leaks.query_path, leaks.how)))
-    if pairs is not None: yield _copies(names[0], pairs.query_path, prints, 'query copied')
-    parts = [(n,t.iloc[:,:2].set_axis(['q','c'], axis=1)) for n,t in ((names[0],pairs), (names[2],gt)) if t is not None]
-    odd = find_contradictions(pd.concat([t for _,t in parts]), prints) if parts else []
-    for n,t in parts if len(odd) else (): yield _rows('contradiction', n, t.q[t.q.isin(odd.path)], dict(odd.values))
+        yield _rows(
+            'leaked',
+            names[2],
+            q,
+            dict(zip(leaks.query_path, leaks.other)),
+            dict(zip(leaks.query_path, leaks.how)),
+        )
+    if pairs is not None:
+        yield _copies(names[0], pairs.query_path, prints, 'query copied')
+    parts = [
+        (n, t.iloc[:, :2].set_axis(['q', 'c'], axis=1))
+        for n, t in ((names[0], pairs), (names[2], gt))
+        if t is not None
+    ]
+    odd = find_contradictions(pd.concat([t for _, t in parts]), prints) if parts else []
+    for n, t in parts if len(odd) else ():
+        yield _rows('contradiction', n, t.q[t.q.isin(odd.path)], dict(odd.values))
+
 
 def _sideways(name, truth, prints, root, tower, cache, sample, kw):
-    t = truth[truth.iloc[:,0].isin(prints.index) & truth.iloc[:,1].isin(prints.index)]
+    t = truth[truth.iloc[:, 0].isin(prints.index) & truth.iloc[:, 1].isin(prints.index)]
     f = find_turned(t, root, tower, cache, sample, **kw)
-    how = {p:f'cosine +{g:.2f} after {d} degrees' for p,d,g in zip(f.path, f.degrees, f.gain)}
-    return _rows('on its side?', name, t.iloc[:,0][t.iloc[:,0].isin(f.path)], dict(zip(f.path, f.other)), how)
+    how = {p: f'cosine +{g:.2f} after {d} degrees' for p, d, g in zip(f.path, f.degrees, f.gain)}
+    return _rows(
+        'on its side?',
+        name,
+        t.iloc[:, 0][t.iloc[:, 0].isin(f.path)],
+        dict(zip(f.path, f.other)),
+        how,
+    )
 
 # %% ../nbs/01b_check.ipynb #2e3884bd
 def show_check(
-    c:Check,
+    c: Check,
     images_root,
-    most:int=6,      # pictures of each finding
-    findings:int=12, # the worst ones
-    cell:float=.75,  # inches a picture
-    **grid,          # of image_grid
+    most: int = 6,  # pictures of each finding
+    findings: int = 12,  # the worst ones
+    cell: float = 0.75,  # inches a picture
+    **grid,  # of image_grid
 ):
     "Pictures of what was found: each finding's first ones, and below them what they repeat or contradict."
-    rows,titles,names = [], [], []; side,short = int(128*cell), lambda p: p if len(p) < 14 else '…'+p[-12:]
+    rows = []
+    titles = []
+    names = []
+    side = int(128 * cell)
+    short = lambda p: p if len(p) < 14 else '…' + p[-12:]
     f = c.findings()
-    for finding in f.finding[(f.finding != 'unused') & (f.finding != 'missing')].unique()[:findings]:
+    for finding in f.finding[(f.finding != 'unused') & (f.finding != 'missing')].unique()[
+        :findings
+    ]:
         d = c.rows[c.rows.finding == finding].drop_duplicates('path').head(most)
-        for k in ('path','other'):
-            if not d[k].any(): continue
-            rows.append([(thumb(expand(images_root)/p, side) or Image.new('RGB', (side,side), '#eee')) if p else None for p in d[k]])
-            titles.append([short(p) for p in d[k]]); names.append(finding.replace(' ', chr(10)) if k == 'path' else 'like')
-    if not rows: return image_grid([[None]*4], titles=[['nothing to show', '', '', '']])
-    return image_grid([r + [None]*(most-len(r)) for r in rows], titles, names, cell=cell, **grid)
+        for k in ('path', 'other'):
+            if not d[k].any():
+                continue
+            rows.append(
+                [
+                    (thumb(expand(images_root) / p, side) or Image.new('RGB', (side, side), '#eee'))
+                    if p
+                    else None
+                    for p in d[k]
+                ]
+            )
+            titles.append([short(p) for p in d[k]])
+            names.append(finding.replace(' ', chr(10)) if k == 'path' else 'like')
+    if not rows:
+        return image_grid([[None] * 4], titles=[['nothing to show', '', '', '']])
+    return image_grid(
+        [r + [None] * (most - len(r)) for r in rows], titles, names, cell=cell, **grid
+    )
 
-def save_check(c:Check, folder, images_root):
+
+def save_check(c: Check, folder, images_root):
     "Write check.json, check.csv and check.png."
     folder = Path(folder)
-    with replacing(folder/'check.json', folder/'check.csv', folder/'check.png') as (j,t,p):
-        j.write_text(json.dumps(c.json(), indent=1, ensure_ascii=False)+chr(10), encoding='utf-8')
-        write_csv(c.rows, t); show_check(c, images_root, cell=1.1, colors=0).save(p)
+    with replacing(folder / 'check.json', folder / 'check.csv', folder / 'check.png') as (j, t, p):
+        j.write_text(json.dumps(c.json(), indent=1, ensure_ascii=False) + chr(10), encoding='utf-8')
+        write_csv(c.rows, t)
+        show_check(c, images_root, cell=1.1, colors=0).save(p)

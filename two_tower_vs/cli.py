@@ -11,7 +11,7 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'sections', 'schema', 'read_co
 import argparse, errno, os, re, shlex, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import cache, cached_property, wraps
-from reprlib import repr as shorter   # a value may be as long as a config file
+from reprlib import repr as shorter  # a value may be as long as a config file
 from pathlib import Path
 import two_tower_vs
 from .settings import bounded, bounds_of, configured, refuse_outside, whole
@@ -19,24 +19,31 @@ from .settings import bounded, bounds_of, configured, refuse_outside, whole
 # %% ../nbs/09_cli.ipynb #976c1b4d
 class Data:
     "The section `data`: where the pictures and the three CSVs are."
+
     @bounded(max_pixels=whole(1, 2_000_000_000))
-    def __init__(self,
-        images_root:str='.',             # the folder that all CSV paths start from; ~ and $VARIABLES are filled in
-        pairs:str='pairs.csv',           # query_path,cand_path: for training
-        candidates:str='candidates.csv', # cand_path: what is searched
-        query_gt:str='query_gt.csv',     # query_path,gt_cand_path: for evaluation
-        on_bad:str=None,              # unreadable pictures: error or skip; default: skip in candidates, error elsewhere
-        max_pixels:int=100_000_000,      # larger pictures count as unreadable
-        background:str='auto',           # the ground of transparent pictures: auto, white, black or '#rrggbb'
+    def __init__(
+        self,
+        images_root: str = '.',  # the folder that all CSV paths start from; ~ and $VARIABLES are filled in
+        pairs: str = 'pairs.csv',  # query_path,cand_path: for training
+        candidates: str = 'candidates.csv',  # cand_path: what is searched
+        query_gt: str = 'query_gt.csv',  # query_path,gt_cand_path: for evaluation
+        on_bad: str = None,  # unreadable pictures: error or skip; default: skip in candidates, error elsewhere
+        max_pixels: int = 100_000_000,  # larger pictures count as unreadable
+        background: str = 'auto',  # the ground of transparent pictures: auto, white, black or '#rrggbb'
     ):
         from two_tower_vs.color import check_background
+
         self.background = check_background(background)
-        self.images_root,self.pairs,self.candidates,self.query_gt,self.on_bad,self.max_pixels = (
-            images_root,pairs,candidates,query_gt,on_bad,max_pixels)
+        self.images_root = images_root
+        self.pairs = pairs
+        self.candidates = candidates
+        self.query_gt = query_gt
+        self.on_bad = on_bad
+        self.max_pixels = max_pixels
 
 # %% ../nbs/09_cli.ipynb #80543cea
 @cache
-def sections()->dict:   # section -> the function or class that takes its keys
+def sections() -> dict:  # section -> the function or class that takes its keys
     "Whose signatures are the sections of config.yaml."
     from two_tower_vs.model import TwoTower
     from two_tower_vs.check import check
@@ -47,28 +54,76 @@ def sections()->dict:   # section -> the function or class that takes its keys
     from two_tower_vs.query import query
     from two_tower_vs.export import export
     from two_tower_vs.serve import serve
-    return dict(data=Data, model=TwoTower, embed=embed, check=check, train=train, finetune=finetune, eval=evaluate,
-                index=build_index, query=query, serve=serve, export=export)
 
-_wired = {'seed','cache','folder','progress','name','names','candidates','embedding','queries','sizes',
-          'root','out','desc','view','preset','tuning','strict','leaked'}   # parameters that the stages set
+    return dict(
+        data=Data,
+        model=TwoTower,
+        embed=embed,
+        check=check,
+        train=train,
+        finetune=finetune,
+        eval=evaluate,
+        index=build_index,
+        query=query,
+        serve=serve,
+        export=export,
+    )
+
+
+# Parameters that the stages set
+_wired = {
+    'seed',
+    'cache',
+    'folder',
+    'progress',
+    'name',
+    'names',
+    'candidates',
+    'embedding',
+    'queries',
+    'sizes',
+    'root',
+    'out',
+    'desc',
+    'view',
+    'preset',
+    'tuning',
+    'strict',
+    'leaked',
+}
+
 
 @cache
-def schema()->dict:   # section -> {key: its parameter}
+def schema() -> dict:  # section -> {key: its parameter}
     "What config.yaml may hold."
     from inspect import signature
-    keys = lambda n,f: {k:p for k,p in signature(f).parameters.items()
-                        if p.default is not p.empty and (n == 'data' or k not in _wired | {'on_bad','max_pixels','background'})
-                        and (n,k) != ('index','chunk')}
-    return {n:keys(n, f) for n,f in sections().items()}
+
+    keys = lambda n, f: {
+        k: p
+        for k, p in signature(f).parameters.items()
+        if p.default is not p.empty
+        and (n == 'data' or k not in _wired | {'on_bad', 'max_pixels', 'background'})
+        and (n, k) != ('index', 'chunk')
+    }
+    return {n: keys(n, f) for n, f in sections().items()}
 
 # %% ../nbs/09_cli.ipynb #48707854
 def _bad(where, problem, options=(), key=None):
     from difflib import get_close_matches
     from two_tower_vs.data import InputError
+
     near = get_close_matches(str(key)[:60], list(options), 1) if options else []
-    raise InputError(f'{where}: {problem[:240]}.' + (
-        f' Did you mean {near[0]}?' if near else f' Known are {", ".join(options)}.' if options else ''))
+    raise InputError(
+        f'{where}: {problem[:240]}.'
+        + (
+            f' Did you mean {near[0]}?'
+            if near
+            else f' Known are {", ".join(options)}.'
+            if options
+            else ''
+        )
+    )
+
 
 def _checked(where, value, parameter, bound):
     "A value that the parameter takes"
@@ -80,9 +135,11 @@ def _checked(where, value, parameter, bound):
     if want is tuple:
         return _names(where, value)
     if type(value) is not want:
-        shown = 'this' if where.endswith('.token') else shorter(value)   # a secret stays out of messages
+        # A secret stays out of messages
+        shown = 'this' if where.endswith('.token') else shorter(value)
         _bad(where, f'{shown} is not {"true or false" if want is bool else "a text"}')
     return value
+
 
 def _names(where, value):
     "A list of texts; one alone need not be in brackets"
@@ -93,26 +150,39 @@ def _names(where, value):
 
 # %% ../nbs/09_cli.ipynb #97a76a75
 def read_config(
-    path,    # a YAML file
-)->dict:     # section -> {key: value}, with out and seed; all sections are there
+    path,  # a YAML file
+) -> dict:  # section -> {key: value}, with out and seed; all sections are there
     "Read and check a config file. Raises `InputError`."
     import yaml
+
     path = Path(path)
     if not path.is_file():
-        _bad(path, 'no such file. Write one, or let --stage demo make ./demo/config.yaml to start from')
-    if path.stat().st_size > 2**20: _bad(path, 'it is larger than 1 MB: not a config file')
-    try: d = yaml.load(path.read_text(encoding='utf-8-sig'), _once()) or {}
+        _bad(
+            path,
+            'no such file. Write one, or let --stage demo make ./demo/config.yaml to start from',
+        )
+    if path.stat().st_size > 2**20:
+        _bad(path, 'it is larger than 1 MB: not a config file')
+    try:
+        d = yaml.load(path.read_text(encoding='utf-8-sig'), _once()) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         at = getattr(e, 'problem_mark', None)
-        _bad(f'{path} line {at.line+1}' if at else path, f'not valid YAML ({getattr(e, "problem", None) or e})')
+        _bad(
+            f'{path} line {at.line + 1}' if at else path,
+            f'not valid YAML ({getattr(e, "problem", None) or e})',
+        )
     known = schema()
-    if not isinstance(d, dict): _bad(path, 'it should hold sections such as data: and train:')
-    out = {n:{} for n in known} | {'out':'out', 'seed':42}
-    for n,v in d.items():
-        if n not in out: _bad(path, f'there is no section {str(n)[:60]}', out, n)
-        if n in known: out[n] = _section(path, n, {} if v is None else v, known[n])
-        else: out[n] = v
-    refuse_outside(f'{path}: seed', out['seed'], whole(0, 2**31-1))
+    if not isinstance(d, dict):
+        _bad(path, 'it should hold sections such as data: and train:')
+    out = {n: {} for n in known} | {'out': 'out', 'seed': 42}
+    for n, v in d.items():
+        if n not in out:
+            _bad(path, f'there is no section {str(n)[:60]}', out, n)
+        if n in known:
+            out[n] = _section(path, n, {} if v is None else v, known[n])
+        else:
+            out[n] = v
+    refuse_outside(f'{path}: seed', out['seed'], whole(0, 2**31 - 1))
     if not isinstance(out['out'], str) or not out['out'].isprintable():
         _bad(path, f'out is {shorter(out["out"])}. Give the name of a folder')
     return out
@@ -121,148 +191,270 @@ def read_config(
 def _once():
     "PyYAML's safe loader; of two equal keys it would take the last one, and this refuses them"
     import yaml
+
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
             seen = set()
-            for k in (k for k,_ in node.value if isinstance(k, yaml.ScalarNode)):
-                if k.value in seen: raise yaml.constructor.ConstructorError(
-                    None, None, f'the key {k.value[:60]} stands there twice', k.start_mark)
+            for k in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+                if k.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f'the key {k.value[:60]} stands there twice', k.start_mark
+                    )
                 seen.add(k.value)
             return super().construct_mapping(node, deep)
+
     return Loader
 
 # %% ../nbs/09_cli.ipynb #a3825c99
 def _section(path, name, d, known):
-    if not isinstance(d, dict): _bad(path, f'{name} should hold keys, as in {name}: {{{next(iter(known))}: …}}')
+    if not isinstance(d, dict):
+        _bad(path, f'{name} should hold keys, as in {name}: {{{next(iter(known))}: …}}')
     for k in d:
-        if k not in known: _bad(path, f'{name} has no key {str(k)[:60]}', known, k)
+        if k not in known:
+            _bad(path, f'{name} has no key {str(k)[:60]}', known, k)
     bounds = bounds_of(sections()[name])
-    return {k:_checked(f'{path}: {name}.{k}', v, known[k], bounds.get(k)) for k,v in d.items()}
+    return {k: _checked(f'{path}: {name}.{k}', v, known[k], bounds.get(k)) for k, v in d.items()}
 
 # %% ../nbs/09_cli.ipynb #fe842769
 class Run:
     "One config file: its tables, each read once, and its output folder."
+
     def __init__(self, config, k=None, image=None, topk=None, host=None, port=None):
-        self.cfg,self.base = read_config(config), Path(config).parent
-        self.data = Data(**self.cfg['data']); self.config = config; self.out = self.at('out', self.cfg['out'])
-        self.root,self.cache,self.seed,self.image = (
-            self.at('data.images_root', self.data.images_root), self.out/'cache', self.cfg['seed'], image)
+        self.cfg = read_config(config)
+        self.base = Path(config).parent
+        self.data = Data(**self.cfg['data'])
+        self.config = config
+        self.out = self.at('out', self.cfg['out'])
+        self.root, self.cache, self.seed, self.image = (
+            self.at('data.images_root', self.data.images_root),
+            self.out / 'cache',
+            self.cfg['seed'],
+            image,
+        )
         self._take('eval', k=k)
         self._take('query', topk=topk)
         self._take('serve', host=host, port=port)
-        if self.data.on_bad not in (None,'error','skip'):
+        if self.data.on_bad not in (None, 'error', 'skip'):
             _bad(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')
         self.embedding = dict(self.cfg['embed'], max_pixels=self.data.max_pixels)
-        self.engine = {k:v for k,v in self.cfg['embed'].items() if k in ('engine','precision')}   # of queries too
+        # Of queries too
+        self.engine = {k: v for k, v in self.cfg['embed'].items() if k in ('engine', 'precision')}
+
     def _take(self, section, **flags):
         "A flag of the command line is worth more than the config file"
         bounds = bounds_of(sections()[section])
-        for name,value in flags.items():
+        for name, value in flags.items():
             if value is None:
                 continue
             if name in bounds:
                 refuse_outside(f'--{name}', value, bounds[name])
             self.cfg[section][name] = value
-    def file(self, name): return self.at(f'data.{name}', getattr(self.data, name))
+
+    def file(self, name):
+        return self.at(f'data.{name}', getattr(self.data, name))
+
     def at(self, key, path):
         "A file or folder that the config names, from the config's folder on"
         from two_tower_vs.catalog import InputError, expand
-        try: return expand(path, self.base)
-        except InputError as e: raise InputError(f'{self.config}: {key}: {e}') from None
-    def on_bad(self, default): return self.data.on_bad or default
+
+        try:
+            return expand(path, self.base)
+        except InputError as e:
+            raise InputError(f'{self.config}: {key}: {e}') from None
+
+    def on_bad(self, default):
+        return self.data.on_bad or default
+
     @cached_property
     def pairs(self):
         from two_tower_vs.data import read_pairs
+
         return read_pairs(self.file('pairs'), self.root, self.on_bad('error'))
+
     @cached_property
     def candidates(self):
         from two_tower_vs.data import read_candidates
+
         return read_candidates(self.file('candidates'), self.root, self.on_bad('skip'))
+
     @cached_property
     def gt(self):
         from two_tower_vs.data import read_gt
+
         return read_gt(self.file('query_gt'), self.root, self.candidates, self.on_bad('error'))
+
     @cached_property
     def baseline(self):
         "The untrained query tower, without a head"
         from two_tower_vs.model import TwoTower
-        return TwoTower(**{**self.cfg['model'], 'embed_dim':None}, seed=self.seed, background=self.data.background).query
+
+        return TwoTower(
+            **{**self.cfg['model'], 'embed_dim': None},
+            seed=self.seed,
+            background=self.data.background,
+        ).query
+
     @cached_property
     def leaked(self):
         "Evaluation queries that training has seen, as find_leaks gives them"
         from two_tower_vs.check import feature_cosines, find_leaks, fingerprints
         from two_tower_vs.data import read_pairs
+
         pairs = read_pairs(self.file('pairs'), self.root, 'skip')
-        prints,_ = fingerprints([*pairs.query_path, *self.gt.query_path], self.root, self.cache, self.data.max_pixels)
-        options = {k:v for k,v in self.cfg['check'].items() if k in ('near','cosine')}
-        return find_leaks(pairs, self.gt, prints, feature_cosines(self.baseline, self.root, self.cache, **self.embedding), **options)
+        prints, _ = fingerprints(
+            [*pairs.query_path, *self.gt.query_path], self.root, self.cache, self.data.max_pixels
+        )
+        options = {k: v for k, v in self.cfg['check'].items() if k in ('near', 'cosine')}
+        return find_leaks(
+            pairs,
+            self.gt,
+            prints,
+            feature_cosines(self.baseline, self.root, self.cache, **self.embedding),
+            **options,
+        )
 
     def record_bad(self, rows, *files):
         "Replace what bad_images.csv says of these CSV files"
         import pandas as pd
         from two_tower_vs.data import replacing
         from two_tower_vs.sheet import write_csv
-        path = self.out/'bad_images.csv'; old = self._old_bad(path)
-        if old is None and rows.empty: return
+
+        path = self.out / 'bad_images.csv'
+        old = self._old_bad(path)
+        if old is None and rows.empty:
+            return
         new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
-        with replacing(path) as (t,): write_csv(new, t)
+        with replacing(path) as (t,):
+            write_csv(new, t)
 
     def _old_bad(self, path):
         import pandas as pd
         from two_tower_vs.sheet import plain_cells
-        try: d = pd.read_csv(path, dtype={'path':str}, keep_default_na=False)
-        except FileNotFoundError: return None
-        except Exception: d = ()
-        if {'file','row','path','reason'} <= set(d): return plain_cells(d)
+
+        try:
+            d = pd.read_csv(path, dtype={'path': str}, keep_default_na=False)
+        except FileNotFoundError:
+            return None
+        except Exception:
+            d = ()
+        if {'file', 'row', 'path', 'reason'} <= set(d):
+            return plain_cells(d)
         from warnings import warn
+
         warn(f'{path} can not be read; it is written anew.')
 
 # %% ../nbs/09_cli.ipynb #1171f380
-def check_stage(r:Run):
+def check_stage(r: Run):
     from two_tower_vs.check import check, save_check
     from two_tower_vs.data import bad_rows, read_candidates, read_gt, read_pairs
-    read = dict(pairs=read_pairs, candidates=read_candidates, query_gt=lambda f,*a: read_gt(f, a[0], None, a[1]))
-    names = {n:getattr(r.data, n) for n in read}
-    tables = {n:read[n](r.file(n), r.root, 'skip') for n in read if r.file(n).exists()}
-    if not tables: _bad(r.file('pairs'), f'no such file, nor {names["candidates"]} or {names["query_gt"]}: there is nothing to check')
-    strict = [names[n] for n in tables if r.on_bad('skip' if n == 'candidates' else 'error') == 'error']
-    c = check(*(tables.get(n) for n in read), r.root, r.baseline, r.cache, strict=strict, names=tuple(names.values()),
-              embedding=r.embedding, **r.cfg['check'])
+
+    read = dict(
+        pairs=read_pairs,
+        candidates=read_candidates,
+        query_gt=lambda f, *a: read_gt(f, a[0], None, a[1]),
+    )
+    names = {n: getattr(r.data, n) for n in read}
+    tables = {n: read[n](r.file(n), r.root, 'skip') for n in read if r.file(n).exists()}
+    if not tables:
+        _bad(
+            r.file('pairs'),
+            f'no such file, nor {names["candidates"]} or {names["query_gt"]}: there is nothing to check',
+        )
+    strict = [
+        names[n] for n in tables if r.on_bad('skip' if n == 'candidates' else 'error') == 'error'
+    ]
+    c = check(
+        *(tables.get(n) for n in read),
+        r.root,
+        r.baseline,
+        r.cache,
+        strict=strict,
+        names=tuple(names.values()),
+        embedding=r.embedding,
+        **r.cfg['check'],
+    )
     save_check(c, r.out, r.root)
-    for n,t in tables.items(): r.record_bad(bad_rows(t[[p for p in t if p.endswith('_path')]], c.bad, r.file(n)), r.file(n))
-    j = c.json(); count = ', '.join(f'{j[s+"s"]} {s}{"" if j[s+"s"] == 1 else "s"}' for s in ('error','warning','note'))
-    print(f'check: {c.pictures:,} pictures in {len(tables)} tables; {count}' +
-          (f'; {r.out}/check.csv has all rows, check.png some pictures\n{_indent(c.table(), index=False)}' if len(c.rows) else ''))
+    for n, t in tables.items():
+        r.record_bad(
+            bad_rows(t[[p for p in t if p.endswith('_path')]], c.bad, r.file(n)), r.file(n)
+        )
+    j = c.json()
+    count = ', '.join(
+        f'{j[s + "s"]} {s}{"" if j[s + "s"] == 1 else "s"}' for s in ('error', 'warning', 'note')
+    )
+    print(
+        f'check: {c.pictures:,} pictures in {len(tables)} tables; {count}'
+        + (
+            f'; {r.out}/check.csv has all rows, check.png some pictures\n{_indent(c.table(), index=False)}'
+            if len(c.rows)
+            else ''
+        )
+    )
     _stop(c, r)
+
 
 def _stop(c, r):
     "Refuse to go on where there are errors"
     from two_tower_vs.check import remedies
     from two_tower_vs.data import InputError
+
     bad = c.rows[c.rows.severity == 'error']
-    if bad.empty: return
-    b = bad.iloc[0]; what = 'is not among the candidates' if b.finding == 'no candidate' else f'is not a readable image ({b.why})'
-    more = f'; {bad.path.nunique()} pictures have such errors, and {r.out}/check.csv has all of them' if len(bad) > 1 else ''
-    raise InputError(f'{r.at("data", b.table)} row {b.row}: {b.path} {what}{more}. {remedies[b.finding]}')
+    if bad.empty:
+        return
+    b = bad.iloc[0]
+    what = (
+        'is not among the candidates'
+        if b.finding == 'no candidate'
+        else f'is not a readable image ({b.why})'
+    )
+    more = (
+        f'; {bad.path.nunique()} pictures have such errors, and {r.out}/check.csv has all of them'
+        if len(bad) > 1
+        else ''
+    )
+    raise InputError(
+        f'{r.at("data", b.table)} row {b.row}: {b.path} {what}{more}. {remedies[b.finding]}'
+    )
 
 # %% ../nbs/09_cli.ipynb #132261fd
-def train_stage(r:Run):
+def train_stage(r: Run):
     from two_tower_vs.catalog import read_paths
     from two_tower_vs.data import replacing
     from two_tower_vs.fit import main_process
     from two_tower_vs.model import TwoTower, save_model
     from two_tower_vs.sheet import write_csv
     from two_tower_vs.train import train
-    cands = read_paths(r.file('candidates'), ['cand_path'], r.root).cand_path if r.file('candidates').exists() else None
-    print(f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
-          f'and {r.pairs.cand_path.nunique():,} candidates')
+
+    cands = (
+        read_paths(r.file('candidates'), ['cand_path'], r.root).cand_path
+        if r.file('candidates').exists()
+        else None
+    )
+    print(
+        f'train: {len(r.pairs):,} pairs of {r.pairs.query_path.nunique():,} queries '
+        f'and {r.pairs.cand_path.nunique():,} candidates'
+    )
     model = TwoTower(**r.cfg['model'], seed=r.seed, background=r.data.background)
-    t = train(model, r.pairs, r.root, r.cache, r.out/'train', candidates=cands, on_bad=r.on_bad('error'),
-              name=r.file('pairs'), seed=r.seed, embedding=r.embedding, tuning=r.cfg['finetune'], **r.cfg['train'])
-    if not main_process(): sys.exit()   # a helper's work is done
+    t = train(
+        model,
+        r.pairs,
+        r.root,
+        r.cache,
+        r.out / 'train',
+        candidates=cands,
+        on_bad=r.on_bad('error'),
+        name=r.file('pairs'),
+        seed=r.seed,
+        embedding=r.embedding,
+        tuning=r.cfg['finetune'],
+        **r.cfg['train'],
+    )
+    if not main_process():
+        sys.exit()  # a helper's work is done
     r.record_bad(t.bad, r.file('pairs'))
-    save_model(model, r.out/'model')
-    with replacing(r.out/'train/history.csv') as (f,): write_csv(t.history, f)
+    save_model(model, r.out / 'model')
+    with replacing(r.out / 'train/history.csv') as (f,):
+        write_csv(t.history, f)
     t.state.clear()
     print(_training_line(t))
 
@@ -271,192 +463,340 @@ def _training_line(t):
     "What held-out pairs say, and what was chosen"
     c = t.chosen
     renewed = ', then the heads once more' if c['renewed'] else ''
-    lines = [f'  chosen: gap {c["gap"]:g}, shrink {c["shrink"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100*c["blend"]:.0f} % of the way, '
-             f'{c["finetune_epochs"]} epochs of fine-tuning{renewed}']
-    if t.judgement: lines = _held_out(t.judgement) + lines
-    kept = {'trained':'the trained model, with all pairs', 'plain':'the untrained backbone', 'centred':'the untrained backbone, each side centred'}
+    lines = [
+        f'  chosen: gap {c["gap"]:g}, shrink {c["shrink"]:g}, pull {c["pull"]:g}, {c["epochs"]} epochs, {100 * c["blend"]:.0f} % of the way, '
+        f'{c["finetune_epochs"]} epochs of fine-tuning{renewed}'
+    ]
+    if t.judgement:
+        lines = _held_out(t.judgement) + lines
+    kept = {
+        'trained': 'the trained model, with all pairs',
+        'plain': 'the untrained backbone',
+        'centred': 'the untrained backbone, each side centred',
+    }
     return '\n'.join([*lines, f'  kept: {kept[t.kept]}'])
+
 
 def _held_out(judgement):
     "Lines with the metrics of the model and its baselines"
     import pandas as pd
+
     g = judgement.gain
-    low,high = g['ci95']
-    rows = {'untrained':'plain', 'centred':'centred', 'trained':'trained'}
-    names = ['hit@1','hit@5','hit@10','mrr']
-    table = pd.DataFrame({name:{metric:f'{100*judgement.metrics[model][metric]["value"]:.1f}' for metric in names}
-                          for name,model in rows.items()}).T
-    base = next(name for name,model in rows.items() if model == g['baseline'])
-    return [f'  held-out pairs that chose nothing, in percent ({g["queries"]:,} queries of {g["clusters"]:,} products)',
-            _indent(table), f'  {g["metric"]}, trained against {base}: {100*g["value"]:+.1f} ({100*low:+.1f} to {100*high:+.1f})']
+    low, high = g['ci95']
+    rows = {'untrained': 'plain', 'centred': 'centred', 'trained': 'trained'}
+    names = ['hit@1', 'hit@5', 'hit@10', 'mrr']
+    table = pd.DataFrame(
+        {
+            name: {
+                metric: f'{100 * judgement.metrics[model][metric]["value"]:.1f}' for metric in names
+            }
+            for name, model in rows.items()
+        }
+    ).T
+    base = next(name for name, model in rows.items() if model == g['baseline'])
+    return [
+        f'  held-out pairs that chose nothing, in percent ({g["queries"]:,} queries of {g["clusters"]:,} products)',
+        _indent(table),
+        f'  {g["metric"]}, trained against {base}: {100 * g["value"]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})',
+    ]
 
 # %% ../nbs/09_cli.ipynb #9e69b0ba
-def eval_stage(r:Run):
+def eval_stage(r: Run):
     from two_tower_vs.data import replacing
     from two_tower_vs.eval import evaluate, save_evaluation, show_changes, show_worst
     from two_tower_vs.model import load_model
-    model = load_model(r.out/'model')
-    _same_settings(r, model); names,leaked = (r.file('query_gt'), r.file('candidates')), ()
-    if r.file('pairs').exists(): leaked = r.leaked.query_path; _say_leaked(r)
-    e = evaluate(model, r.gt, r.candidates, r.root, r.cache, on_bad=r.data.on_bad, names=names, leaked=leaked,
-                 embedding=r.embedding, **r.cfg['eval'])
-    e.metrics['model_sha256'] = model.sha256   # so that a report can tell whose they are
-    r.record_bad(e.bad, *names); save_evaluation(e, r.out)
-    for show,file in ((show_worst,'worst.png'), (show_changes,'changes.png')):
-        with replacing(r.out/file) as (t,): show(e, r.gt, r.root, cell=1.6, colors=0).save(t)
-    print(f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; '
-          f'percent ({_unit(e.metrics)})\n{_indent(e.table())}\n{_more(e)}')
+
+    model = load_model(r.out / 'model')
+    _same_settings(r, model)
+    names = (r.file('query_gt'), r.file('candidates'))
+    leaked = ()
+    if r.file('pairs').exists():
+        leaked = r.leaked.query_path
+        _say_leaked(r)
+    e = evaluate(
+        model,
+        r.gt,
+        r.candidates,
+        r.root,
+        r.cache,
+        on_bad=r.data.on_bad,
+        names=names,
+        leaked=leaked,
+        embedding=r.embedding,
+        **r.cfg['eval'],
+    )
+    e.metrics['model_sha256'] = model.sha256  # so that a report can tell whose they are
+    r.record_bad(e.bad, *names)
+    save_evaluation(e, r.out)
+    for show, file in ((show_worst, 'worst.png'), (show_changes, 'changes.png')):
+        with replacing(r.out / file) as (t,):
+            show(e, r.gt, r.root, cell=1.6, colors=0).save(t)
+    print(
+        f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; '
+        f'percent ({_unit(e.metrics)})\n{_indent(e.table())}\n{_more(e)}'
+    )
 
 # %% ../nbs/09_cli.ipynb #5fc19d58
 def _same_settings(r, model):
     "Warn where the config's model is another than the trained one"
     from warnings import warn
-    kept = ('embed_dim','share') if model.config['embed_dim'] is None else ()   # the untrained backbone: it has no heads
-    odd = [f'{k} {model.config[k]} (now {v})' for k,v in {**r.cfg['model'], 'background':r.data.background}.items() if k in model.config and model.config[k] != v and k not in kept]
-    if odd: warn(f'The model in {r.out}/model was trained with other settings of model: {", ".join(odd)}. '
-                 'It is used as it is; train anew to use those of the config.')
+
+    # The untrained backbone: it has no heads
+    kept = ('embed_dim', 'share') if model.config['embed_dim'] is None else ()
+    odd = [
+        f'{k} {model.config[k]} (now {v})'
+        for k, v in {**r.cfg['model'], 'background': r.data.background}.items()
+        if k in model.config and model.config[k] != v and k not in kept
+    ]
+    if odd:
+        warn(
+            f'The model in {r.out}/model was trained with other settings of model: {", ".join(odd)}. '
+            'It is used as it is; train anew to use those of the config.'
+        )
+
 
 def _say_leaked(r):
     from warnings import warn
-    n,of = len(r.leaked), r.gt.query_path.nunique(); how = r.leaked.how.str.split(' [(]', regex=True).str[0].value_counts()
-    if n: warn(f'{n} of {of} evaluation queries also stand in the training pairs '
-               f'({", ".join(f"{k} {h}" for h,k in how.items())}): on these, recall measures memory, not search. '
-               'See what is left without them.')
+
+    n = len(r.leaked)
+    of = r.gt.query_path.nunique()
+    how = r.leaked.how.str.split(' [(]', regex=True).str[0].value_counts()
+    if n:
+        warn(
+            f'{n} of {of} evaluation queries also stand in the training pairs '
+            f'({", ".join(f"{k} {h}" for h, k in how.items())}): on these, recall measures memory, not search. '
+            'See what is left without them.'
+        )
 
 # %% ../nbs/09_cli.ipynb #d7a42ec0
 def _unit(metrics):
     "What the intervals stand for"
     from two_tower_vs.statistics import unit_sentence
-    return unit_sentence(metrics['intervals']['unit'], metrics['intervals']['clusters'], metrics['queries'])
+
+    return unit_sentence(
+        metrics['intervals']['unit'], metrics['intervals']['clusters'], metrics['queries']
+    )
+
 
 def _more(e):
     "What else an evaluation found"
     m = e.metrics
-    (k,c), = m['changes'].items()
+    ((k, c),) = m['changes'].items()
     lines = [f'  {k}: {c["gained"]:,} queries gained, {c["lost"]:,} lost; changes.png shows some']
-    if m['self_excluded']: lines.append(f'  {m["self_excluded"]:,} queries are candidates too: each is left out of its own hits')
+    if m['self_excluded']:
+        lines.append(
+            f'  {m["self_excluded"]:,} queries are candidates too: each is left out of its own hits'
+        )
     lines += [_indent(t) for t in (e.by_group(), e.leak_free(), e.by_size()) if len(t)]
     if 'match' in m:
-        pct = lambda x: f'{100*x["value"]:.1f} %' if x['value'] is not None else 'none'; o = m['match']
-        lines.append(f'  match: of first hits scoring {o["threshold"]:.2f} or more {pct(o["precision"])} are right '
-                     f'({100*o["wanted_precision"]:.0f} % wanted); {pct(o["coverage"])} of queries have one, '
-                     f'{pct(dict(value=1-o["refused"]["value"]))} when their answers are taken out')
+        pct = lambda x: f'{100 * x["value"]:.1f} %' if x['value'] is not None else 'none'
+        o = m['match']
+        lines.append(
+            f'  match: of first hits scoring {o["threshold"]:.2f} or more {pct(o["precision"])} are right '
+            f'({100 * o["wanted_precision"]:.0f} % wanted); {pct(o["coverage"])} of queries have one, '
+            f'{pct(dict(value=1 - o["refused"]["value"]))} when their answers are taken out'
+        )
     return '\n'.join(lines)
 
 # %% ../nbs/09_cli.ipynb #c6ad6c78
-def index_stage(r:Run):
+def index_stage(r: Run):
     from two_tower_vs.data import bad_rows, drop_bad
     from two_tower_vs.embed import embed
     from two_tower_vs.index import edited, save_index
     from two_tower_vs.model import load_model
-    model = load_model(r.out/'model'); _same_settings(r, model)
+
+    model = load_model(r.out / 'model')
+    _same_settings(r, model)
     c = embed(model.cand, r.candidates.cand_path, r.root, r.cache, desc='candidates', **r.embedding)
     r.record_bad(bad_rows(r.candidates, c.bad, r.file('candidates')), r.file('candidates'))
     drop_bad(r.candidates, c.bad, r.file('candidates'), r.on_bad('skip'))
-    index,done = _updated(r, model, c); source = r.file('candidates')
-    if done != 'up to date' or edited(index, source): save_index(index, r.out/'index', source)
-    m = index.manifest; a = m['recall_vs_exact']
-    if done.startswith('built') and m['tried']: print(_tried(m['tried']))
-    print(f'index: {done}; {m["rows"]:,} vectors of {m["dim"]}, {m["kind"]} ({m["factory"]}) {m["search"] or ""}' +
-          (f'; finds {100*a["value"]:.1f} % of what exact search finds in the first {a["k"]}, '
-           f'on {a["queries"]:,} real queries' if a else ''))
+    index, done = _updated(r, model, c)
+    source = r.file('candidates')
+    if done != 'up to date' or edited(index, source):
+        save_index(index, r.out / 'index', source)
+    m = index.manifest
+    a = m['recall_vs_exact']
+    if done.startswith('built') and m['tried']:
+        print(_tried(m['tried']))
+    print(
+        f'index: {done}; {m["rows"]:,} vectors of {m["dim"]}, {m["kind"]} ({m["factory"]}) {m["search"] or ""}'
+        + (
+            f'; finds {100 * a["value"]:.1f} % of what exact search finds in the first {a["k"]}, '
+            f'on {a["queries"]:,} real queries'
+            if a
+            else ''
+        )
+    )
 
 # %% ../nbs/09_cli.ipynb #f9866910
 def _updated(r, model, cands):
     "(Index, what was done): the one there brought up to date, or a new one"
     from two_tower_vs.data import InputError
     from two_tower_vs.index import build_index, load_index, update_index
+
     args = cands, model.sha256, _real_queries(r, model)
     options = dict(r.cfg['index'], sizes=model.training_info.get('matryoshka') or ())
-    try: old = load_index(r.out/'index', model.sha256, writable=True)
-    except InputError as e: return build_index(*args, **options), f'built anew ({e})' if (r.out/'index').exists() else 'built'
+    try:
+        old = load_index(r.out / 'index', model.sha256, writable=True)
+    except InputError as e:
+        return build_index(*args, **options), f'built anew ({e})' if (
+            r.out / 'index'
+        ).exists() else 'built'
     return update_index(old, *args, **options)
+
 
 def _tried(tries):
     import pandas as pd
-    t = pd.DataFrame(tries)[['factory','search','agreement','queries_per_s','ms','build_s','mb','why']]
+
+    t = pd.DataFrame(tries)[
+        ['factory', 'search', 'agreement', 'queries_per_s', 'ms', 'build_s', 'mb', 'why']
+    ]
     return f'index: tried on a sample, the fastest that will do first\n{_indent(t, index=False, na_rep="")}'
+
 
 def _real_queries(r, model, most=1000):
     "Query-tower vectors to tune on: of the evaluation queries, or else of the training pairs; None where there are neither"
     import numpy as np
     from two_tower_vs.embed import embed
-    if not (r.file('query_gt').exists() or r.file('pairs').exists()): return None
+
+    if not (r.file('query_gt').exists() or r.file('pairs').exists()):
+        return None
     paths = (r.gt if r.file('query_gt').exists() else r.pairs).query_path.unique()
     paths = paths[np.sort(np.random.default_rng(r.seed).permutation(len(paths))[:most])]
     return embed(model.query, paths, r.root, r.cache, desc='queries', **r.embedding).vectors
 
 # %% ../nbs/09_cli.ipynb #b80ae533
-def query_stage(r:Run):
+def query_stage(r: Run):
     from warnings import warn
     from two_tower_vs.index import edited
     from two_tower_vs.query import load_searcher, query, save_answers
-    if not r.image: _bad('--stage query', 'it needs --image: a picture, several, or a folder')
-    s = load_searcher(r.out, max_pixels=r.data.max_pixels, **r.engine)
-    if edited(s.index, r.file('candidates')): warn(
-        f'{r.file("candidates")} was changed after the index was made; hits come from the list in {r.out}/index. '
-        'Run --stage index to bring it up to date.')
-    a = query(s, r.image, **r.cfg['query']); save_answers(a, r.out, r.root)
-    print(f'query: {len(a.hits)} picture{"s" if len(a.hits) > 1 else ""}; {r.out}/query.png shows the hits\n'
-          f'{_indent(a.table(), index=False)}\n'
-          f'  one query, in ms ({a.runs} runs, {a.threads} threads, {a.engine}):\n{_indent(a.latency.T)}')
 
-def serve_stage(r:Run):
+    if not r.image:
+        _bad('--stage query', 'it needs --image: a picture, several, or a folder')
+    s = load_searcher(r.out, max_pixels=r.data.max_pixels, **r.engine)
+    if edited(s.index, r.file('candidates')):
+        warn(
+            f'{r.file("candidates")} was changed after the index was made; hits come from the list in {r.out}/index. '
+            'Run --stage index to bring it up to date.'
+        )
+    a = query(s, r.image, **r.cfg['query'])
+    save_answers(a, r.out, r.root)
+    print(
+        f'query: {len(a.hits)} picture{"s" if len(a.hits) > 1 else ""}; {r.out}/query.png shows the hits\n'
+        f'{_indent(a.table(), index=False)}\n'
+        f'  one query, in ms ({a.runs} runs, {a.threads} threads, {a.engine}):\n{_indent(a.latency.T)}'
+    )
+
+
+def serve_stage(r: Run):
     from two_tower_vs.access import at_config
     from two_tower_vs.serve import serve
+
     options = r.cfg['serve'] | dict(token=at_config(r.cfg['serve'].get('token'), r.base))
-    serve(r.out, r.root, r.file('query_gt'), r.cfg['query'].get('topk', 10), max_pixels=r.data.max_pixels,
-          embedding=r.engine, **options)
+    serve(
+        r.out,
+        r.root,
+        r.file('query_gt'),
+        r.cfg['query'].get('topk', 10),
+        max_pixels=r.data.max_pixels,
+        embedding=r.engine,
+        **options,
+    )
+
 
 def _indent(df, **kw):
-    return '\n'.join('  '+l for l in df.to_string(**kw).splitlines())
+    return '\n'.join('  ' + l for l in df.to_string(**kw).splitlines())
 
 # %% ../nbs/09_cli.ipynb #7e38d1a2
-def report_stage(r:Run):
+def report_stage(r: Run):
     from two_tower_vs.report import report
+
     page = report(r.out, r.root, r.file('query_gt'), r.file('pairs'), r.data.max_pixels)
     print(f'report: {page} shows all of it; open it in a browser')
 
-def export_stage(r:Run):
+
+def export_stage(r: Run):
     from two_tower_vs.catalog import read_paths
     from two_tower_vs.export import export, read_metrics
     from two_tower_vs.model import load_model
-    model = load_model(r.out/'model'); _same_settings(r, model); has = lambda n: r.file(n).exists()
-    d = export(model, r.candidates, r.gt.query_path.unique() if has('query_gt') else None,
-               read_paths(r.file('pairs'), ['query_path','cand_path'], r.root) if has('pairs') else None,
-               read_metrics(r.out/'metrics.json', r.out/'model/model.safetensors'), r.root, r.out/'export', r.cache,
-               embedding=r.embedding, names=(r.file('candidates'), r.file('query_gt')), on_bad=r.on_bad('skip'), **r.cfg['export'])
-    same = f'; ONNX agrees with PyTorch (cosine {min(a["cosine"] for a in d["onnx"].values()):.4f})' if d['onnx'] else ''
-    print(f'export: {", ".join([*d["files"], "export.json"])} in {r.out}/export; {d["rows"]["candidates"]:,} vectors of {d["dim"]}{same}')
+
+    model = load_model(r.out / 'model')
+    _same_settings(r, model)
+    has = lambda n: r.file(n).exists()
+    d = export(
+        model,
+        r.candidates,
+        r.gt.query_path.unique() if has('query_gt') else None,
+        read_paths(r.file('pairs'), ['query_path', 'cand_path'], r.root) if has('pairs') else None,
+        read_metrics(r.out / 'metrics.json', r.out / 'model/model.safetensors'),
+        r.root,
+        r.out / 'export',
+        r.cache,
+        embedding=r.embedding,
+        names=(r.file('candidates'), r.file('query_gt')),
+        on_bad=r.on_bad('skip'),
+        **r.cfg['export'],
+    )
+    same = (
+        f'; ONNX agrees with PyTorch (cosine {min(a["cosine"] for a in d["onnx"].values()):.4f})'
+        if d['onnx']
+        else ''
+    )
+    print(
+        f'export: {", ".join([*d["files"], "export.json"])} in {r.out}/export; {d["rows"]["candidates"]:,} vectors of {d["dim"]}{same}'
+    )
 
 # %% ../nbs/09_cli.ipynb #f7ebceef
-def all_stages(r:Run):
+def all_stages(r: Run):
     from two_tower_vs.fit import main_process
-    for f in (check_stage, train_stage, eval_stage, index_stage)[not main_process():]: f(r)
-    if r.image: query_stage(r)
+
+    for f in (check_stage, train_stage, eval_stage, index_stage)[not main_process() :]:
+        f(r)
+    if r.image:
+        query_stage(r)
     report_stage(r)
+
 
 def demo_stage(args):
     from two_tower_vs.data import demo_catalog
+
     d = demo_catalog('demo')
-    r = Run(d/'config.yaml', args.k, args.image, args.topk)
-    r.image = r.image or [r.root/r.gt.query_path.iloc[0]]
-    with _only_run(r.out): all_stages(r)
-    print(f'Look at {r.out}/report.html. Another query: '
-          f'two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png')
+    r = Run(d / 'config.yaml', args.k, args.image, args.topk)
+    r.image = r.image or [r.root / r.gt.query_path.iloc[0]]
+    with _only_run(r.out):
+        all_stages(r)
+    print(
+        f'Look at {r.out}/report.html. Another query: '
+        f'two_tower_vs --config {d}/config.yaml --stage query --image {r.root}/line/1F418.png'
+    )
+
 
 def init_stage(args):
     from two_tower_vs.init import init
-    if not args.images: _bad('--stage init', 'it needs --images: the folder that holds your pictures')
+
+    if not args.images:
+        _bad('--stage init', 'it needs --images: the folder that holds your pictures')
     print(init(args.images, args.config, args.layout))
     print(f'Next: two_tower_vs --config {shlex.quote(args.config)} --stage all')
 
-stages = dict(check=check_stage, train=train_stage, eval=eval_stage, index=index_stage, query=query_stage, report=report_stage,
-              export=export_stage, serve=serve_stage, all=all_stages)
+
+stages = dict(
+    check=check_stage,
+    train=train_stage,
+    eval=eval_stage,
+    index=index_stage,
+    query=query_stage,
+    report=report_stage,
+    export=export_stage,
+    serve=serve_stage,
+    all=all_stages,
+)
 
 # %% ../nbs/09_cli.ipynb #c0f37444
-about = ("Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, "
-         "a FAISS index, answers in milliseconds.")
+about = (
+    "Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, "
+    "a FAISS index, answers in milliseconds."
+)
 examples = """stages:
   demo    make ./demo from real pictures and run everything on it: start here
   init    a folder of pictures -> config.yaml and the CSVs: pairs from folders, from names, or of edited copies
@@ -481,33 +821,61 @@ Exit status: 0; 2 for what the user can change (a mistake in what was given, a f
 anything else."""
 
 # %% ../nbs/09_cli.ipynb #a499eebe
-def parser()->argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     "The flags; all other settings live in the config file."
-    p = argparse.ArgumentParser('two_tower_vs', description=about, epilog=examples,
-                                formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument('--stage', required=True, choices=['demo', 'init', *stages], metavar='STAGE',
-                   help='what to do: demo, init, check, train, eval, index, query, report, export, serve or all')
-    p.add_argument('--config', default='config.yaml', metavar='FILE',
-                   help='settings; paths in it start from its folder (default: config.yaml)')
-    p.add_argument('--k', type=int, nargs='+', metavar='K', help='lengths of the hit list for eval (default: 1 5 10)')
+    p = argparse.ArgumentParser(
+        'two_tower_vs',
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument(
+        '--stage',
+        required=True,
+        choices=['demo', 'init', *stages],
+        metavar='STAGE',
+        help='what to do: demo, init, check, train, eval, index, query, report, export, serve or all',
+    )
+    p.add_argument(
+        '--config',
+        default='config.yaml',
+        metavar='FILE',
+        help='settings; paths in it start from its folder (default: config.yaml)',
+    )
+    p.add_argument(
+        '--k',
+        type=int,
+        nargs='+',
+        metavar='K',
+        help='lengths of the hit list for eval (default: 1 5 10)',
+    )
     p.add_argument('--image', nargs='+', metavar='PATH', help='pictures or folders to search with')
     p.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
-    p.add_argument('--layout', default='auto', choices=['auto','classes','names','augment'], metavar='LAYOUT',
-                   help='for init: what makes pairs, classes (folders), names, augment (edited copies) or auto (default)')
+    p.add_argument(
+        '--layout',
+        default='auto',
+        choices=['auto', 'classes', 'names', 'augment'],
+        metavar='LAYOUT',
+        help='for init: what makes pairs, classes (folders), names, augment (edited copies) or auto (default)',
+    )
     p.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
-    p.add_argument('--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)')
+    p.add_argument(
+        '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
+    )
     p.add_argument('--port', type=int, metavar='N', help='port for serve (default: 8000)')
     p.add_argument('--version', action='version', version=two_tower_vs.__version__)
     return p
 
 # %% ../nbs/09_cli.ipynb #89d6301d
-_lockless = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}   # of file systems that know no locks
+_lockless = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems that know no locks
+
 
 def _knows_locks(folder):
     "Does its file system tell whether a process holds a file?"
     try:
         import fcntl
-    except ImportError:   # Windows always does
+    except ImportError:  # Windows always does
         return True
     place = os.open(folder, os.O_RDONLY)
     try:
@@ -518,51 +886,96 @@ def _knows_locks(folder):
         os.close(place)
     return True
 
+
 @contextmanager
 def _only_run(out):
     from filelock import FileLock, SoftFileLock, Timeout
     from two_tower_vs.data import InputError, tidy
+
     try:
         out.mkdir(parents=True, exist_ok=True)
         knows_locks = _knows_locks(out)
         # SoftFileLock needs a moment to see that the process that a file names is gone
-        lock,patience = (FileLock(out/'.lock'), 0) if knows_locks else (SoftFileLock(out/'.lock'), 1)
+        lock, patience = (
+            (FileLock(out / '.lock'), 0) if knows_locks else (SoftFileLock(out / '.lock'), 1)
+        )
         lock.acquire(timeout=patience)
     except Timeout:
         rest = '' if knows_locks else f' If there is none, remove {out}/.lock.'
-        raise InputError(f'{out} is in use by another run. Wait until it is done, or set another out.{rest}') from None
-    except OSError as e: raise InputError(f'{out} can not be written to ({e.strerror}). Set out to a folder that can.') from e
-    try: tidy(out, *(out/n for n in ('model','train','index','cache')), *out.glob('cache/*/'), *out.glob('cache/*/seen')); yield
-    finally: lock.release()
+        raise InputError(
+            f'{out} is in use by another run. Wait until it is done, or set another out.{rest}'
+        ) from None
+    except OSError as e:
+        raise InputError(
+            f'{out} can not be written to ({e.strerror}). Set out to a folder that can.'
+        ) from e
+    try:
+        tidy(
+            out,
+            *(out / n for n in ('model', 'train', 'index', 'cache')),
+            *out.glob('cache/*/'),
+            *out.glob('cache/*/seen'),
+        )
+        yield
+    finally:
+        lock.release()
+
 
 def _complete(out):
     "Clear up after a killed run, unless a run is under way or the folder is read-only"
     from two_tower_vs.data import InputError, leftovers
-    if any(leftovers(out/d) for d in ('','model','index','cache')):
-        with suppress(InputError), _only_run(out): pass
+
+    if any(leftovers(out / d) for d in ('', 'model', 'index', 'cache')):
+        with suppress(InputError), _only_run(out):
+            pass
 
 # %% ../nbs/09_cli.ipynb #c4a50002
 class _Heard:
     "A stream, until nobody reads it any more"
-    def __init__(self, f): self.f = f
-    def __getattr__(self, name): return getattr(self.f, name)
-    def write(self, s): return self._try(self.f.write, s)
-    def flush(self): return self._try(self.f.flush)
-    def _try(self, f, *args):
-        try: return f(*args)
-        except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), self.f.fileno())
 
-def _interrupt(*args): raise KeyboardInterrupt
+    def __init__(self, f):
+        self.f = f
+
+    def __getattr__(self, name):
+        return getattr(self.f, name)
+
+    def write(self, s):
+        return self._try(self.f.write, s)
+
+    def flush(self):
+        return self._try(self.f.flush)
+
+    def _try(self, f, *args):
+        try:
+            return f(*args)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.f.fileno())
+
+
+def _interrupt(*args):
+    raise KeyboardInterrupt
+
 
 def _refused(e):
     "(exit status, line) for what the machine refuses; None for a mistake of ours"
-    if isinstance(e, KeyboardInterrupt): return 1, 'interrupted; the same command goes on where it was.'
+    if isinstance(e, KeyboardInterrupt):
+        return 1, 'interrupted; the same command goes on where it was.'
     if isinstance(e, OSError):
         from two_tower_vs.data import refusals
-        return None if e.errno not in refusals else (
-            2, f'{e.filename or "a file"} can not be used ({e.strerror}). Change that, then give the same command again.')
-    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and 'alloc' in str(e): return (   # PyTorch has no class for it
-        2, 'the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.')
+
+        return (
+            None
+            if e.errno not in refusals
+            else (
+                2,
+                f'{e.filename or "a file"} can not be used ({e.strerror}). Change that, then give the same command again.',
+            )
+        )
+    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and 'alloc' in str(e):
+        return (  # PyTorch has no class for it
+            2,
+            'the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.',
+        )
 
 # %% ../nbs/09_cli.ipynb #c4a50003
 def _steady(f):
@@ -571,41 +984,57 @@ def _steady(f):
         main = threading.current_thread() is threading.main_thread()
         old = main and signal.signal(signal.SIGTERM, _interrupt)
         with redirect_stdout(_Heard(sys.stdout)), redirect_stderr(_Heard(sys.stderr)):
-            try: return f(*args)
+            try:
+                return f(*args)
             except BaseException as e:
-                if not (said := _refused(e)): raise
-                print(f'two_tower_vs: {said[1]}', file=sys.stderr); return said[0]
+                if not (said := _refused(e)):
+                    raise
+                print(f'two_tower_vs: {said[1]}', file=sys.stderr)
+                return said[0]
             finally:
                 sys.stdout.flush()
-                if main: signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
+                if main:
+                    signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
+
     return run
 
 # %% ../nbs/09_cli.ipynb #a40b730e
 @_steady
-def main(argv=None)->int:   # exit status
+def main(argv=None) -> int:  # exit status
     "Run one stage."
-    args = parser().parse_args(argv); t = time.perf_counter()
-    helper = os.environ.get('RANK', '0') != '0'   # of torchrun: it trains too, but says and writes nothing
+    args = parser().parse_args(argv)
+    t = time.perf_counter()
+    # Of torchrun: it trains too, but says and writes nothing
+    helper = os.environ.get('RANK', '0') != '0'
     if helper:
-        if args.stage not in ('train','all'): return 0
+        if args.stage not in ('train', 'all'):
+            return 0
         sys.stdout = open(os.devnull, 'w')
-    for s in (sys.stdout, sys.stderr):   # a name may hold what the terminal can't show
-        if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
+    for s in (sys.stdout, sys.stderr):  # a name may hold what the terminal can't show
+        if hasattr(s, 'reconfigure'):
+            s.reconfigure(errors='backslashreplace')
     from two_tower_vs.data import InputError
     import warnings
+
     warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
     r = None
     try:
-        if args.stage in ('demo','init'): (demo_stage if args.stage == 'demo' else init_stage)(args)
+        if args.stage in ('demo', 'init'):
+            (demo_stage if args.stage == 'demo' else init_stage)(args)
         else:
-            r = Run(args.config, args.k, args.image, args.topk, args.host, args.port); reads = args.stage in ('query','serve')
-            if reads: _complete(r.out)
-            with nullcontext() if helper or reads else _only_run(r.out): stages[args.stage](r)
+            r = Run(args.config, args.k, args.image, args.topk, args.host, args.port)
+            reads = args.stage in ('query', 'serve')
+            if reads:
+                _complete(r.out)
+            with nullcontext() if helper or reads else _only_run(r.out):
+                stages[args.stage](r)
     except InputError as e:
         with suppress(OSError):
-            if r and hasattr(e, 'rows'): r.record_bad(e.rows, *e.rows.file.unique())
-        print(f'two_tower_vs: {_plain(e)}', file=sys.stderr); return 2
-    print(f'{args.stage}: done in {time.perf_counter()-t:.1f} s')
+            if r and hasattr(e, 'rows'):
+                r.record_bad(e.rows, *e.rows.file.unique())
+        print(f'two_tower_vs: {_plain(e)}', file=sys.stderr)
+        return 2
+    print(f'{args.stage}: done in {time.perf_counter() - t:.1f} s')
     return 0
 
 # %% ../nbs/09_cli.ipynb #349c28e9
@@ -614,10 +1043,14 @@ def _plain(text):
     odd = '[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
     return re.sub(odd, lambda m: ascii(m[0])[1:-1], str(text))
 
+
 def _warn_once(said):
     "Our own warnings, one line each, once"
-    ours = str(Path(two_tower_vs.__file__).parent), '<'   # '<': a notebook's cell
+    ours = str(Path(two_tower_vs.__file__).parent), '<'  # '<': a notebook's cell
+
     def show(message, category, filename, *a, **kw):
         if filename.startswith(ours) and str(message) not in said:
-            said.add(str(message)); print(f'warning: {_plain(message)}', file=sys.stderr)
+            said.add(str(message))
+            print(f'warning: {_plain(message)}', file=sys.stderr)
+
     return show

@@ -17,18 +17,18 @@ from .catalog import InputError
 
 # %% ../nbs/00_color.ipynb #96ab840b
 def strips(
-    im:Image.Image,
-    pixels:int=2**22, # in a strip, about
-)->list:              # boxes as of Image.crop
+    im: Image.Image,
+    pixels: int = 2**22,  # in a strip, about
+) -> list:  # boxes as of Image.crop
     "Boxes that cover a picture from top to bottom."
-    height = max(1, pixels//im.width)
+    height = max(1, pixels // im.width)
     return [(0, y, im.width, min(y + height, im.height)) for y in range(0, im.height, height)]
 
 # %% ../nbs/00_color.ipynb #faeae688
 def white_level(
-    highest:float,   # the largest value of the picture
-    dtype,           # of its values
-)->float:            # what becomes 255
+    highest: float,  # the largest value of the picture
+    dtype,  # of its values
+) -> float:  # what becomes 255
     "The value that is white, by the type of the values."
     dtype = np.dtype(dtype)
     if dtype.kind == 'f':
@@ -37,20 +37,21 @@ def white_level(
         return np.iinfo(dtype).max
     return 65535 if highest <= 65535 else np.iinfo(dtype).max
 
+
 def to_bytes(
-    values:np.ndarray, # of any type
-    white:float,       # white_level
-)->np.ndarray:         # uint8
+    values: np.ndarray,  # of any type
+    white: float,  # white_level
+) -> np.ndarray:  # uint8
     "Values between 0 and `white` as bytes; what is no number becomes black."
     values = np.nan_to_num(values.astype(np.float64), posinf=white)
-    return (values.clip(0, white)*(255/white)).round().astype(np.uint8)
+    return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
 
 # %% ../nbs/00_color.ipynb #0ce83854
 def _white(im):
     "The white level of a deep picture; None for 8 bits"
     if im.mode[0] not in 'IF':
         return None
-    dtype = {'F':np.float32, 'I':np.int32}.get(im.mode, np.uint16)
+    dtype = {'F': np.float32, 'I': np.int32}.get(im.mode, np.uint16)
     if dtype == np.uint16:
         return 65535
     tops = [np.nan_to_num(np.asarray(im.crop(box)), posinf=0).max() for box in strips(im)]
@@ -58,17 +59,19 @@ def _white(im):
 
 # %% ../nbs/00_color.ipynb #fcaffe19
 _intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-_spaces = {'RGB ':'RGB', 'CMYK':'CMYK', 'GRAY':'L'}   # of profiles; modes of Pillow
-_transforms = {}   # (hash of a profile, mode): transform, or None where it would change nothing
-_least_change = 4   # levels of 255
+_spaces = {'RGB ': 'RGB', 'CMYK': 'CMYK', 'GRAY': 'L'}  # of profiles; modes of Pillow
+_transforms = {}  # (hash of a profile, mode): transform, or None where it would change nothing
+_least_change = 4  # levels of 255
+
 
 def _colour_cube(mode):
     "All combinations of a few levels"
-    channels = len(Image.new(mode, (1,1)).getbands())
-    steps = {1:256, 3:9, 4:6}[channels]
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    steps = {1: 256, 3: 9, 4: 6}[channels]
     levels = np.linspace(0, 255, steps).round().astype(np.uint8)
-    cube = np.stack(np.meshgrid(*[levels]*channels), -1).reshape(1, -1, channels)
+    cube = np.stack(np.meshgrid(*[levels] * channels), -1).reshape(1, -1, channels)
     return Image.fromarray(cube[..., 0] if channels == 1 else cube, mode)
+
 
 def _made_transform(profile, mode):
     "The transform of a profile to sRGB; None where it changes nothing, or can't be made"
@@ -83,59 +86,67 @@ def _made_transform(profile, mode):
         plain = np.asarray(cube.convert('RGB')).astype(int)
         moved = np.asarray(ImageCms.applyTransform(cube, transform)).astype(int)
         return transform if abs(moved - plain).max() > _least_change else None
-    except Exception:   # a profile never refuses a picture
+    except Exception:  # a profile never refuses a picture
         return None
 
 # %% ../nbs/00_color.ipynb #7e346c46
-def profile_mode(im:Image.Image)->str:
+def profile_mode(im: Image.Image) -> str:
     "The mode in which a profile is applied to a picture of this mode."
     if im.mode == 'CMYK':
         return 'CMYK'
-    return 'L' if im.mode in ('L','LA','La','1') or im.mode[0] in 'IF' else 'RGB'
+    return 'L' if im.mode in ('L', 'LA', 'La', '1') or im.mode[0] in 'IF' else 'RGB'
+
 
 def profile_transform(
-    profile:bytes,  # an ICC profile, or None
-    mode:str,       # profile_mode of the picture
-):                  # a transform of ImageCms, or None
+    profile: bytes,  # an ICC profile, or None
+    mode: str,  # profile_mode of the picture
+):  # a transform of ImageCms, or None
     "What brings colours of a profile to sRGB; `None` where it changes nothing."
     if not isinstance(profile, bytes) or not 128 <= len(profile) <= 4_000_000 or mode == 'LAB':
         return None
     key = hashlib.sha1(profile).digest(), mode
     if key not in _transforms:
-        if len(_transforms) >= 64:   # strangers may send a new one with each picture
+        if len(_transforms) >= 64:  # strangers may send a new one with each picture
             _transforms.clear()
         _transforms[key] = _made_transform(profile, mode)
     return _transforms.get(key)
 
 # %% ../nbs/00_color.ipynb #203d3744
 def check_background(
-    background, # as written in the settings
-)->str:
+    background,  # as written in the settings
+) -> str:
     "A valid ground: auto, white, black or #rrggbb. Raises `InputError`."
     text = str(background).lower()
     if text in ('auto', 'white', 'black') or re.fullmatch('#[0-9a-f]{6}', text):
         return text
-    raise InputError(f'data.background is {background!r}, which is no ground. '
-                     "Write auto, white, black or a colour in quotes, such as '#f0f0f0'.")
+    raise InputError(
+        f'data.background is {background!r}, which is no ground. '
+        "Write auto, white, black or a colour in quotes, such as '#f0f0f0'."
+    )
 
-_light = 204   # 80 % of 255
+
+_light = 204  # 80 % of 255
+
 
 def chosen_ground(
-    im:Image.Image,          # with transparency
-    background:str='auto',   # as check_background allows
-)->tuple:                    # red, green, blue
+    im: Image.Image,  # with transparency
+    background: str = 'auto',  # as check_background allows
+) -> tuple:  # red, green, blue
     "The ground on which a picture shows."
     if background != 'auto':
         return ImageColor.getrgb(background)[:3]
-    visible,faint = np.zeros(256, int), np.zeros(256, int)   # counts of grey levels
+    visible = np.zeros(256, int)
+    faint = np.zeros(256, int)  # counts of grey levels
     for box in strips(im):
         part = _with_alpha(im.crop(box))
-        grey,alpha = part.convert('RGB').convert('L'), part.getchannel('A')
-        visible += grey.histogram(alpha.point(lambda a: 255*(a >= 128)))
-        faint += grey.histogram(alpha)   # where alpha is above 0
+        grey = part.convert('RGB').convert('L')
+        alpha = part.getchannel('A')
+        visible += grey.histogram(alpha.point(lambda a: 255 * (a >= 128)))
+        faint += grey.histogram(alpha)  # where alpha is above 0
     counts = visible if visible.any() else faint
-    is_light = counts.any() and counts[_light:].sum() >= .8*counts.sum()
+    is_light = counts.any() and counts[_light:].sum() >= 0.8 * counts.sum()
     return (0, 0, 0) if is_light else (255, 255, 255)
+
 
 def _with_alpha(im):
     "Mode RGBA; Pillow has no direct way from grey that was multiplied by its alpha"
@@ -145,26 +156,30 @@ def _with_alpha(im):
 @dataclass
 class _Plan:
     "What is known of the whole picture before its strips are converted"
-    white:float       # of a deep picture
-    transform:object  # of its profile
-    ground:tuple      # of a transparent one
+
+    white: float  # of a deep picture
+    transform: object  # of its profile
+    ground: tuple  # of a transparent one
+
 
 def _plan(im, background):
     ground = chosen_ground(im, background) if _is_transparent(im) else None
     transform = profile_transform(im.info.get('icc_profile'), profile_mode(im))
     return _Plan(_white(im), transform, ground)
 
+
 def _is_transparent(im):
     if im.mode == 'LAB' or im.mode[0] in 'IF' or not im.has_transparency_data:
         return False
     return im.mode[-1] not in 'Aa' or im.getchannel(im.getbands()[-1]).getextrema()[0] < 255
+
 
 def _strip_to_rgb(im, plan):
     if im.mode == 'LAB':
         return _from_lab(im)
     if plan.white:
         im = Image.fromarray(to_bytes(np.asarray(im), plan.white))
-    if im.mode in ('La', 'RGBa'):   # colours multiplied by alpha
+    if im.mode in ('La', 'RGBa'):  # colours multiplied by alpha
         im = im.convert(im.mode.upper())
     alpha = None
     if plan.ground:
@@ -179,20 +194,23 @@ def _strip_to_rgb(im, plan):
     ground = Image.new('RGBA', im.size, plan.ground)
     return Image.alpha_composite(ground, colour).convert('RGB')
 
+
 def _in_srgb(im, transform):
     if transform is None:
         return im.convert('RGB')
     return ImageCms.applyTransform(im.convert(profile_mode(im)), transform)
 
+
 def _from_lab(im):
-    lab,srgb = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')
+    lab = ImageCms.createProfile('LAB')
+    srgb = ImageCms.createProfile('sRGB')
     return ImageCms.profileToProfile(im, lab, srgb, outputMode='RGB')
 
 # %% ../nbs/00_color.ipynb #b1a8b372
 def to_rgb(
-    im:Image.Image,         # any mode
-    background:str='auto',  # the ground of transparent pictures: auto, white, black or #rrggbb
-)->Image.Image:             # mode RGB
+    im: Image.Image,  # any mode
+    background: str = 'auto',  # the ground of transparent pictures: auto, white, black or #rrggbb
+) -> Image.Image:  # mode RGB
     "Convert a decoded picture to RGB."
     plan = _plan(im, background)
     boxes = strips(im)

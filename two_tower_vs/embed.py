@@ -22,8 +22,19 @@ from fastcore.basics import patch
 from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 from .catalog import expand
-from .data import (BadImage, DiskError, InputError, cores, disk_errors, file_stamp, in_threads, load_image, load_pixels,
-                               read_stamped, replacing)
+from two_tower_vs.data import (
+    BadImage,
+    DiskError,
+    InputError,
+    cores,
+    disk_errors,
+    file_stamp,
+    in_threads,
+    load_image,
+    load_pixels,
+    read_stamped,
+    replacing,
+)
 from .model import Tower, described, file_sha256
 from .pictures import decoding_version
 from .settings import bounded, whole
@@ -32,61 +43,98 @@ from .settings import bounded, whole
 @dataclass
 class Embeddings:
     "Unit vectors and the pictures they belong to."
-    vectors:np.ndarray                         # float32 (n, d), C-contiguous, unit rows
-    paths:list                                 # of n texts, as they stand in the CSV
-    bad:dict = field(default_factory=dict)     # path -> why it can't be read
-    contents:np.ndarray = None                 # uint8 (n, 16): start of each file's SHA-256; equal bytes, equal rows
-    made_by:dict = None                        # as Engine.made_by; None: not known
+
+    vectors: np.ndarray  # float32 (n, d), C-contiguous, unit rows
+    paths: list  # of n texts, as they stand in the CSV
+    bad: dict = field(default_factory=dict)  # path -> why it can't be read
+    contents: np.ndarray = (
+        None  # uint8 (n, 16): start of each file's SHA-256; equal bytes, equal rows
+    )
+    made_by: dict = None  # as Engine.made_by; None: not known
+
     def __post_init__(self):
         v = self.vectors
-        if v.ndim != 2 or len(v) != len(self.paths) or v.dtype != np.float32 or not v.flags.c_contiguous:
-            raise ValueError(f'{v.dtype} vectors of shape {v.shape} for {len(self.paths)} paths: '
-                             'float32 (n, d), C-contiguous, is needed')
+        if (
+            v.ndim != 2
+            or len(v) != len(self.paths)
+            or v.dtype != np.float32
+            or not v.flags.c_contiguous
+        ):
+            raise ValueError(
+                f'{v.dtype} vectors of shape {v.shape} for {len(self.paths)} paths: '
+                'float32 (n, d), C-contiguous, is needed'
+            )
         if self.contents is not None and self.contents.shape != (len(v), 16):
-            raise ValueError(f'contents of shape {self.contents.shape} for {len(v)} vectors: ({len(v)}, 16) is needed')
-        if not isinstance(v, np.memmap): self._refuse_not_finite()
+            raise ValueError(
+                f'contents of shape {self.contents.shape} for {len(v)} vectors: ({len(v)}, 16) is needed'
+            )
+        if not isinstance(v, np.memmap):
+            self._refuse_not_finite()
+
     def _refuse_not_finite(self, block=4096):
         for start in range(0, len(self), block):
-            finite = np.isfinite(self.vectors[start:start+block]).all(1)
+            finite = np.isfinite(self.vectors[start : start + block]).all(1)
             if not finite.all():
-                raise InputError(f'The vector of {self.paths[start+finite.argmin()]} holds NaN or infinity.')
-    def __len__(self): return len(self.paths)
-    def rows(self, paths)->np.ndarray:         # int64 (len(paths),), -1 where a path has no row
+                raise InputError(
+                    f'The vector of {self.paths[start + finite.argmin()]} holds NaN or infinity.'
+                )
+
+    def __len__(self):
+        return len(self.paths)
+
+    def rows(self, paths) -> np.ndarray:  # int64 (len(paths),), -1 where a path has no row
         "Row numbers of `paths`."
-        at = {p:i for i,p in enumerate(self.paths)}
+        at = {p: i for i, p in enumerate(self.paths)}
         return np.array([at.get(p, -1) for p in paths], dtype=np.int64)
 
 # %% ../nbs/01a_embed.ipynb #da4733ab
-def backbone_key(tower:Tower)->str:
+def backbone_key(tower: Tower) -> str:
     "A hash of all that decides a feature: the backbone's weights, the preprocessing and the version of the decoding."
     stages = getattr(tower.backbone, 'stages', [])
     parts = [type(tower.backbone).__name__, stages, tower.prep, decoding_version]
     h = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for k,v in tower.backbone.state_dict().items():
+    for k, v in tower.backbone.state_dict().items():
         h.update(f'{k} {tuple(v.shape)}'.encode())
         h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:24]
 
+
 def _torch_engine(tower, precision='float32'):
-    device,lock = tower.mean.device, threading.Lock()
+    device = tower.mean.device
+    lock = threading.Lock()
+
     @torch.inference_mode()
     def run(x):
         x = torch.from_numpy(x)
         if device.type == 'cuda':
-            x = x.pin_memory().to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            x = (
+                x.pin_memory()
+                .to(device, non_blocking=True)
+                .contiguous(memory_format=torch.channels_last)
+            )
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16'):
             return tower.features(x.to(device)).cpu().numpy()
-    def alone(x):   # one call already takes all cores
-        with lock: return run(x)
+
+    def alone(x):  # one call already takes all cores
+        with lock:
+            return run(x)
+
     return run if device.type == 'cuda' else alone
 
+
 class _Features(torch.nn.Module):
-    def __init__(self, tower): super().__init__(); self.tower = tower; tower.backbone   # one may be built when it is asked for
-    def forward(self, x): return self.tower.features(x)
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+        tower.backbone  # one may be built when it is asked for
+
+    def forward(self, x):
+        return self.tower.features(x)
 
 # %% ../nbs/01a_embed.ipynb #f354f8b5
 class _OpenVINOUse:
     "Which calls are inside OpenVINO, and when the last one ended"
+
     def __init__(self):
         self.calls = []
         self.ended = -np.inf
@@ -98,78 +146,108 @@ class _OpenVINOUse:
         self.ended = time.monotonic()
         self.calls.pop()
 
-    def recent(self, seconds=1.):
+    def recent(self, seconds=1.0):
         "Its own threads work on for a moment after a call has returned"
         return bool(self.calls) or time.monotonic() - self.ended < seconds
 
+
 _use = _OpenVINOUse()
-_locked = False   # this process may hold locks of OpenVINO whose threads it has not
+_locked = False  # this process may hold locks of OpenVINO whose threads it has not
+
 
 def openvino_module():
     """OpenVINO without its telemetry, which forks the process to send statistics.
     Raises `ImportError`, also in a process that was forked while other threads were inside OpenVINO."""
     if _locked:
         raise ImportError('it was running when this process was forked')
-    sys.modules.setdefault('openvino_telemetry', None)   # OpenVINO then takes its own stub
+    sys.modules.setdefault('openvino_telemetry', None)  # OpenVINO then takes its own stub
     import openvino
+
     return openvino
 
 # %% ../nbs/01a_embed.ipynb #29af8e55
-engines = 'auto','openvino','torch'
-precisions = 'auto','float32','bfloat16'
+engines = 'auto', 'openvino', 'torch'
+precisions = 'auto', 'float32', 'bfloat16'
+
 
 def has_bfloat16(
-    device:str,      # cpu, cuda or mps
-    kind:str='auto', # of the engine: auto, openvino or torch
-)->bool:
+    device: str,  # cpu, cuda or mps
+    kind: str = 'auto',  # of the engine: auto, openvino or torch
+) -> bool:
     "Does this machine multiply bfloat16 faster than float32, in the engine that would be used?"
-    if device == 'cuda': return torch.cuda.is_bf16_supported()
-    if device != 'cpu' or kind == 'torch': return False
-    try: ov = openvino_module()
-    except ImportError: return False
+    if device == 'cuda':
+        return torch.cuda.is_bf16_supported()
+    if device != 'cpu' or kind == 'torch':
+        return False
+    try:
+        ov = openvino_module()
+    except ImportError:
+        return False
     return 'BF16' in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 # %% ../nbs/01a_embed.ipynb #43a6b02f
 def _networks(folder, key):
-    return [f for name in (f'{key}.xml', f'{key}.bin', 'compiled/*.blob') for f in folder.glob(name) if f.is_file()]
+    return [
+        f
+        for name in (f'{key}.xml', f'{key}.bin', 'compiled/*.blob')
+        for f in folder.glob(name)
+        if f.is_file()
+    ]
+
 
 def _sums(folder):
-    try: d = json.loads((folder/'networks.json').read_text())
-    except (OSError, ValueError, RecursionError): d = None
+    try:
+        d = json.loads((folder / 'networks.json').read_text())
+    except (OSError, ValueError, RecursionError):
+        d = None
     return d if isinstance(d, dict) else {}
+
 
 def _remove_changed(folder, key):
     "Remove networks that aren't as they were written"
     sums = _sums(folder)
     for f in _networks(folder, key):
         was = sums.get(f.name)
-        if was == file_sha256(f): continue
-        if was: warn(f'{f} is damaged; it is made anew.')
-        with disk_errors(f): f.unlink(missing_ok=True)
+        if was == file_sha256(f):
+            continue
+        if was:
+            warn(f'{f} is damaged; it is made anew.')
+        with disk_errors(f):
+            f.unlink(missing_ok=True)
+
 
 def _note_sums(folder, key):
-    new = {f.name:file_sha256(f) for f in _networks(folder, key)}; old = _sums(folder)
+    new = {f.name: file_sha256(f) for f in _networks(folder, key)}
+    old = _sums(folder)
     if not new.items() <= old.items():
-        with replacing(folder/'networks.json') as (t,): t.write_text(json.dumps(old | new, indent=1)+'\n')
+        with replacing(folder / 'networks.json') as (t,):
+            t.write_text(json.dumps(old | new, indent=1) + '\n')
 
 # %% ../nbs/01a_embed.ipynb #63e7113b
 def _converted(core, tower, folder, key, alone):
     "The network as OpenVINO's; `folder` keeps it, since converting takes seconds"
     ov = openvino_module()
-    xml = Path(folder)/f'{key}.xml' if folder else None
-    if xml and xml.is_file() and xml.with_suffix('.bin').is_file(): return core.read_model(xml)
+    xml = Path(folder) / f'{key}.xml' if folder else None
+    if xml and xml.is_file() and xml.with_suffix('.bin').is_file():
+        return core.read_model(xml)
     s = tower.prep['size']
     with catch_warnings():
-        simplefilter('ignore')   # it traces the network in a way that PyTorch calls old
-        net = ov.convert_model(_Features(tower).eval(), example_input=torch.zeros(2,3,s,s, dtype=torch.uint8))
-    if not xml: return net
-    try:
-        with replacing(xml.with_suffix('.bin'), xml) as (b,x):
-            ov.save_model(net, x, compress_to_fp16=False); os.replace(x.with_suffix('.bin'), b)
-    except DiskError:
-        if not alone: raise
+        simplefilter('ignore')  # it traces the network in a way that PyTorch calls old
+        net = ov.convert_model(
+            _Features(tower).eval(), example_input=torch.zeros(2, 3, s, s, dtype=torch.uint8)
+        )
+    if not xml:
         return net
-    return core.read_model(xml)   # the file, since the network in memory may differ from it in a last bit
+    try:
+        with replacing(xml.with_suffix('.bin'), xml) as (b, x):
+            ov.save_model(net, x, compress_to_fp16=False)
+            os.replace(x.with_suffix('.bin'), b)
+    except DiskError:
+        if not alone:
+            raise
+        return net
+    # The file, since the network in memory may differ from it in a last bit
+    return core.read_model(xml)
 
 # %% ../nbs/01a_embed.ipynb #44b39277
 def _openvino_engine(tower, folder, key, precision, alone):
@@ -177,23 +255,31 @@ def _openvino_engine(tower, folder, key, precision, alone):
     with _use:
         return _compiled_engine(ov, tower, folder, key, precision, alone)
 
+
 def _compiled_engine(ov, tower, folder, key, precision, alone):
-    try: folder and _remove_changed(folder, key)
+    try:
+        folder and _remove_changed(folder, key)
     except DiskError:
-        if not alone: raise
-        folder = None   # a query may read from a folder that it can't write to
+        if not alone:
+            raise
+        folder = None  # a query may read from a folder that it can't write to
     core = ov.Core()
-    core.set_property({'ENABLE_MMAP':False})   # a mapped file that is overwritten in place ends the process
+    # A mapped file that is overwritten in place ends the process
+    core.set_property({'ENABLE_MMAP': False})
     net = _converted(core, tower, folder, key, alone)
-    options = {'INFERENCE_PRECISION_HINT':dict(float32='f32', bfloat16='bf16')[precision]}
-    if folder: options['CACHE_DIR'] = str(folder/'compiled')
+    options = {'INFERENCE_PRECISION_HINT': dict(float32='f32', bfloat16='bf16')[precision]}
+    if folder:
+        options['CACHE_DIR'] = str(folder / 'compiled')
+
     def compiled(hint):
         with _use:
-            fast = core.compile_model(net, 'CPU', {**options, 'PERFORMANCE_HINT':hint})
+            fast = core.compile_model(net, 'CPU', {**options, 'PERFORMANCE_HINT': hint})
         spare = []
         if folder:
-            with suppress(DiskError) if alone else nullcontext(): _note_sums(folder, key)
-        def run(x):   # one request can't serve two at once
+            with suppress(DiskError) if alone else nullcontext():
+                _note_sums(folder, key)
+
+        def run(x):  # one request can't serve two at once
             with _use:
                 try:
                     request = spare.pop()
@@ -203,315 +289,515 @@ def _compiled_engine(ov, tower, folder, key, precision, alone):
                     return request.infer([x], share_inputs=True)[0]
                 finally:
                     spare.append(request)
+
         return run
+
     return _alone(compiled) if alone else compiled('THROUGHPUT')
 
 # %% ../nbs/01a_embed.ipynb #5785dd6a
 def _alone(compiled):
     "One call gets all cores; calls at the same time share them, and so do those just after, since more will come"
-    one,many,running,lock,met = compiled('LATENCY'), [], [], threading.Lock(), [-1.]
+    one = compiled('LATENCY')
+    many = []
+    running = []
+    lock = threading.Lock()
+    met = [-1.0]
+
     def run(x):
         with lock:
             now = time.monotonic()
-            if running: met[0] = now; many or many.append(compiled('THROUGHPUT'))
-            f = many[0] if now-met[0] < .05 and many else one; running.append(f)
-        try: return f(x)
-        finally: running.pop()
+            if running:
+                met[0] = now
+                many or many.append(compiled('THROUGHPUT'))
+            f = many[0] if now - met[0] < 0.05 and many else one
+            running.append(f)
+        try:
+            return f(x)
+        finally:
+            running.pop()
+
     return run
 
 # %% ../nbs/01a_embed.ipynb #9ce9bcb6
 class Engine:
     "Runs a tower's backbone the fastest correct way: uint8 pixels (b, 3, s, s) -> float32 unit features (b, f)."
-    def __init__(self,
-        tower:Tower,
-        kind:str='auto',      # auto, openvino or torch
-        folder=None,          # where a converted network is kept, and what was decided about it
-        key:str=None,         # backbone_key(tower), if it is known
-        precision:str='auto', # auto, float32 or bfloat16
-        sample=None,          # a function without arguments: pixels of real pictures, or None; to decide with
-        alone:bool=False,     # made for single batches that should be quick, rather than for several threads at once
+
+    def __init__(
+        self,
+        tower: Tower,
+        kind: str = 'auto',  # auto, openvino or torch
+        folder=None,  # where a converted network is kept, and what was decided about it
+        key: str = None,  # backbone_key(tower), if it is known
+        precision: str = 'auto',  # auto, float32 or bfloat16
+        sample=None,  # a function without arguments: pixels of real pictures, or None; to decide with
+        alone: bool = False,  # made for single batches that should be quick, rather than for several threads at once
     ):
         if kind not in engines:
-            raise InputError(f'embed.engine is {kind!r}. Use {", ".join(engines[:-1])} or {engines[-1]}.')
+            raise InputError(
+                f'embed.engine is {kind!r}. Use {", ".join(engines[:-1])} or {engines[-1]}.'
+            )
         if precision not in precisions:
-            raise InputError(f'embed.precision is {precision!r}. Use {", ".join(precisions[:-1])} or {precisions[-1]}.')
-        self.tower,self.kind,self.folder,self.key = tower, kind, folder and Path(folder), key or backbone_key(tower)
-        self.name = 'torch' if kind == 'torch' or kind == 'auto' and tower.mean.device.type != 'cpu' else 'openvino'
-        self.alone,self.lock,self.run = alone, threading.Lock(), None
-        self.exact,self.cosine = _torch_engine(tower), None   # the least cosine with PyTorch, where it was measured
-        self.note = folder and precision == 'auto' and Path(folder)/f'{self.key}.json'
+            raise InputError(
+                f'embed.precision is {precision!r}. Use {", ".join(precisions[:-1])} or {precisions[-1]}.'
+            )
+        self.tower = tower
+        self.kind = kind
+        self.folder = folder and Path(folder)
+        self.key = key or backbone_key(tower)
+        self.name = (
+            'torch'
+            if kind == 'torch' or kind == 'auto' and tower.mean.device.type != 'cpu'
+            else 'openvino'
+        )
+        self.alone = alone
+        self.lock = threading.Lock()
+        self.run = None
+        self.exact = _torch_engine(tower)
+        self.cosine = None  # the least cosine with PyTorch, where it was measured
+        self.note = folder and precision == 'auto' and Path(folder) / f'{self.key}.json'
         _engines.add(self)
-        self.precision = precision if precision != 'auto' else self._decided(has_bfloat16(tower.mean.device.type, kind), sample)
+        self.precision = (
+            precision
+            if precision != 'auto'
+            else self._decided(has_bfloat16(tower.mean.device.type, kind), sample)
+        )
 
     def _made(self, precision):
         if self.name == 'openvino':
-            try: return _openvino_engine(self.tower, self.folder, self.key, precision, self.alone)
-            except DiskError: raise
+            try:
+                return _openvino_engine(self.tower, self.folder, self.key, precision, self.alone)
+            except DiskError:
+                raise
             except Exception as e:
-                self._fall_back(f'cannot run this network here ({type(e).__name__}: {str(e)[:100]})')
-        low = precision == 'bfloat16' and (self.kind == 'torch' or self.tower.mean.device.type == 'cuda')
+                self._fall_back(
+                    f'cannot run this network here ({type(e).__name__}: {str(e)[:100]})'
+                )
+        low = precision == 'bfloat16' and (
+            self.kind == 'torch' or self.tower.mean.device.type == 'cuda'
+        )
         return _torch_engine(self.tower, precision) if low else self.exact
 
     def _fall_back(self, why):
         self.name = 'torch'
-        warn(f'OpenVINO {why}. Embedding runs on PyTorch instead: the same results, several times slower on a CPU.')
+        warn(
+            f'OpenVINO {why}. Embedding runs on PyTorch instead: the same results, several times slower on a CPU.'
+        )
 
 # %% ../nbs/01a_embed.ipynb #fcbf7c09
-def _least_cosine(a, b): return round(float((a*b).sum(1).min()), 5)
+def _least_cosine(a, b):
+    return round(float((a * b).sum(1).min()), 5)
+
 
 @patch
-def _decided(self:Engine, bf16, sample):
+def _decided(self: Engine, bf16, sample):
     "The precision for these weights, as it was or is now decided"
     d = self._noted()
     if d and (bf16 or d['precision'] == 'float32'):
-        self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None   # another version is checked again
+        # Another version is checked again
+        self.cosine = d['cosine'] if d['openvino'] == _openvino_version() else None
         return d['precision']
     x = sample() if bf16 and sample else None
-    if x is None: return 'float32'
-    run = self._made('bfloat16'); cosine = _least_cosine(run(x), self.exact(x))
-    if run is not self.exact and cosine >= .999:
-        self.run,self.cosine = run, cosine; self._write('bfloat16'); return 'bfloat16'
-    if run is not self.exact: warn(f'In bfloat16 this backbone gives other vectors (cosine {cosine:.4f} with float32). '
-        'float32 is used, at half the speed or less; embed: {precision: bfloat16} overrules that.')
-    if run is not self.exact: self._write('float32')
+    if x is None:
+        return 'float32'
+    run = self._made('bfloat16')
+    cosine = _least_cosine(run(x), self.exact(x))
+    if run is not self.exact and cosine >= 0.999:
+        self.run = run
+        self.cosine = cosine
+        self._write('bfloat16')
+        return 'bfloat16'
+    if run is not self.exact:
+        warn(
+            f'In bfloat16 this backbone gives other vectors (cosine {cosine:.4f} with float32). '
+            'float32 is used, at half the speed or less; embed: {precision: bfloat16} overrules that.'
+        )
+    if run is not self.exact:
+        self._write('float32')
     return 'float32'
 
 # %% ../nbs/01a_embed.ipynb #ab9925a1
 @patch
-def _noted(self:Engine):
+def _noted(self: Engine):
     "What was decided before; None where nothing was, or it can't be read"
-    try: d = json.loads(self.note.read_text()) if self.note else None
-    except FileNotFoundError: return None
-    except (OSError, ValueError, RecursionError): d = ()
-    if d is None or isinstance(d, dict) and d.get('precision') in precisions[1:] and {'cosine','openvino'} <= set(d): return d
-    warn(f'{self.note} is damaged. Which precision will do is found out anew; until then it is float32.')
+    try:
+        d = json.loads(self.note.read_text()) if self.note else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        d = ()
+    if (
+        d is None
+        or isinstance(d, dict)
+        and d.get('precision') in precisions[1:]
+        and {'cosine', 'openvino'} <= set(d)
+    ):
+        return d
+    warn(
+        f'{self.note} is damaged. Which precision will do is found out anew; until then it is float32.'
+    )
+
 
 @patch
-def _write(self:Engine, precision):
-    if not self.note: return
+def _write(self: Engine, precision):
+    if not self.note:
+        return
     d = dict(precision=precision, cosine=self.cosine, openvino=_openvino_version())
-    with replacing(self.note) as (f,): f.write_text(json.dumps(d)+'\n')
+    with replacing(self.note) as (f,):
+        f.write_text(json.dumps(d) + '\n')
+
 
 def _openvino_version():
-    try: return version('openvino')
-    except PackageNotFoundError: return None
+    try:
+        return version('openvino')
+    except PackageNotFoundError:
+        return None
 
 # %% ../nbs/01a_embed.ipynb #be418daa
 @patch
-def _ready(self:Engine, x):
+def _ready(self: Engine, x):
     "What runs batches, made and checked when the first one comes"
     with self.lock:
-        if self.run: return self.run
+        if self.run:
+            return self.run
         run = self._made(self.precision)
         if self.cosine is None and run is not self.exact:
             self.cosine = _least_cosine(run(x[:8]), self.exact(x[:8]))
-            bound = self.note or self.precision == 'float32' or np.isnan(self.cosine)   # bfloat16 may be asked for in spite of it
-            if bound and not self.cosine >= .999:   # NaN too: OpenVINO makes numbers of it, and embed refuses PyTorch's
-                self._fall_back(f'gives other vectors than PyTorch (cosine {self.cosine:.4f})'); run = self.exact
-            elif self.note and (self.note.exists() or not has_bfloat16(self.tower.mean.device.type, self.kind)): self._write(self.precision)
-        elif run is not self.exact: run(x)   # two threads at once in OpenVINO's very first call wait for each other forever
+            # Bfloat16 may be asked for in spite of it
+            bound = self.note or self.precision == 'float32' or np.isnan(self.cosine)
+            # NaN too: OpenVINO makes numbers of it, and embed refuses PyTorch's
+            if bound and not self.cosine >= 0.999:
+                self._fall_back(f'gives other vectors than PyTorch (cosine {self.cosine:.4f})')
+                run = self.exact
+            elif self.note and (
+                self.note.exists() or not has_bfloat16(self.tower.mean.device.type, self.kind)
+            ):
+                self._write(self.precision)
+        elif run is not self.exact:
+            run(x)  # two threads at once in OpenVINO's very first call wait for each other forever
         self.run = run
         return run
 
+
 @patch
-def __call__(self:Engine, x:np.ndarray)->np.ndarray:
+def __call__(self: Engine, x: np.ndarray) -> np.ndarray:
     "Unit features of a batch; several threads may call at once. Raises `InputError` where the GPU has too little memory."
-    try: return (self.run or self._ready(x))(x)
+    try:
+        return (self.run or self._ready(x))(x)
     except torch.OutOfMemoryError as e:
-        raise InputError(f'The GPU has too little memory for {len(x)} pictures of {x.shape[-1]} pixels at once. '
-                         'Lower embed.batch_size or take a smaller backbone.') from e
+        raise InputError(
+            f'The GPU has too little memory for {len(x)} pictures of {x.shape[-1]} pixels at once. '
+            'Lower embed.batch_size or take a smaller backbone.'
+        ) from e
 
 # %% ../nbs/01a_embed.ipynb #d25a0c92
-_engines = WeakSet()   # of this process
+_engines = WeakSet()  # of this process
+
 
 @patch
-def _restart(self:Engine):
+def _restart(self: Engine):
     "Forget threads and locks that stayed with the parent process"
-    if self.run is not None: ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.run))   # never tidied up
-    self.run,self.lock = None, threading.Lock()
+    if self.run is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.run))  # never tidied up
+    self.run = None
+    self.lock = threading.Lock()
     self.exact = _torch_engine(self.tower)
-    if self.tower.mean.device.type == 'cuda': self.run = _no_gpu
+    if self.tower.mean.device.type == 'cuda':
+        self.run = _no_gpu
+
 
 def _no_gpu(x):
-    raise InputError('A forked process cannot use the GPU of its parent. Start processes with "spawn", or load the searcher in each.')
+    raise InputError(
+        'A forked process cannot use the GPU of its parent. Start processes with "spawn", or load the searcher in each.'
+    )
+
 
 def _restart_engines():
     global _locked
     _locked = _locked or _use.recent()
     _use.__init__()
-    if _engines: torch.set_num_threads(1)
-    for engine in list(_engines): engine._restart()
+    if _engines:
+        torch.set_num_threads(1)
+    for engine in list(_engines):
+        engine._restart()
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_restart_engines)
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_restart_engines)
 
 # %% ../nbs/01a_embed.ipynb #f696dc42
-_libraries = 'two_tower_vs','torch','torchvision','timm','openvino','numpy','pillow','simplejpeg'
+_libraries = (
+    'two_tower_vs',
+    'torch',
+    'torchvision',
+    'timm',
+    'openvino',
+    'numpy',
+    'pillow',
+    'simplejpeg',
+)
+
 
 @patch
-def made_by(self:Engine)->dict:   # engine, precision, libraries (name -> version)
+def made_by(self: Engine) -> dict:  # engine, precision, libraries (name -> version)
     "What the vectors depend on apart from the model and the pictures."
     versions = {}
     for name in _libraries:
-        with suppress(PackageNotFoundError): versions[name] = version(name)
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return dict(engine=self.name, precision=self.precision, libraries=versions)
 
 # %% ../nbs/01a_embed.ipynb #4142a7a3
-presets = dict(photo   =dict(scale=(.3,1), light=.4, turn=15, flip=True),
-               drawing =dict(scale=(.6,1), turn=10),           # no flip: an arrow, a letter would change its meaning
-               document=dict(scale=(.6,1), light=.2, turn=2),
-               none    =None)
+presets = dict(
+    photo=dict(scale=(0.3, 1), light=0.4, turn=15, flip=True),
+    drawing=dict(scale=(0.6, 1), turn=10),  # no flip: an arrow, a letter would change its meaning
+    document=dict(scale=(0.6, 1), light=0.2, turn=2),
+    none=None,
+)
+
 
 def augment(
-    im:Image.Image,     # RGB
-    rng:random.Random,  # its own, so that threads in any order give the same pictures
-    preset:str='photo', # photo, drawing, document or none
-)->Image.Image:
+    im: Image.Image,  # RGB
+    rng: random.Random,  # its own, so that threads in any order give the same pictures
+    preset: str = 'photo',  # photo, drawing, document or none
+) -> Image.Image:
     "A random crop, slightly turned, in changed light, as in torchvision's RandomResizedCrop, RandomRotation, ColorJitter."
     p = preset_by_name(preset)
-    if not p: return im
-    if p.get('turn'): im = im.rotate(rng.uniform(-p['turn'], p['turn']), Image.Resampling.BILINEAR, fillcolor=im.getpixel((0,0)))
-    w,h = im.size; area,ratio = rng.uniform(*p['scale'])*w*h, rng.uniform(3/4, 4/3)
-    cw,ch = min(w, round((area*ratio)**.5)), min(h, round((area/ratio)**.5))
-    x,y = rng.randint(0, w-cw), rng.randint(0, h-ch)
-    im = im.crop((x, y, x+max(1,cw), y+max(1,ch)))
-    if p.get('flip') and rng.random() < .5: im = im.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color) if p.get('light') else ():
-        im = change(im).enhance(rng.uniform(1-p['light'], 1+p['light']))
+    if not p:
+        return im
+    if p.get('turn'):
+        im = im.rotate(
+            rng.uniform(-p['turn'], p['turn']),
+            Image.Resampling.BILINEAR,
+            fillcolor=im.getpixel((0, 0)),
+        )
+    w, h = im.size
+    area = rng.uniform(*p['scale']) * w * h
+    ratio = rng.uniform(3 / 4, 4 / 3)
+    cw = min(w, round((area * ratio) ** 0.5))
+    ch = min(h, round((area / ratio) ** 0.5))
+    x = rng.randint(0, w - cw)
+    y = rng.randint(0, h - ch)
+    im = im.crop((x, y, x + max(1, cw), y + max(1, ch)))
+    if p.get('flip') and rng.random() < 0.5:
+        im = im.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for change in (
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        if p.get('light')
+        else ()
+    ):
+        im = change(im).enhance(rng.uniform(1 - p['light'], 1 + p['light']))
     return im
 
+
 def preset_by_name(name):
-    if name not in presets: raise InputError(f'augmentation {name!r} is unknown. Known are {", ".join(presets)}.')
+    if name not in presets:
+        raise InputError(f'augmentation {name!r} is unknown. Known are {", ".join(presets)}.')
     return presets[name]
 
 # %% ../nbs/01a_embed.ipynb #6e455f7b
 class _Rows:
     "Row numbers by 16-byte keys: 24 bytes for each"
-    def __init__(self): self.parts = []   # replaced, never changed: threads may be searching
 
-    def add(self, keys, rows):   # uint8 (n, 16), int64 (n,)
-        k = np.ascontiguousarray(keys).view(np.uint64); parts = [*self.parts, (k[:,0], k[:,1], rows)]
-        if len(parts) > 16: parts = [tuple(map(np.concatenate, zip(*parts)))]
+    def __init__(self):
+        self.parts = []  # replaced, never changed: threads may be searching
+
+    def add(self, keys, rows):  # uint8 (n, 16), int64 (n,)
+        k = np.ascontiguousarray(keys).view(np.uint64)
+        parts = [*self.parts, (k[:, 0], k[:, 1], rows)]
+        if len(parts) > 16:
+            parts = [tuple(map(np.concatenate, zip(*parts)))]
         order = parts[-1][0].argsort(kind='stable')
         self.parts = [*parts[:-1], tuple(p[order] for p in parts[-1])]
 
-    def find(self, keys):   # uint8 (n, 16) -> int64 (n,), -1 where unknown
-        k = np.ascontiguousarray(keys).view(np.uint64); out = np.full(len(k), -1)
-        for a,b,rows in self.parts:
-            i = a.searchsorted(k[:,0]).clip(max=len(a)-1)
-            hit = (a[i] == k[:,0]) & (b[i] == k[:,1]); out[hit] = rows[i[hit]]
+    def find(self, keys):  # uint8 (n, 16) -> int64 (n,), -1 where unknown
+        k = np.ascontiguousarray(keys).view(np.uint64)
+        out = np.full(len(k), -1)
+        for a, b, rows in self.parts:
+            i = a.searchsorted(k[:, 0]).clip(max=len(a) - 1)
+            hit = (a[i] == k[:, 0]) & (b[i] == k[:, 1])
+            out[hit] = rows[i[hit]]
         return out
 
 # %% ../nbs/01a_embed.ipynb #f195c13a
 def _tensors(f, *names):
     from safetensors import safe_open
-    with safe_open(f, 'np') as s: return [s.get_tensor(n) for n in names]
+
+    with safe_open(f, 'np') as s:
+        return [s.get_tensor(n) for n in names]
+
 
 def _mapped(f, *names):
     "Tensors in a safetensors file as memory maps"
     kinds = dict(F32=np.float32, F16=np.float16, U32=np.uint32, U8=np.uint8)
-    with open(f, 'rb') as s: n = int.from_bytes(s.read(8), 'little'); d = json.loads(s.read(n))
-    return [np.memmap(f, kinds[t['dtype']], 'r', 8+n+t['data_offsets'][0], tuple(t['shape'])) for t in (d[k] for k in names)]
+    with open(f, 'rb') as s:
+        n = int.from_bytes(s.read(8), 'little')
+        d = json.loads(s.read(n))
+    return [
+        np.memmap(f, kinds[t['dtype']], 'r', 8 + n + t['data_offsets'][0], tuple(t['shape']))
+        for t in (d[k] for k in names)
+    ]
 
-def _row_sums(v):   # uint32 (n,)
+
+def _row_sums(v):  # uint32 (n,)
     "What a single flipped bit of a row changes"
     return np.ascontiguousarray(v).view(np.uint16).sum(1, dtype=np.uint32)
 
-class _Damaged(Exception): "A shard whose rows aren't what was written"
+
+class _Damaged(Exception):
+    "A shard whose rows aren't what was written"
 
 # %% ../nbs/01a_embed.ipynb #7d39051c
 class FeatureCache:
     "Features on disk, in rows that are found by a picture's content or by its file's stamp."
-    def __init__(self,
-        folder,           # made when the first shard is written
-        precision:str='float32', # of the engine: what has one part for each
-        shard:int=1024,   # rows a file
+
+    def __init__(
+        self,
+        folder,  # made when the first shard is written
+        precision: str = 'float32',  # of the engine: what has one part for each
+        shard: int = 1024,  # rows a file
     ):
-        self.args = folder, precision, shard; half = precision == 'bfloat16'; self.folder = Path(f'{folder}-{precision}' if half else folder)
-        self.shard,self.dtype,self.files,self.starts = shard, np.float16 if half else np.float32, [], [0]
-        self.contents,self.stamps = _Rows(), _Rows(); self._empty()
-        keys = [k for f in sorted(self.folder.glob('*.safetensors')) if (k := self._opened(f)) is not None]
-        if keys: self.contents.add(np.concatenate(keys), np.arange(self.starts[-1]))
-        seen = [s for f in sorted(self.folder.glob('seen/*.safetensors')) if (s := self._readable(f, 'stamps', 'keys'))]
-        if seen: self._see(*map(np.concatenate, zip(*seen)))
+        self.args = folder, precision, shard
+        half = precision == 'bfloat16'
+        self.folder = Path(f'{folder}-{precision}' if half else folder)
+        self.shard = shard
+        self.dtype = np.float16 if half else np.float32
+        self.files = []
+        self.starts = [0]
+        self.contents = _Rows()
+        self.stamps = _Rows()
+        self._empty()
+        keys = [
+            k
+            for f in sorted(self.folder.glob('*.safetensors'))
+            if (k := self._opened(f)) is not None
+        ]
+        if keys:
+            self.contents.add(np.concatenate(keys), np.arange(self.starts[-1]))
+        seen = [
+            s
+            for f in sorted(self.folder.glob('seen/*.safetensors'))
+            if (s := self._readable(f, 'stamps', 'keys'))
+        ]
+        if seen:
+            self._see(*map(np.concatenate, zip(*seen)))
 
     def _readable(self, f, *names):
-        try: return _tensors(f, *names)
-        except OSError as e: warn(f'{f} can not be read ({e.strerror}); its pictures are read again.')
+        try:
+            return _tensors(f, *names)
+        except OSError as e:
+            warn(f'{f} can not be read ({e.strerror}); its pictures are read again.')
         except Exception as e:
             warn(f'{f} is damaged ({str(e)[:80]}); its pictures are read again.')
-            with suppress(OSError): f.unlink()   # so that it is said once
+            with suppress(OSError):
+                f.unlink()  # so that it is said once
 
-    def _opened(self, f):   # its keys (n, 16)
-        if not (t := self._readable(f, 'keys', 'sums')): return None
-        self.files.append(f); self.starts.append(self.starts[-1]+len(t[0]))
-        return t[0][:,:16]
+    def _opened(self, f):  # its keys (n, 16)
+        if not (t := self._readable(f, 'keys', 'sums')):
+            return None
+        self.files.append(f)
+        self.starts.append(self.starts[-1] + len(t[0]))
+        return t[0][:, :16]
 
     def _see(self, stamps, keys):
-        rows = self.contents.find(keys); ok = (rows >= 0) & stamps.any(1)
-        if ok.any(): self.stamps.add(stamps[ok], rows[ok])
+        rows = self.contents.find(keys)
+        ok = (rows >= 0) & stamps.any(1)
+        if ok.any():
+            self.stamps.add(stamps[ok], rows[ok])
 
-    def _empty(self): self.new,self.n_new,self.seen,self.since = [], 0, [], time.monotonic()
+    def _empty(self):
+        self.new = []
+        self.n_new = 0
+        self.seen = []
+        self.since = time.monotonic()
 
 # %% ../nbs/01a_embed.ipynb #5a74c924
 @patch
-def add(self:FeatureCache,
-    keys,       # SHA-256 of the contents, uint8 (n, 32)
-    vectors,    # (n, f)
-)->np.ndarray:  # row numbers (n,)
+def add(
+    self: FeatureCache,
+    keys,  # SHA-256 of the contents, uint8 (n, 32)
+    vectors,  # (n, f)
+) -> np.ndarray:  # row numbers (n,)
     "Add features; a full shard is written at once, and others after half a minute."
     vectors = vectors.astype(self.dtype)
-    if not np.isfinite(vectors).all(): raise InputError(f'Features for {self.folder} hold NaN or infinity. Nothing of them is kept.')
-    rows = self.starts[-1] + self.n_new + np.arange(len(keys)); self.new.append((keys, vectors))
+    if not np.isfinite(vectors).all():
+        raise InputError(
+            f'Features for {self.folder} hold NaN or infinity. Nothing of them is kept.'
+        )
+    rows = self.starts[-1] + self.n_new + np.arange(len(keys))
+    self.new.append((keys, vectors))
     self.n_new += len(keys)
-    if self.n_new >= self.shard or time.monotonic()-self.since > 30: self.flush()
+    if self.n_new >= self.shard or time.monotonic() - self.since > 30:
+        self.flush()
     return rows
 
-@patch
-def see(self:FeatureCache, stamps, keys):   # uint8 (n, 16), (n, 32)
-    "Remember which files hold which contents; a stamp of zeros is none."
-    self.seen.append((stamps, keys[:,:16]))
 
 @patch
-def flush(self:FeatureCache):
+def see(self: FeatureCache, stamps, keys):  # uint8 (n, 16), (n, 32)
+    "Remember which files hold which contents; a stamp of zeros is none."
+    self.seen.append((stamps, keys[:, :16]))
+
+
+@patch
+def flush(self: FeatureCache):
     "Write what has been added."
     from safetensors.numpy import save_file
+
     def write(folder, **arrays):
-        f = folder/f'{hashlib.sha256(next(iter(arrays.values())).tobytes()).hexdigest()[:24]}.safetensors'
-        with replacing(f) as (t,): save_file(arrays, t)
+        f = (
+            folder
+            / f'{hashlib.sha256(next(iter(arrays.values())).tobytes()).hexdigest()[:24]}.safetensors'
+        )
+        with replacing(f) as (t,):
+            save_file(arrays, t)
         return f
-    new,seen = ([np.concatenate(a) for a in zip(*o)] for o in (self.new, self.seen)); self._empty()
-    if new: self.contents.add(self._opened(write(self.folder, keys=new[0], vectors=new[1], sums=_row_sums(new[1]))), np.arange(*self.starts[-2:]))
-    if seen and seen[0].any(): write(self.folder/'seen', stamps=seen[0], keys=seen[1]); self._see(*seen)
+
+    new, seen = ([np.concatenate(a) for a in zip(*o)] for o in (self.new, self.seen))
+    self._empty()
+    if new:
+        self.contents.add(
+            self._opened(write(self.folder, keys=new[0], vectors=new[1], sums=_row_sums(new[1]))),
+            np.arange(*self.starts[-2:]),
+        )
+    if seen and seen[0].any():
+        write(self.folder / 'seen', stamps=seen[0], keys=seen[1])
+        self._see(*seen)
 
 # %% ../nbs/01a_embed.ipynb #5f17dd9c
 @patch
-def vectors(self:FeatureCache, rows)->np.ndarray:   # float32 (len(rows), f)
+def vectors(self: FeatureCache, rows) -> np.ndarray:  # float32 (len(rows), f)
     "Features that have been written, and are as they were written."
-    at = np.searchsorted(self.starts, rows, 'right')-1; out = None
+    at = np.searchsorted(self.starts, rows, 'right') - 1
+    out = None
     for s in np.unique(at):
-        some = np.flatnonzero(at == s); r = rows[some]-self.starts[s]
-        v,sums = (o[r] for o in _mapped(self.files[s], 'vectors', 'sums'))
-        if (_row_sums(v) != sums).any() or not np.isfinite(v).all(): raise _Damaged(self.files[s])
-        if out is None: out = np.empty((len(rows), v.shape[1]), np.float32)
+        some = np.flatnonzero(at == s)
+        r = rows[some] - self.starts[s]
+        v, sums = (o[r] for o in _mapped(self.files[s], 'vectors', 'sums'))
+        if (_row_sums(v) != sums).any() or not np.isfinite(v).all():
+            raise _Damaged(self.files[s])
+        if out is None:
+            out = np.empty((len(rows), v.shape[1]), np.float32)
         out[some] = v
     return out
 
+
 @patch
-def keys(self:FeatureCache, rows)->np.ndarray:   # uint8 (len(rows), 16)
+def keys(self: FeatureCache, rows) -> np.ndarray:  # uint8 (len(rows), 16)
     "The start of the SHA-256 of the contents whose features these rows are."
     file_of_row = np.searchsorted(self.starts, rows, 'right') - 1
     keys = np.empty((len(rows), 16), np.uint8)
     for number in np.unique(file_of_row):
         here = np.flatnonzero(file_of_row == number)
-        stored, = _mapped(self.files[number], 'keys')
+        (stored,) = _mapped(self.files[number], 'keys')
         keys[here] = stored[rows[here] - self.starts[number], :16]
     return keys
 
+
 @patch
-def without(self:FeatureCache, file):   # the cache, opened anew
+def without(self: FeatureCache, file):  # the cache, opened anew
     "Give up a damaged file."
     warn(f'{file} is damaged; its pictures are read again.')
-    with disk_errors(file): file.unlink(missing_ok=True)
+    with disk_errors(file):
+        file.unlink(missing_ok=True)
     return FeatureCache(*self.args)
 
 # %% ../nbs/01a_embed.ipynb #318a636d
@@ -519,180 +805,282 @@ def _stamp(path, suffix=''):
     "16 bytes that change when the file may have changed; zeros where that would not be certain"
     return _digest(path, file_stamp(path), suffix)
 
-def _digest(path, st, suffix):
-    if st is None or max(st[1:3]) > time.time_ns() - 2*10**9: return bytes(16)
-    return hashlib.blake2b(f'{path}\0{st}{suffix}'.encode(errors='surrogatepass'), digest_size=16).digest()
 
-def _array(digests, n): return np.frombuffer(b''.join(digests), np.uint8).reshape(-1, n)
+def _digest(path, st, suffix):
+    if st is None or max(st[1:3]) > time.time_ns() - 2 * 10**9:
+        return bytes(16)
+    return hashlib.blake2b(
+        f'{path}\0{st}{suffix}'.encode(errors='surrogatepass'), digest_size=16
+    ).digest()
+
+
+def _array(digests, n):
+    return np.frombuffer(b''.join(digests), np.uint8).reshape(-1, n)
+
 
 def _blocks(it, n):
     it = iter(it)
-    while b := list(islice(it, n)): yield b
+    while b := list(islice(it, n)):
+        yield b
 
 # %% ../nbs/01a_embed.ipynb #036075b7
 class _Batches:
     "What threads do with batches of paths"
+
     def __init__(self, tower, engine, store, size, max_pixels, suffix, changed):
-        self.tower,self.engine,self.store,self.size,self.max_pixels,self.suffix,self.changed = (
-            tower, engine, store, size, max_pixels, suffix, changed)
+        self.tower = tower
+        self.engine = engine
+        self.store = store
+        self.size = size
+        self.max_pixels = max_pixels
+        self.suffix = suffix
+        self.changed = changed
 
     def read(self, j, path, why):
         "Content and stamp of the same file: a link or a folder may be another one than when the run began"
-        try: return read_stamped(path)
-        except BadImage as e: why[j] = str(e); return b'', None
+        try:
+            return read_stamped(path)
+        except BadImage as e:
+            why[j] = str(e)
+            return b'', None
 
     def pixels(self, data, key):
-        load = load_image if self.changed else load_pixels; im = load(data, self.max_pixels, self.tower.prep['size'], self.tower.prep.get('background', 'auto'))
+        load = load_image if self.changed else load_pixels
+        im = load(
+            data,
+            self.max_pixels,
+            self.tower.prep['size'],
+            self.tower.prep.get('background', 'auto'),
+        )
         return self.tower.pixels(self.changed(im, key) if self.changed else im)
 
-    def made(self, data, keys, todo, why):   # {position: feature}
+    def made(self, data, keys, todo, why):  # {position: feature}
         s = self.tower.prep['size']
-        x,new = np.zeros((self.size,3,s,s), np.uint8), []   # with another size, a feature may differ in its last bit
+        x = np.zeros((self.size, 3, s, s), np.uint8)
+        new = []  # with another size, a feature may differ in its last bit
         for j in todo:
-            try: x[j] = self.pixels(data[j], keys[j].tobytes()); new.append(j)
-            except BadImage as e: why[j] = str(e)
+            try:
+                x[j] = self.pixels(data[j], keys[j].tobytes())
+                new.append(j)
+            except BadImage as e:
+                why[j] = str(e)
         f = self.engine(x) if new else None
-        return {j:f[j] for j in new}
+        return {j: f[j] for j in new}
 
-    def __call__(self, paths):   # stamps (n, 16), keys (n, 32), their rows in the cache or -1, {position: feature}, {position: reason}
-        why = {}; data,stamps = zip(*(self.read(j, p, why) for j,p in enumerate(paths)))
-        stamps = _array((_digest(p, st, self.suffix.decode()) for p,st in zip(paths, stamps)), 16)
-        keys = _array((hashlib.sha256(d+self.suffix).digest() for d in data), 32)
-        rows = np.full(len(keys), -1) if self.store is None else self.store.contents.find(keys[:,:16])
+    def __call__(
+        self, paths
+    ):  # stamps (n, 16), keys (n, 32), their rows in the cache or -1, {position: feature}, {position: reason}
+        why = {}
+        data, stamps = zip(*(self.read(j, p, why) for j, p in enumerate(paths)))
+        stamps = _array((_digest(p, st, self.suffix.decode()) for p, st in zip(paths, stamps)), 16)
+        keys = _array((hashlib.sha256(d + self.suffix).digest() for d in data), 32)
+        rows = (
+            np.full(len(keys), -1) if self.store is None else self.store.contents.find(keys[:, :16])
+        )
         todo = [j for j in range(len(data)) if j not in why and rows[j] < 0]
         features = self.made(data, keys, todo, why)
-        odd = [j for j,feature in features.items() if not np.isfinite(feature).all()]
-        if odd: raise InputError(
-            f'{paths[odd[0]]}: the backbone {described(self.tower.backbone)} makes features with NaN or infinity of it (of {len(odd)} of the '
-            f'{len(features)} pictures of its batch). Use other weights; if few pictures are concerned, try embed: {{precision: float32}}.')
+        odd = [j for j, feature in features.items() if not np.isfinite(feature).all()]
+        if odd:
+            raise InputError(
+                f'{paths[odd[0]]}: the backbone {described(self.tower.backbone)} makes features with NaN or infinity of it (of {len(odd)} of the '
+                f'{len(features)} pictures of its batch). Use other weights; if few pictures are concerned, try embed: {{precision: float32}}.'
+            )
         return stamps, keys, rows, features, why
 
-    def over(self, paths, todo):   # yields numbers of paths, and what came of them
+    def over(self, paths, todo):  # yields numbers of paths, and what came of them
         "All batches, in order"
-        blocks = [todo[i:i+self.size] for i in range(0, len(todo), self.size)]
-        with closing(in_threads(lambda b: self([paths[i] for i in b]), blocks, cores()+2)) as done: yield from zip(blocks, done)
+        blocks = [todo[i : i + self.size] for i in range(0, len(todo), self.size)]
+        with closing(
+            in_threads(lambda b: self([paths[i] for i in b]), blocks, cores() + 2)
+        ) as done:
+            yield from zip(blocks, done)
 
 # %% ../nbs/01a_embed.ipynb #a020ea41
 def _first_pixels(paths, tower, max_pixels, n=32):
     "Pixels of the first pictures that can be read"
     out = []
     for p in paths:
-        try: out.append(tower.pixels(load_pixels(p, max_pixels, tower.prep['size'], tower.prep.get('background', 'auto'))))
-        except BadImage: continue
-        if len(out) == n: break
+        try:
+            out.append(
+                tower.pixels(
+                    load_pixels(
+                        p, max_pixels, tower.prep['size'], tower.prep.get('background', 'auto')
+                    )
+                )
+            )
+        except BadImage:
+            continue
+        if len(out) == n:
+            break
     return np.stack(out) if out else None
 
 # %% ../nbs/01a_embed.ipynb #4026796e
 @dataclass
 class _Filled:
     "What became of the pictures whose vectors were asked for"
-    readable:np.ndarray # numbers of their paths (n,), ascending
-    contents:np.ndarray # uint8 (n, 16)
-    bad:dict            # number of another path -> reason
 
-def _direct(batches, paths, out, bar)->_Filled:
+    readable: np.ndarray  # numbers of their paths (n,), ascending
+    contents: np.ndarray  # uint8 (n, 16)
+    bad: dict  # number of another path -> reason
+
+
+def _direct(batches, paths, out, bar) -> _Filled:
     "Fill the first rows of `out` with the vectors of readable pictures"
-    readable,bad = [], {}
+    readable = []
+    bad = {}
     contents = [np.empty((0, 16), np.uint8)]
     with bar() as b:
-        for nums,(_,keys,_,feats,why) in batches.over(paths, np.arange(len(paths))):
+        for nums, (_, keys, _, feats, why) in batches.over(paths, np.arange(len(paths))):
             good = list(feats)
             if good:
                 vectors = apply_head(batches.tower, np.stack(list(feats.values())))
-                out[len(readable):len(readable)+len(good)] = vectors
+                out[len(readable) : len(readable) + len(good)] = vectors
             readable += nums[good].tolist()
             contents.append(keys[good, :16])
-            bad.update((nums[j], w) for j,w in why.items())
+            bad.update((nums[j], w) for j, w in why.items())
             b.update(len(nums))
     return _Filled(np.array(readable, np.int64), np.concatenate(contents), bad)
 
-def _stored(batches, paths, bar):   # row numbers in the cache, -1 for an unreadable picture; {number: reason}
+
+def _stored(
+    batches, paths, bar
+):  # row numbers in the cache, -1 for an unreadable picture; {number: reason}
     "See to it that the cache has what belongs to each picture; `batches.store` may be another afterwards"
-    store,bad = batches.store, {}; suffix = batches.suffix.decode()
-    stamps = _array((s for part in in_threads(lambda ps: [_stamp(p, suffix) for p in ps], _blocks(paths, 1024)) for s in part), 16)
-    rows = store.stamps.find(stamps); todo = np.flatnonzero(rows < 0)
+    store = batches.store
+    bad = {}
+    suffix = batches.suffix.decode()
+    stamps = _array(
+        (
+            s
+            for part in in_threads(lambda ps: [_stamp(p, suffix) for p in ps], _blocks(paths, 1024))
+            for s in part
+        ),
+        16,
+    )
+    rows = store.stamps.find(stamps)
+    todo = np.flatnonzero(rows < 0)
     try:
-        with bar(initial=len(paths)-len(todo)) as b:
-            for nums,(now,keys,known,feats,why) in batches.over(paths, todo):
-                rows[nums] = known; new = list(feats); good = [j for j in range(len(nums)) if j not in why]
-                if new: rows[nums[new]] = store.add(keys[new], np.stack(list(feats.values())))
+        with bar(initial=len(paths) - len(todo)) as b:
+            for nums, (now, keys, known, feats, why) in batches.over(paths, todo):
+                rows[nums] = known
+                new = list(feats)
+                good = [j for j in range(len(nums)) if j not in why]
+                if new:
+                    rows[nums[new]] = store.add(keys[new], np.stack(list(feats.values())))
                 store.see(now[good], keys[good])
-                bad.update((nums[j], w) for j,w in why.items()); b.update(len(nums))
-    finally: store.flush()
+                bad.update((nums[j], w) for j, w in why.items())
+                b.update(len(nums))
+    finally:
+        store.flush()
     return rows, bad
 
 # %% ../nbs/01a_embed.ipynb #883ac199
-def _cached(batches, paths, out, bar)->_Filled:
+def _cached(batches, paths, out, bar) -> _Filled:
     "The same by way of the cache"
     store = batches.store
-    rows,bad = _stored(batches, paths, bar)
+    rows, bad = _stored(batches, paths, bar)
     readable = np.flatnonzero(rows >= 0)
     try:
         for i in range(0, len(readable), 1024):
-            some = rows[readable[i:i+1024]]
-            out[i:i+len(some)] = apply_head(batches.tower, store.vectors(some))
+            some = rows[readable[i : i + 1024]]
+            out[i : i + len(some)] = apply_head(batches.tower, store.vectors(some))
     except _Damaged as e:
         batches.store = store.without(e.args[0])
         return _cached(batches, paths, out, bar)
     return _Filled(readable, store.keys(rows[readable]), bad)
 
+
 def _bar(n, desc, progress, initial=0):
-    seen = progress or sys.stderr.isatty()   # in a log, a line a minute
-    return tqdm(total=n, desc=desc, unit='img', initial=initial, leave=False, disable=None if progress is None and seen else progress is False,
-                **({} if seen else dict(delay=60, mininterval=60)))
+    seen = progress or sys.stderr.isatty()  # in a log, a line a minute
+    return tqdm(
+        total=n,
+        desc=desc,
+        unit='img',
+        initial=initial,
+        leave=False,
+        disable=None if progress is None and seen else progress is False,
+        **({} if seen else dict(delay=60, mininterval=60)),
+    )
+
 
 def _space(n, d, folder, most=2**28):
     "An array (n, d); a large one lies in a file that is gone when nothing uses it any more"
-    if folder is None or 4*n*d <= most: return np.empty((n, d), np.float32)
+    if folder is None or 4 * n * d <= most:
+        return np.empty((n, d), np.float32)
     with disk_errors(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as f:
-            if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, 4*n*d)   # without room, a map ends the process
+            if hasattr(os, 'posix_fallocate'):
+                os.posix_fallocate(f.fileno(), 0, 4 * n * d)  # without room, a map ends the process
             return np.memmap(f, np.float32, 'w+', shape=(n, d))
 
 # %% ../nbs/01a_embed.ipynb #8cf6f451
 @bounded(batch_size=whole(1, 4096), view=whole(0, 1_000_000), max_pixels=whole(1, 2_000_000_000))
 def embed(
-    tower:Tower,
-    paths,                      # of pictures, as in a CSV
-    root='',                    # the folder that they start from
-    cache=None,                 # a folder for features; None: nothing is kept
-    batch_size:int=None,        # pictures that go through the backbone at once; default: 8 on a CPU, else 128
-    view:int=0,                 # 0: the picture itself; 1, 2, …: its n-th augmented view
-    preset:str='photo',         # of the augmentation: photo, drawing, document or none
-    engine:str='auto',          # auto, openvino or torch
-    precision:str='auto',       # auto, float32 or bfloat16
-    max_pixels:int=100_000_000, # larger pictures are unreadable
-    out:np.ndarray=None,        # float32 (n, d) to fill, such as a memory map; default: a new array
-    progress:bool=None,         # a progress bar; default: in a terminal, and once a minute where nobody watches
-    desc:str='embedding',       # the bar's label
-)->Embeddings:                  # in the order of paths; unreadable pictures are in .bad
+    tower: Tower,
+    paths,  # of pictures, as in a CSV
+    root='',  # the folder that they start from
+    cache=None,  # a folder for features; None: nothing is kept
+    batch_size: int = None,  # pictures that go through the backbone at once; default: 8 on a CPU, else 128
+    view: int = 0,  # 0: the picture itself; 1, 2, …: its n-th augmented view
+    preset: str = 'photo',  # of the augmentation: photo, drawing, document or none
+    engine: str = 'auto',  # auto, openvino or torch
+    precision: str = 'auto',  # auto, float32 or bfloat16
+    max_pixels: int = 100_000_000,  # larger pictures are unreadable
+    out: np.ndarray = None,  # float32 (n, d) to fill, such as a memory map; default: a new array
+    progress: bool = None,  # a progress bar; default: in a terminal, and once a minute where nobody watches
+    desc: str = 'embedding',  # the bar's label
+) -> Embeddings:  # in the order of paths; unreadable pictures are in .bad
     "Embed pictures with one tower; each content is computed once for each backbone. Raises `InputError`."
-    paths,key,root = list(paths), backbone_key(tower), os.path.abspath(expand(root)); full = [os.path.join(root, p) for p in paths]
+    paths = list(paths)
+    key = backbone_key(tower)
+    root = os.path.abspath(expand(root))
+    full = [os.path.join(root, p) for p in paths]
     # converting the network would take longer
-    if engine == 'auto' and cache is None and len(paths) < 256: engine = 'torch'
-    eng = Engine(tower, engine, cache, key, precision, lambda: _first_pixels(full, tower, max_pixels))
-    store = None if cache is None else FeatureCache(Path(cache)/key, eng.precision)
+    if engine == 'auto' and cache is None and len(paths) < 256:
+        engine = 'torch'
+    eng = Engine(
+        tower, engine, cache, key, precision, lambda: _first_pixels(full, tower, max_pixels)
+    )
+    store = None if cache is None else FeatureCache(Path(cache) / key, eng.precision)
     suffix = f' {preset} {view} {preset_by_name(preset)}'.encode() if view else b''
-    batches = _Batches(tower, eng, store, batch_size or (8 if tower.mean.device.type == 'cpu' else 128), max_pixels, suffix,
-                       (lambda im,key: augment(im, random.Random(key), preset)) if view else None)
-    if out is None: out = _space(len(paths), apply_head(tower, np.zeros((1,tower.n_features), np.float32)).shape[1], cache)
+    batches = _Batches(
+        tower,
+        eng,
+        store,
+        batch_size or (8 if tower.mean.device.type == 'cpu' else 128),
+        max_pixels,
+        suffix,
+        (lambda im, key: augment(im, random.Random(key), preset)) if view else None,
+    )
+    if out is None:
+        out = _space(
+            len(paths),
+            apply_head(tower, np.zeros((1, tower.n_features), np.float32)).shape[1],
+            cache,
+        )
     bar = partial(_bar, len(paths), desc, progress)
     filled = (_direct if store is None else _cached)(batches, full, out, bar)
     readable = filled.readable
-    bad = {paths[i]:why for i,why in filled.bad.items()}
+    bad = {paths[i]: why for i, why in filled.bad.items()}
     own = [paths[i] for i in readable] if bad else paths
-    return Embeddings(out[:len(readable)], own, bad, None if view else filled.contents, eng.made_by())
+    return Embeddings(
+        out[: len(readable)], own, bad, None if view else filled.contents, eng.made_by()
+    )
 
 # %% ../nbs/01a_embed.ipynb #dab4c01a
 @torch.inference_mode()
-def apply_head(tower, feats:np.ndarray)->np.ndarray:   # unit features (n, f) -> unit vectors (n, d)
+def apply_head(
+    tower, feats: np.ndarray
+) -> np.ndarray:  # unit features (n, f) -> unit vectors (n, d)
     "What the tower makes of features. Raises `InputError` where that is NaN or infinite."
     x = torch.from_numpy(feats).to(tower.mean.device)
     vectors = torch.nn.functional.normalize(tower.head(x).float(), dim=-1).cpu().numpy()
     odd = ~np.isfinite(vectors).all(1)
     if odd.any():
         part = 'head on the backbone' if np.isfinite(feats[odd]).all() else 'backbone'
-        raise InputError(f'{odd.sum()} of {len(odd)} vectors hold NaN or infinity: the {part} {described(tower.backbone)} '
-                         'makes them. Train again, with other weights or a lower learning rate.')
+        raise InputError(
+            f'{odd.sum()} of {len(odd)} vectors hold NaN or infinity: the {part} {described(tower.backbone)} '
+            'makes them. Train again, with other weights or a lower learning rate.'
+        )
     return vectors

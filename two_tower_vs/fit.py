@@ -16,191 +16,296 @@ from zipfile import ZipFile
 from tqdm.auto import tqdm
 from . import __version__
 from .data import InputError, replacing
-from .loss import clamp_scale, log_popularity, log_scale, loss_by_name, matryoshka, start_bias
+from two_tower_vs.loss import (
+    clamp_scale,
+    log_popularity,
+    log_scale,
+    loss_by_name,
+    matryoshka,
+    start_bias,
+)
 
 # %% ../nbs/02b_fit.ipynb #4f516abf
-def schedule(step:int, total:int, warmup:float=0.1)->float:   # factor of the learning rate
+def schedule(step: int, total: int, warmup: float = 0.1) -> float:  # factor of the learning rate
     "Linear warm-up, then cosine to zero."
-    w = max(1, round(warmup*total))
-    return (step+1)/w if step < w else .5*(1+math.cos(math.pi*(step-w)/max(1, total-w)))
+    w = max(1, round(warmup * total))
+    return (
+        (step + 1) / w
+        if step < w
+        else 0.5 * (1 + math.cos(math.pi * (step - w) / max(1, total - w)))
+    )
 
-def batches(rows:np.ndarray, size:int, seed:int, epoch:int)->list:
+
+def batches(rows: np.ndarray, size: int, seed: int, epoch: int) -> list:
     "Rows in a new order each epoch, in batches of about equal size; a pair alone would have nothing to be told from."
     order = np.random.default_rng([seed, epoch]).permutation(rows)
-    return np.array_split(order, max(1, math.ceil(len(rows)/size)))
+    return np.array_split(order, max(1, math.ceil(len(rows) / size)))
 
 # %% ../nbs/02b_fit.ipynb #5f104cb4
-def main_process()->bool:
+def main_process() -> bool:
     "False in the helpers of a run that `torchrun` started several times."
     return os.environ.get('RANK', '0') == '0'
 
 # %% ../nbs/02b_fit.ipynb #3f310d74
 class State:
     "Progress of a training run in `folder/state.pt`; without a folder, nothing is kept."
-    def __init__(self, folder, key:str, every:float=5.):
-        self.file = Path(folder)/'state.pt' if folder else None
-        self.key,self.every,self.last = f'{__version__} {key}', every, time.monotonic()
-        self.d = self._read() or {'key':self.key, 'done':{}, 'history':[], 'now':None}
+
+    def __init__(self, folder, key: str, every: float = 5.0):
+        self.file = Path(folder) / 'state.pt' if folder else None
+        self.key = f'{__version__} {key}'
+        self.every = every
+        self.last = time.monotonic()
+        self.d = self._read() or {'key': self.key, 'done': {}, 'history': [], 'now': None}
 
     def _read(self):
-        if not (self.file and self.file.exists()): return
+        if not (self.file and self.file.exists()):
+            return
         try:
-            with ZipFile(self.file) as z: assert not z.testzip()   # torch does not look at the checksums
+            with ZipFile(self.file) as z:
+                assert not z.testzip()  # torch does not look at the checksums
             d = torch.load(self.file, map_location='cpu', weights_only=True)
-            return d if d['key'] == self.key else None   # the state of another run: other pairs, settings, model, version
-        except Exception: return warn(f'{self.file} can not be read; training starts from the beginning.')
+            # The state of another run: other pairs, settings, model, version
+            return d if d['key'] == self.key else None
+        except Exception:
+            return warn(f'{self.file} can not be read; training starts from the beginning.')
 
     def save(self, force=False):
-        if not self.file or not main_process() or (not force and time.monotonic()-self.last < self.every): return
-        with replacing(self.file) as (t,): torch.save(self.d, t)
+        if (
+            not self.file
+            or not main_process()
+            or (not force and time.monotonic() - self.last < self.every)
+        ):
+            return
+        with replacing(self.file) as (t,):
+            torch.save(self.d, t)
         self.last = time.monotonic()
 
     def clear(self):
-        if self.file and main_process(): self.file.unlink(missing_ok=True)
+        if self.file and main_process():
+            self.file.unlink(missing_ok=True)
 
 # %% ../nbs/02b_fit.ipynb #aeb0edd0
 class Objective:
     "The loss of a batch, with its learnable temperature and, for the sigmoid loss, bias."
-    def __init__(self,
+
+    def __init__(
+        self,
         table,
-        loss:str='info_nce',     # one of losses
-        temperature:float=0.07,
-        logq:bool=False,         # correct for popular candidates?
-        dims:tuple=(),           # widths of Matryoshka prefixes
+        loss: str = 'info_nce',  # one of losses
+        temperature: float = 0.07,
+        logq: bool = False,  # correct for popular candidates?
+        dims: tuple = (),  # widths of Matryoshka prefixes
         device='cpu',
     ):
         f = loss_by_name(loss)
-        self.loss,self.table,self.dims,self.masked = matryoshka(f, dims) if dims else f, table, tuple(dims), 0
+        self.loss = matryoshka(f, dims) if dims else f
+        self.table = table
+        self.dims = tuple(dims)
+        self.masked = 0
         self.scale = log_scale(temperature).to(device).detach().requires_grad_()
-        self.bias = torch.zeros(1+len({*dims}), device=device, requires_grad=loss == 'sigmoid')
-        self.fresh = loss == 'sigmoid'   # the bias is still to be set, from the first batch
-        self.logq = torch.from_numpy(log_popularity(table.ci, len(table.cands))).to(device) if logq else None
-    def __call__(self, rows, q, c, more=()):   # c: candidates of the rows, then those numbered `more`
+        self.bias = torch.zeros(1 + len({*dims}), device=device, requires_grad=loss == 'sigmoid')
+        self.fresh = loss == 'sigmoid'  # the bias is still to be set, from the first batch
+        self.logq = (
+            torch.from_numpy(log_popularity(table.ci, len(table.cands))).to(device)
+            if logq
+            else None
+        )
+
+    def __call__(
+        self, rows, q, c, more=()
+    ):  # c: candidates of the rows, then those numbered `more`
         known = self.table.known(rows, more).to(q.device)
         self.masked += int(known.sum())
         logq = self._logq(rows, len(more))
         if self.fresh:
-            with torch.no_grad(): self.bias.copy_(start_bias(q, c, self.scale.exp(), known, logq, self.dims))
+            with torch.no_grad():
+                self.bias.copy_(start_bias(q, c, self.scale.exp(), known, logq, self.dims))
             self.fresh = False
-        return self.loss(q, c, self.scale.exp(), known, logq, self.bias if self.dims else self.bias[0])
+        return self.loss(
+            q, c, self.scale.exp(), known, logq, self.bias if self.dims else self.bias[0]
+        )
 
     def _logq(self, rows, n_more):
         "Popularity brings a candidate into a batch with its pair; further candidates come without one"
-        if self.logq is None: return None
+        if self.logq is None:
+            return None
         return torch.cat([self.logq[self.table.ci[rows]], self.logq.new_zeros(n_more)])
+
 
 def direct(vectors):
     "The plain way to learn from a batch: `vectors(rows, epoch)` gives q (b, d) and c (b, d)."
+
     def learn(rows, epoch, objective):
-        loss = objective(rows, *vectors(rows, epoch)); loss.backward(); return loss.item()
+        loss = objective(rows, *vectors(rows, epoch))
+        loss.backward()
+        return loss.item()
+
     return learn
 
 # %% ../nbs/02b_fit.ipynb #0f241c92
-def copied(params): return [p.detach().cpu().clone() for p in params]
+def copied(params):
+    return [p.detach().cpu().clone() for p in params]
+
 
 @torch.no_grad()
 def put(params, values):
-    for p,v in zip(params, values): p.copy_(v)
+    for p, v in zip(params, values):
+        p.copy_(v)
+
 
 def _step(opt, objective, learn, clip, rows, epoch):
     "One step on a batch: its loss"
-    opt.zero_grad(); loss = learn(rows, epoch, objective)
-    if not math.isfinite(loss): raise _diverged(f'The loss is {loss}', epoch)
-    if clip: torch.nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g['params']], clip)
+    opt.zero_grad()
+    loss = learn(rows, epoch, objective)
+    if not math.isfinite(loss):
+        raise _diverged(f'The loss is {loss}', epoch)
+    if clip:
+        torch.nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g['params']], clip)
     opt.step()
     scale = objective.scale.exp().item()
-    if not 0 < scale < math.inf: raise _diverged(f'The temperature would be {1/scale if scale else math.inf}', epoch)
+    if not 0 < scale < math.inf:
+        raise _diverged(f'The temperature would be {1 / scale if scale else math.inf}', epoch)
     clamp_scale(objective.scale)
     return loss
+
 
 def _diverged(what, epoch):
     return InputError(f'{what} in epoch {epoch}: training diverged. Lower train.lr or finetune.lr.')
 
+
 def _refuse_not_finite(opt, epoch):
     "A last step with a finite loss may still break the parameters"
     for group in opt.param_groups:
-        if not all(bool(p.isfinite().all()) for p in group['params']): raise _diverged('A parameter is NaN or infinite', epoch)
+        if not all(bool(p.isfinite().all()) for p in group['params']):
+            raise _diverged('A parameter is NaN or infinite', epoch)
 
 # %% ../nbs/02b_fit.ipynb #6209e531
 def run_phase(
-    name:str,          # of the phase, in the history
-    groups:list,       # parameter groups, each with its own lr
-    learn,             # (rows, epoch, objective) -> loss, with gradients left on the parameters: see direct
-    objective:Objective,
-    rows:np.ndarray,   # rows of the table to train on
-    state:State,
-    epochs:int,        # length of the schedule
-    stop:int=None,     # epoch to stop after; default: the last
-    batch_size:int=512,
-    weight_decay:float=0.01,
-    clip:float=None,   # largest norm of the gradient
-    patience:int=None, # epochs without a better one before it stops
-    seed:int=42,
-    validate=None,     # () -> dict with recall@1; the best epoch's weights are put back at the end
-    cautious:bool=False, # must an epoch beat the best before it by one standard error?
-    progress:bool=None,
-)->dict:               # epoch and validation of the weights that the parameters now have
+    name: str,  # of the phase, in the history
+    groups: list,  # parameter groups, each with its own lr
+    learn,  # (rows, epoch, objective) -> loss, with gradients left on the parameters: see direct
+    objective: Objective,
+    rows: np.ndarray,  # rows of the table to train on
+    state: State,
+    epochs: int,  # length of the schedule
+    stop: int = None,  # epoch to stop after; default: the last
+    batch_size: int = 512,
+    weight_decay: float = 0.01,
+    clip: float = None,  # largest norm of the gradient
+    patience: int = None,  # epochs without a better one before it stops
+    seed: int = 42,
+    validate=None,  # () -> dict with recall@1; the best epoch's weights are put back at the end
+    cautious: bool = False,  # must an epoch beat the best before it by one standard error?
+    progress: bool = None,
+) -> dict:  # epoch and validation of the weights that the parameters now have
     "Train parameters; resumes where an interrupted run with the same `state` was."
-    params,extra = [p for g in groups for p in g['params']], [objective.scale, objective.bias]
-    opt = torch.optim.AdamW([*groups, {'params':extra, 'weight_decay':0., 'lr':max(g['lr'] for g in groups)}],
-                            weight_decay=weight_decay)
-    for g in opt.param_groups: g['lr0'] = g['lr']
-    if name in state.d['done']: return _finish(params, state.d['done'][name])
-    start,best = _resume(name, state, [*params, *extra], opt, objective) or (0, _first(name, params, state, validate))
+    params = [p for g in groups for p in g['params']]
+    extra = [objective.scale, objective.bias]
+    opt = torch.optim.AdamW(
+        [*groups, {'params': extra, 'weight_decay': 0.0, 'lr': max(g['lr'] for g in groups)}],
+        weight_decay=weight_decay,
+    )
+    for g in opt.param_groups:
+        g['lr0'] = g['lr']
+    if name in state.d['done']:
+        return _finish(params, state.d['done'][name])
+    start, best = _resume(name, state, [*params, *extra], opt, objective) or (
+        0,
+        _first(name, params, state, validate),
+    )
     stop = epochs if stop is None else stop
-    with tqdm(total=stop, initial=start, desc=name, unit='epoch',
-              disable=None if progress is None else not progress, leave=False) as bar:
-        for epoch in range(start+1, stop+1):
-            if patience and epoch - _last_gain(name, state) > patience: break
-            row = _epoch(epoch, epochs, opt, objective, partial(_step, opt, objective, learn, clip),
-                         batches(rows, batch_size, seed, epoch))
-            best = _judge({'phase':name, **row}, best, params, validate, cautious, state, bar)
+    with tqdm(
+        total=stop,
+        initial=start,
+        desc=name,
+        unit='epoch',
+        disable=None if progress is None else not progress,
+        leave=False,
+    ) as bar:
+        for epoch in range(start + 1, stop + 1):
+            if patience and epoch - _last_gain(name, state) > patience:
+                break
+            row = _epoch(
+                epoch,
+                epochs,
+                opt,
+                objective,
+                partial(_step, opt, objective, learn, clip),
+                batches(rows, batch_size, seed, epoch),
+            )
+            best = _judge({'phase': name, **row}, best, params, validate, cautious, state, bar)
             _note(state, name, epoch, [*params, *extra], opt, best)
-    state.d['done'][name] = best; state.save(force=True)
+    state.d['done'][name] = best
+    state.save(force=True)
     return _finish(params, best)
 
 # %% ../nbs/02b_fit.ipynb #b3d523a9
 def _judge(row, best, params, validate, cautious, state, bar):
     "The best so far, with this epoch"
     row |= validate() if validate else {}
-    if not validate or _better(row, best, cautious): best = {**row, 'params':copied(params)}
+    if not validate or _better(row, best, cautious):
+        best = {**row, 'params': copied(params)}
     state.d['history'].append(row)
-    bar.set_postfix(loss=f'{row["loss"]:.3f}', **({'recall@1':f'{row["recall@1"]:.3f}'} if validate else {}))
+    bar.set_postfix(
+        loss=f'{row["loss"]:.3f}', **({'recall@1': f'{row["recall@1"]:.3f}'} if validate else {})
+    )
     bar.update()
     return best
 
+
 def _note(state, name, epoch, params, opt, best):
-    state.d['now'] = {'phase':name, 'epoch':epoch, 'params':copied(params), 'opt':opt.state_dict(), 'best':best}
+    state.d['now'] = {
+        'phase': name,
+        'epoch': epoch,
+        'params': copied(params),
+        'opt': opt.state_dict(),
+        'best': best,
+    }
     state.save()
 
 # %% ../nbs/02b_fit.ipynb #2981f6b1
 def _epoch(epoch, epochs, opt, objective, step, bs):
-    t,losses = time.perf_counter(), []; objective.masked = 0
-    for i,b in enumerate(bs):
-        for g in opt.param_groups: g['lr'] = g['lr0']*schedule((epoch-1)*len(bs)+i, epochs*len(bs))
+    t = time.perf_counter()
+    losses = []
+    objective.masked = 0
+    for i, b in enumerate(bs):
+        for g in opt.param_groups:
+            g['lr'] = g['lr0'] * schedule((epoch - 1) * len(bs) + i, epochs * len(bs))
         losses.append(step(b, epoch))
     _refuse_not_finite(opt, epoch)
-    return dict(epoch=epoch, loss=float(np.mean(losses)), masked=objective.masked, lr=opt.param_groups[0]['lr'],
-                temperature=math.exp(-objective.scale.item()), seconds=round(time.perf_counter()-t, 3))
+    return dict(
+        epoch=epoch,
+        loss=float(np.mean(losses)),
+        masked=objective.masked,
+        lr=opt.param_groups[0]['lr'],
+        temperature=math.exp(-objective.scale.item()),
+        seconds=round(time.perf_counter() - t, 3),
+    )
+
 
 def _better(row, best, cautious):
     "Beyond chance, as far as one standard error tells; once past the start, of a careless phase, at all"
-    lead = row['recall@1']-best['recall@1']
+    lead = row['recall@1'] - best['recall@1']
     return lead > best.get('error', 0) if cautious or best['epoch'] == 0 else lead >= 0
 
 # %% ../nbs/02b_fit.ipynb #7f3e9f41
 def _first(name, params, state, validate):
     "The starting weights are the first candidate for the best"
-    row = {'phase':name, 'epoch':0, **(validate() if validate else {})}
-    if validate: state.d['history'].append(row)
-    return {**row, 'params':copied(params)}
+    row = {'phase': name, 'epoch': 0, **(validate() if validate else {})}
+    if validate:
+        state.d['history'].append(row)
+    return {**row, 'params': copied(params)}
+
 
 def _resume(name, state, params, opt, objective):
     now = state.d['now']
-    if not now or now['phase'] != name: return None
+    if not now or now['phase'] != name:
+        return None
     objective.fresh = False
-    put(params, now['params']); opt.load_state_dict(now['opt'])
+    put(params, now['params'])
+    opt.load_state_dict(now['opt'])
     return now['epoch'], now['best']
+
 
 def _last_gain(name, state):
     "The best epoch after the start, since training may fall below the start before it rises above it; 1 before there is one"
@@ -209,17 +314,23 @@ def _last_gain(name, state):
 
 # %% ../nbs/02b_fit.ipynb #c6331cdb
 def _finish(params, best):
-    put(params, best['params']); return {k:v for k,v in best.items() if k != 'params'}
+    put(params, best['params'])
+    return {k: v for k, v in best.items() if k != 'params'}
 
 # %% ../nbs/02b_fit.ipynb #5723dc9f
-def blend(params, start:list, end:list, share:float):
+def blend(params, start: list, end: list, share: float):
     "Put the parameters at `share` of the way from `start` to `end`."
-    put(params, [a + share*(b-a) for a,b in zip(start, end)])
+    put(params, [a + share * (b - a) for a, b in zip(start, end)])
 
-def best_blend(params, start:list, score, shares=(1., .75, .5, .25))->dict:  # of score, with the share as blend
+
+def best_blend(
+    params, start: list, score, shares=(1.0, 0.75, 0.5, 0.25)
+) -> dict:  # of score, with the share as blend
     "Score points between `start` and the present weights; the weights stay as they are."
-    end,tried = copied(params), []
+    end = copied(params)
+    tried = []
     for s in shares:
-        blend(params, start, end, s); tried.append({**score(), 'blend':s})
+        blend(params, start, end, s)
+        tried.append({**score(), 'blend': s})
     put(params, end)
-    return max(tried, key=lambda o: o['recall@1'])   # the first, so the furthest, of equals
+    return max(tried, key=lambda o: o['recall@1'])  # the first, so the furthest, of equals

@@ -17,24 +17,23 @@ from .archive import in_tar
 
 # %% ../nbs/00a_folders.ipynb #1a4840f9
 def one_spelling(
-    path:str,   # from images_root on
-)->str:
+    path: str,  # from images_root on
+) -> str:
     "`path` without the parts that say nothing."
     if '://' in path or '\0' in path:
         return path
     return normpath(path.replace(os.sep, '/'))
 
 # %% ../nbs/00a_folders.ipynb #c491dadd
-def leaves_root(p:str)->bool:
+def leaves_root(p: str) -> bool:
     "Is `p` absolute, or does it climb out of the folder it is relative to?"
     return bool(PureWindowsPath(p).anchor) or normpath(p.replace('\\', '/')).split('/')[0] == '..'
 
 # %% ../nbs/00a_folders.ipynb #9c03a1a1
-longest_path = 4096   # Linux takes no longer ones, other systems less
+longest_path = 4096  # Linux takes no longer ones, other systems less
 
-def unwritable(
-    path:str,
-)->str:         # None where a table can carry it
+
+def unwritable(path: str) -> str:  # None where a table can carry it
     "Why a table can't carry a path."
     if re.search('[\r\ud800-\udfff]', path):
         return 'with a name that is not UTF-8 or holds a carriage return'
@@ -51,9 +50,10 @@ _housekeeping = '''
     thumbs.db ehthumbs.db ehthumbs_vista.db desktop.ini .picasa.ini .bridgesort .bridgecache .nomedia'''.split()
 _housekeeping += ['system volume information', 'network trash folder']
 
+
 def housekeeping(
-    name:str,   # of a file or folder, without the folders above it
-)->str:         # what to call it; None where it is somebody's own
+    name: str,  # of a file or folder, without the folders above it
+) -> str:  # what to call it; None where it is somebody's own
     "Does a system or another program keep this for itself?"
     if name.startswith('._'):
         return '._*'
@@ -64,35 +64,48 @@ def housekeeping(
 @dataclass
 class Listing:
     "The pictures of a folder, and what else it holds."
-    paths:list                                       # of pictures, sorted; '/' between folders
-    left_out:dict = field(default_factory=dict)      # path -> why
-    others:Counter = field(default_factory=Counter)  # ending -> number of files that are no pictures
-    kept_by_others:Counter = field(default_factory=Counter)  # housekeeping: name -> number of files
 
-    def said(self)->list:   # of lines
+    paths: list  # of pictures, sorted; '/' between folders
+    left_out: dict = field(default_factory=dict)  # path -> why
+    others: Counter = field(
+        default_factory=Counter
+    )  # ending -> number of files that are no pictures
+    kept_by_others: Counter = field(
+        default_factory=Counter
+    )  # housekeeping: name -> number of files
+
+    def said(self) -> list:  # of lines
         "What is left out, in a few words."
         lines = []
         if n := self.others.total():
             lines.append(_count(n, 'other file') + f' left out ({_most_common(self.others)})')
         if self.kept_by_others:
             lines.append(self.housekeeping_said())
-        for why,n in Counter(self.left_out.values()).most_common():
-            first = next(path for path,reason in self.left_out.items() if reason == why)
+        for why, n in Counter(self.left_out.values()).most_common():
+            first = next(path for path, reason in self.left_out.items() if reason == why)
             what = 'folder' if first.endswith('/') else 'picture'
-            lines.append(_count(n, what) + f' left out, {why}: {_shown(first)}' + (', …' if n > 1 else ''))
+            lines.append(
+                _count(n, what) + f' left out, {why}: {_shown(first)}' + (', …' if n > 1 else '')
+            )
         return lines
 
-    def housekeeping_said(self)->str:
+    def housekeeping_said(self) -> str:
         "How many files of housekeeping are left out."
         files = _count(self.kept_by_others.total(), 'file')
         return f'{files} left out that systems and programs keep for themselves ({_most_common(self.kept_by_others)})'
 
-def _count(n, what): return f'{n:,} {what}{" is" if n == 1 else "s are"}'
-def _shown(p): return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in p)
+
+def _count(n, what):
+    return f'{n:,} {what}{" is" if n == 1 else "s are"}'
+
+
+def _shown(p):
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in p)
+
 
 def _most_common(counter, most=6):
     more = ', …' if len(counter) > most else ''
-    return ', '.join(f'{_shown(name)} {n:,}' for name,n in counter.most_common(most)) + more
+    return ', '.join(f'{_shown(name)} {n:,}' for name, n in counter.most_common(most)) + more
 
 # %% ../nbs/00a_folders.ipynb #09cb77f2
 def _matches(parts, pattern):
@@ -103,9 +116,10 @@ def _matches(parts, pattern):
         return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
     return fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
+
 def _may_hold(folder, pattern):
     "May something below this folder fit the pattern?"
-    for name,want in zip(folder, pattern):
+    for name, want in zip(folder, pattern):
         if want == '**':
             return True
         if not fnmatch(name, want):
@@ -115,18 +129,23 @@ def _may_hold(folder, pattern):
 # %% ../nbs/00a_folders.ipynb #6ed656aa
 class _Walk:
     "One walk through a folder and its subfolders"
+
     def __init__(self, folder, endings, skip, tars, empty, pattern):
-        self.folder,self.endings,self.skip = os.fspath(folder), endings, skip
-        self.tars,self.empty = tars, empty
+        self.folder = os.fspath(folder)
+        self.endings = endings
+        self.skip = skip
+        self.tars = tars
+        self.empty = empty
         self.pattern = [part for part in pattern.split('/') if part not in ('', '.')]
-        self.all = self.pattern == ['**','*']
+        self.all = self.pattern == ['**', '*']
         self.listing = Listing([])
-        self.visited = {}   # a folder's number on disk -> its path here
-        self.links = []     # to files
+        self.visited = {}  # a folder's number on disk -> its path here
+        self.links = []  # to files
         self.above = self._numbers_above()
 
-    def run(self)->Listing:
-        folders,linked = [''], []
+    def run(self) -> Listing:
+        folders = ['']
+        linked = []
         while folders or linked:
             at = folders.pop() if folders else linked.pop(0)
             for entry in self._entries(at):
@@ -137,12 +156,16 @@ class _Walk:
 
     def _numbers_above(self):
         "Of the folders that hold this one"
-        at,numbers = os.path.realpath(self.folder), set()
+        at = os.path.realpath(self.folder)
+        numbers = set()
         while at != os.path.dirname(at):
             at = os.path.dirname(at)
-            try: numbers.add(_number(at))
-            except OSError: pass
+            try:
+                numbers.add(_number(at))
+            except OSError:
+                pass
         return numbers
+
 
 def _number(folder):
     "What tells a folder from all others, whatever its name"
@@ -151,13 +174,15 @@ def _number(folder):
 
 # %% ../nbs/00a_folders.ipynb #c43341fa
 @patch
-def _entries(self:_Walk, at):
+def _entries(self: _Walk, at):
     "What is in a folder; nothing where it was visited before"
     full = os.path.join(self.folder, at)
     try:
         number = _number(full)
         if number in self.visited or number in self.above:
-            self.listing.left_out[at] = 'behind a link to one that is listed anyway or holds all of these'
+            self.listing.left_out[at] = (
+                'behind a link to one that is listed anyway or holds all of these'
+            )
             return []
         with os.scandir(full) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -167,8 +192,9 @@ def _entries(self:_Walk, at):
     self.visited[number] = at
     return found
 
+
 @patch
-def _take(self:_Walk, path, entry, folders, linked):
+def _take(self: _Walk, path, entry, folders, linked):
     if path in self.skip:
         return
     if kind := housekeeping(entry.name):
@@ -182,22 +208,26 @@ def _take(self:_Walk, path, entry, folders, linked):
     else:
         self._take_file(path, entry)
 
+
 @patch
-def _into(self:_Walk, path, folders):
+def _into(self: _Walk, path, folders):
     if self.all or _may_hold(path.split('/'), self.pattern):
         folders.append(path + '/')
+
 
 def _files_in(entry):
     if not entry.is_dir(follow_symlinks=False):
         return 1
-    return sum(len(files) for _,_,files in os.walk(entry.path))
+    return sum(len(files) for _, _, files in os.walk(entry.path))
 
 # %% ../nbs/00a_folders.ipynb #0ca8e8a7
 @patch
-def _take_file(self:_Walk, path, entry):
+def _take_file(self: _Walk, path, entry):
     if not (self.all or _matches(path.split('/'), self.pattern)):
         return
-    wanted = path.lower().endswith(self.endings) or self.tars and in_tar(os.path.join(entry.path, 'x'))
+    wanted = (
+        path.lower().endswith(self.endings) or self.tars and in_tar(os.path.join(entry.path, 'x'))
+    )
     if not wanted:
         self.listing.others[os.path.splitext(path)[1].lower() or 'no ending'] += 1
     elif why := unwritable(path):
@@ -209,17 +239,20 @@ def _take_file(self:_Walk, path, entry):
     else:
         self.listing.paths.append(path)
 
+
 @patch
-def _no_picture(self:_Walk, full):
+def _no_picture(self: _Walk, full):
     "Why there is no picture; the file is not opened"
     if not os.path.isfile(full):
-        return 'by a link to a file that is not there' if os.path.islink(full) else 'for it is no file'
+        return (
+            'by a link to a file that is not there' if os.path.islink(full) else 'for it is no file'
+        )
     if not self.empty and not os.path.getsize(full):
         return 'for there is no file or an empty one'
 
 # %% ../nbs/00a_folders.ipynb #4e3429d3
 @patch
-def _take_links(self:_Walk):
+def _take_links(self: _Walk):
     "Links to files, unless they lead to a picture that is listed anyway"
     listed = set(self.listing.paths) if self.links else set()
     targets = set()
@@ -234,22 +267,25 @@ def _take_links(self:_Walk):
             targets.add(target)
             self.listing.paths.append(path)
 
+
 @patch
-def _name(self:_Walk, target):
+def _name(self: _Walk, target):
     "The path here of a file anywhere; None where its folder was not visited"
-    folder,name = os.path.split(target)
-    try: at = self.visited.get(_number(folder))
-    except OSError: return None
+    folder, name = os.path.split(target)
+    try:
+        at = self.visited.get(_number(folder))
+    except OSError:
+        return None
     return None if at is None else at + name
 
 # %% ../nbs/00a_folders.ipynb #e57564b2
 def list_files(
-    folder,             # must be there
-    endings:tuple,      # of pictures, in lower case
-    skip=(),            # paths in it that are passed over
-    tars:bool=False,    # list tars, too?
-    empty:bool=True,    # and files without content?
-    pattern:str='**/*', # which files, as in Path.glob
-)->Listing:
+    folder,  # must be there
+    endings: tuple,  # of pictures, in lower case
+    skip=(),  # paths in it that are passed over
+    tars: bool = False,  # list tars, too?
+    empty: bool = True,  # and files without content?
+    pattern: str = '**/*',  # which files, as in Path.glob
+) -> Listing:
     "The pictures in a folder and its subfolders, by their names, each once."
     return _Walk(folder, endings, skip, tars, empty, pattern).run()

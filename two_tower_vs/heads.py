@@ -14,102 +14,129 @@ from .model import TwoTower
 # %% ../nbs/02a_heads.ipynb #654c2f0d
 def _finite(**tensors):
     "Raise `InputError` where rows hold NaN or infinity"
-    for name,x in tensors.items():
+    for name, x in tensors.items():
         finite = x.isfinite()
         odd = ~(finite.all(1) if finite.ndim > 1 else finite)
-        if odd.any(): raise InputError(f'{int(odd.sum())} of {len(x)} rows of the {name} hold NaN or infinity '
-                                       f'(first: row {int(odd.nonzero()[0])}): no head can be computed from them.')
+        if odd.any():
+            raise InputError(
+                f'{int(odd.sum())} of {len(x)} rows of the {name} hold NaN or infinity '
+                f'(first: row {int(odd.nonzero()[0])}): no head can be computed from them.'
+            )
 
 # %% ../nbs/02a_heads.ipynb #c167768e
 def principal_axes(
-    f:torch.Tensor, # features of both towers (n, f)
-    k:int=1024,     # axes, at most
-    most:int=20_000,# rows that are looked at
-)->torch.Tensor:    # (f, k), orthonormal columns, largest variance first
+    f: torch.Tensor,  # features of both towers (n, f)
+    k: int = 1024,  # axes, at most
+    most: int = 20_000,  # rows that are looked at
+) -> torch.Tensor:  # (f, k), orthonormal columns, largest variance first
     "Directions in which features differ most; random ones after them where there are fewer pictures than axes."
     _finite(features=f)
-    x = f[torch.from_numpy(np.random.default_rng(0).permutation(len(f))[:most])]; k = min(k, x.shape[1])
+    x = f[torch.from_numpy(np.random.default_rng(0).permutation(len(f))[:most])]
+    k = min(k, x.shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         v = torch.pca_lowrank(x, min(k, len(x)), niter=2)[2]
-        return v if v.shape[1] == k else torch.linalg.qr(torch.cat([v, torch.randn(len(v), k-v.shape[1])], 1))[0]
+        return (
+            v
+            if v.shape[1] == k
+            else torch.linalg.qr(torch.cat([v, torch.randn(len(v), k - v.shape[1])], 1))[0]
+        )
 
 # %% ../nbs/02a_heads.ipynb #7a02071e
 @dataclass
 class PairStats:
     "What the heads are computed from."
-    mean_q:torch.Tensor # of the queries (k,)
-    mean_c:torch.Tensor # of the candidates (k,)
-    total:torch.Tensor  # scatter of both, each about its mean (k, k)
-    noise:torch.Tensor  # covariance of queries about the mean of their candidate's queries (k, k)
-    gaps:torch.Tensor   # from each candidate to the mean of its queries, both centred (m, k)
-    cands:torch.Tensor  # centred candidates (m, k)
-    count:torch.Tensor  # pairs of each candidate (m,)
+
+    mean_q: torch.Tensor  # of the queries (k,)
+    mean_c: torch.Tensor  # of the candidates (k,)
+    total: torch.Tensor  # scatter of both, each about its mean (k, k)
+    noise: torch.Tensor  # covariance of queries about the mean of their candidate's queries (k, k)
+    gaps: torch.Tensor  # from each candidate to the mean of its queries, both centred (m, k)
+    cands: torch.Tensor  # centred candidates (m, k)
+    count: torch.Tensor  # pairs of each candidate (m,)
+
 
 def pair_stats(
-    q:torch.Tensor,  # features of the pairs' queries (n, k)
-    c:torch.Tensor,  # features of all candidates (m, k)
-    ci:torch.Tensor, # candidate of each pair (n,)
-    common:bool=False, # one mean for both, as one tower for both needs
-)->PairStats:
+    q: torch.Tensor,  # features of the pairs' queries (n, k)
+    c: torch.Tensor,  # features of all candidates (m, k)
+    ci: torch.Tensor,  # candidate of each pair (n,)
+    common: bool = False,  # one mean for both, as one tower for both needs
+) -> PairStats:
     "Statistics of pairs; candidates without a pair are left out."
     _finite(queries=q, candidates=c)
-    some,ci,count = torch.unique(ci, return_inverse=True, return_counts=True); c,count = c[some], count.float()
-    mean = torch.zeros_like(c).index_add_(0, ci, q)/count[:,None]   # (m, k)
-    mq,mc = [torch.cat([q, c]).mean(0)]*2 if common else (q.mean(0), c.mean(0))
-    d,x = q-mean[ci], torch.cat([q-mq, c-mc])
-    return PairStats(mq, mc, x.T@x, d.T@d/len(q), (mean-mq)-(c-mc), c-mc, count)
+    some, ci, count = torch.unique(ci, return_inverse=True, return_counts=True)
+    c = c[some]
+    count = count.float()
+    mean = torch.zeros_like(c).index_add_(0, ci, q) / count[:, None]  # (m, k)
+    mq, mc = [torch.cat([q, c]).mean(0)] * 2 if common else (q.mean(0), c.mean(0))
+    d = q - mean[ci]
+    x = torch.cat([q - mq, c - mc])
+    return PairStats(mq, mc, x.T @ x, d.T @ d / len(q), (mean - mq) - (c - mc), c - mc, count)
 
 # %% ../nbs/02a_heads.ipynb #56ccf0f6
 def _whiten(s, gap, shrink):
     "Map after which noise and gaps have variance 1 at most (k, k)"
-    g = s.gaps*s.count[:,None]
-    e,v = torch.linalg.eigh(s.noise + gap*(s.gaps.T@g)/s.count.sum())
-    e = e.clamp(min=0); floor = shrink*e.mean()
-    return v*(e + floor).rsqrt() if floor > 0 else torch.eye(len(e))
+    g = s.gaps * s.count[:, None]
+    e, v = torch.linalg.eigh(s.noise + gap * (s.gaps.T @ g) / s.count.sum())
+    e = e.clamp(min=0)
+    floor = shrink * e.mean()
+    return v * (e + floor).rsqrt() if floor > 0 else torch.eye(len(e))
+
 
 def closed_form(
-    s:PairStats,
-    dim:int,          # columns of the embedding
-    gap:float=.1,     # weight of the gaps in what is whitened
-    shrink:float=.1,  # floor of the variances, against their mean
-    ridge:float=.1,   # of the regression, against the candidates' mean square
-)->tuple:             # the map of both (k, dim), what a pull of 1 adds to the candidates' (k, dim)
+    s: PairStats,
+    dim: int,  # columns of the embedding
+    gap: float = 0.1,  # weight of the gaps in what is whitened
+    shrink: float = 0.1,  # floor of the variances, against their mean
+    ridge: float = 0.1,  # of the regression, against the candidates' mean square
+) -> tuple:  # the map of both (k, dim), what a pull of 1 adds to the candidates' (k, dim)
     "The two heads as linear maps of centred features."
     _finite(**vars(s))
     p = _whiten(s, gap, shrink)
-    w = p@torch.linalg.eigh(p.T@s.total@p).eigenvectors.flip(1)[:, :dim]
-    w = w/(torch.linalg.matrix_norm(w)/w.shape[1]**.5)           # as large as an orthogonal map
-    a = s.cands.T@s.cands; a.diagonal().add_(ridge*a.trace()/len(s.cands) + 1e-12)
-    return w, torch.linalg.solve(a, s.cands.T@(s.gaps@w))
+    w = p @ torch.linalg.eigh(p.T @ s.total @ p).eigenvectors.flip(1)[:, :dim]
+    w = w / (torch.linalg.matrix_norm(w) / w.shape[1] ** 0.5)  # as large as an orthogonal map
+    a = s.cands.T @ s.cands
+    a.diagonal().add_(ridge * a.trace() / len(s.cands) + 1e-12)
+    return w, torch.linalg.solve(a, s.cands.T @ (s.gaps @ w))
 
 # %% ../nbs/02a_heads.ipynb #16ba5f30
 class PairHeads:
     "Heads for pairs of unit features, in closed form."
-    def __init__(self,
-        model:TwoTower,  # its heads get the result
-        fq:torch.Tensor, # unit features of queries (n, f)
-        fc:torch.Tensor, # unit features of candidates (m, f)
-    ):
-        self.model,self.common = model, model.query is model.cand
-        pictures = torch.cat([fq.cpu(), fc.cpu()])
-        few = max(256, model.query.head.out_features, len(pictures))   # more axes would only be more random ones
-        self.axes = principal_axes(pictures, min(1024, few))
-        self.q = fq.cpu()@self.axes
-        self.c = fc.cpu()@self.axes
 
-    def stats(self, qi:np.ndarray, ci:np.ndarray)->PairStats:
+    def __init__(
+        self,
+        model: TwoTower,  # its heads get the result
+        fq: torch.Tensor,  # unit features of queries (n, f)
+        fc: torch.Tensor,  # unit features of candidates (m, f)
+    ):
+        self.model = model
+        self.common = model.query is model.cand
+        pictures = torch.cat([fq.cpu(), fc.cpu()])
+        # More axes would only be more random ones
+        few = max(256, model.query.head.out_features, len(pictures))
+        self.axes = principal_axes(pictures, min(1024, few))
+        self.q = fq.cpu() @ self.axes
+        self.c = fc.cpu() @ self.axes
+
+    def stats(self, qi: np.ndarray, ci: np.ndarray) -> PairStats:
         "Of pairs by the numbers of their pictures."
         return pair_stats(self.q[torch.from_numpy(qi)], self.c, torch.from_numpy(ci), self.common)
 
-    def maps(self, s:PairStats, gap:float, shrink:float=.1)->tuple:
+    def maps(self, s: PairStats, gap: float, shrink: float = 0.1) -> tuple:
         "What `put` needs; one serves all pulls."
-        return closed_form(s, min(self.model.query.head.out_features, self.axes.shape[1]), gap, shrink)
+        return closed_form(
+            s, min(self.model.query.head.out_features, self.axes.shape[1]), gap, shrink
+        )
 
     @torch.no_grad()
-    def put(self, s:PairStats, maps:tuple, pull:float):
+    def put(self, s: PairStats, maps: tuple, pull: float):
         "Set the model's heads."
-        m,(w,shift) = self.model, maps; d = w.shape[1]
-        for tower,w,mean in zip((m.query, m.cand), (w, w + (0 if self.common else pull)*shift), (s.mean_q, s.mean_c)):
-            tower.head.weight.zero_(); tower.head.bias.zero_()   # columns beyond d say nothing
-            tower.head.weight[:d] = (self.axes@w).T; tower.head.bias[:d] = -mean@w
+        m, (w, shift) = self.model, maps
+        d = w.shape[1]
+        for tower, w, mean in zip(
+            (m.query, m.cand), (w, w + (0 if self.common else pull) * shift), (s.mean_q, s.mean_c)
+        ):
+            tower.head.weight.zero_()
+            tower.head.bias.zero_()  # columns beyond d say nothing
+            tower.head.weight[:d] = (self.axes @ w).T
+            tower.head.bias[:d] = -mean @ w

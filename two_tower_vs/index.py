@@ -21,104 +21,143 @@ from .catalog import check_paths
 from .model import file_sha256, read_manifest, shorten, steady
 from .embed import Embeddings
 from .settings import bounded, bounds_of, number, whole
-from .ann import add, check_finite, choose, configure, factory as spec_of, flat_enough, megabytes, nearest, new_index, thorough, tune
+from two_tower_vs.ann import (
+    add,
+    check_finite,
+    choose,
+    configure,
+    factory as spec_of,
+    flat_enough,
+    megabytes,
+    nearest,
+    new_index,
+    thorough,
+    tune,
+)
 
 # %% ../nbs/05_index.ipynb #749d17af
 @dataclass
 class Index:
     "A FAISS index, the candidates that its rows stand for, and what it was made from."
-    faiss:object       # a faiss.Index over unit vectors, inner product
-    paths:list         # row i is paths[i]
-    manifest:dict      # as manifest.json
-    gpu:object=None    # a copy of the FAISS index on GPUs, to search in instead
-    sketches:np.ndarray=None # float32 (n, 4), as `sketch` gives them; None: not known
-    contents:np.ndarray=None # uint8 (n, 16), start of the SHA-256 of each picture's file; None: not known
 
-    def search(self,
-        vectors:np.ndarray, # unit query vectors (n, d) of the model; shortened where the index holds shorter ones
-        k:int=10,           # hits a query; fewer where there are fewer candidates
-    )->tuple:               # scores (n, k), rows (n, k), best first; -1 for none
+    faiss: object  # a faiss.Index over unit vectors, inner product
+    paths: list  # row i is paths[i]
+    manifest: dict  # as manifest.json
+    gpu: object = None  # a copy of the FAISS index on GPUs, to search in instead
+    sketches: np.ndarray = None  # float32 (n, 4), as `sketch` gives them; None: not known
+    contents: np.ndarray = (
+        None  # uint8 (n, 16), start of the SHA-256 of each picture's file; None: not known
+    )
+
+    def search(
+        self,
+        vectors: np.ndarray,  # unit query vectors (n, d) of the model; shortened where the index holds shorter ones
+        k: int = 10,  # hits a query; fewer where there are fewer candidates
+    ) -> tuple:  # scores (n, k), rows (n, k), best first; -1 for none
         "The nearest candidates of each query. Raises `InputError`."
         k = min(whole_number(k, 'k'), len(self.paths))
         vectors = self._queries(vectors)
-        small = len(vectors) == 1 and vectors.size*len(self.paths) <= flat_enough
+        small = len(vectors) == 1 and vectors.size * len(self.paths) <= flat_enough
         with _one_thread() if small else nullcontext():
-            scores,rows = (self.gpu or self.faiss).search(vectors, k)
-        if rows.size and rows.max() >= len(self.paths): raise InputError(
-            f'The index names row {rows.max()}, and has {len(self.paths)} candidates. Make it anew with --stage index.')
+            scores, rows = (self.gpu or self.faiss).search(vectors, k)
+        if rows.size and rows.max() >= len(self.paths):
+            raise InputError(
+                f'The index names row {rows.max()}, and has {len(self.paths)} candidates. Make it anew with --stage index.'
+            )
         rows[np.isnan(scores)] = -1
         return scores, rows
 
     def _queries(self, vectors):
         "Query vectors as FAISS takes them"
         vectors = as_vectors(vectors)
-        found,wanted = vectors.shape[1], self.faiss.d
-        if found != wanted and found == self.manifest.get('model_dim'): return shorten(vectors, wanted)
-        if found != wanted: raise InputError(
-            f'These vectors have {found} dimensions, the index has {wanted}: they come from another model.')
+        found = vectors.shape[1]
+        wanted = self.faiss.d
+        if found != wanted and found == self.manifest.get('model_dim'):
+            return shorten(vectors, wanted)
+        if found != wanted:
+            raise InputError(
+                f'These vectors have {found} dimensions, the index has {wanted}: they come from another model.'
+            )
         return vectors
 
-    def hits(self, vector:np.ndarray, k:int=10)->pd.DataFrame:   # rank, cand_path, score
+    def hits(self, vector: np.ndarray, k: int = 10) -> pd.DataFrame:  # rank, cand_path, score
         "The nearest candidates of one query vector (d,) as a table. Raises `InputError`."
         vectors = as_vectors(vector, 1)[None]
         return next(self.batch_hits(vectors, k))
 
-    def batch_hits(self,
-        vectors:np.ndarray, # (n, d)
-        k:int=10,
-        block:int=1024,     # queries searched at once
-        contents=None,      # of the queries' files, as same_picture takes them; None: not known
-    ):                      # yields what `hits` gives, in their order
+    def batch_hits(
+        self,
+        vectors: np.ndarray,  # (n, d)
+        k: int = 10,
+        block: int = 1024,  # queries searched at once
+        contents=None,  # of the queries' files, as same_picture takes them; None: not known
+    ):  # yields what `hits` gives, in their order
         "The nearest candidates of many query vectors. Raises `InputError`."
-        vectors,k,block = self._queries(vectors), whole_number(k, 'k'), whole_number(block, 'block')
-        most = 2**24//max(1, min(k, len(self.paths)))   # long lists take memory
-        contents = [None]*len(vectors) if contents is None else contents
+        vectors = self._queries(vectors)
+        k = whole_number(k, 'k')
+        block = whole_number(block, 'block')
+        most = 2**24 // max(1, min(k, len(self.paths)))  # long lists take memory
+        contents = [None] * len(vectors) if contents is None else contents
         return self._tables(vectors, k, max(1, min(block, most)), contents)
 
     def _tables(self, vectors, k, block, contents):
         for start in range(0, len(vectors), block):
-            found = self.search(vectors[start:start+block], k)
-            for scores,rows,content in zip(*found, contents[start:start+block]):
+            found = self.search(vectors[start : start + block], k)
+            for scores, rows, content in zip(*found, contents[start : start + block]):
                 yield self._table(scores[rows >= 0], rows[rows >= 0], content)
 
     def _table(self, scores, rows, content):
         paths = [self.paths[row] for row in rows]
-        hits = pd.DataFrame({'rank':np.arange(1, len(rows)+1), 'cand_path':paths, 'score':scores})
+        hits = pd.DataFrame(
+            {'rank': np.arange(1, len(rows) + 1), 'cand_path': paths, 'score': scores}
+        )
         own = self.same_picture(rows, content)
         return hits.assign(same_picture=own) if own.any() else hits
 
-    def same_picture(self,
-        rows:np.ndarray, # of candidates, as `search` gives them
-        content:bytes,   # the first 16 bytes of the SHA-256 of a picture's file, or all 32; None: not known
-    )->np.ndarray:       # bool, in the shape of rows
+    def same_picture(
+        self,
+        rows: np.ndarray,  # of candidates, as `search` gives them
+        content: bytes,  # the first 16 bytes of the SHA-256 of a picture's file, or all 32; None: not known
+    ) -> np.ndarray:  # bool, in the shape of rows
         "Which of these candidates are that very picture, byte for byte. None where the index does not know its files."
         rows = np.asarray(rows)
-        if self.contents is None or content is None: return np.zeros(rows.shape, bool)
+        if self.contents is None or content is None:
+            return np.zeros(rows.shape, bool)
         content = np.frombuffer(bytes(content)[:16], np.uint8)
         return (rows >= 0) & (self.contents[rows] == content).all(-1)
 
 # %% ../nbs/05_index.ipynb #f2414117
 def whole_number(
-    value,     # what somebody gave
-    name:str,  # of the setting
-)->int:
+    value,  # what somebody gave
+    name: str,  # of the setting
+) -> int:
     "A number of 1 or more. Raises `InputError`."
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < 1: raise InputError(f'{name} is {shorter(value)}. Use a whole number, 1 or more.')
+    if not whole or value < 1:
+        raise InputError(f'{name} is {shorter(value)}. Use a whole number, 1 or more.')
     return int(value)
 
+
 def as_vectors(
-    vectors,       # numbers in an array or in lists
-    ndim:int=2,    # 2: many vectors (n, d); 1: one vector (d,)
-)->np.ndarray:     # float32, C-contiguous
+    vectors,  # numbers in an array or in lists
+    ndim: int = 2,  # 2: many vectors (n, d); 1: one vector (d,)
+) -> np.ndarray:  # float32, C-contiguous
     "Query vectors that can be searched with. Raises `InputError` for what is none."
-    wanted = 'an array of numbers (n, d), a row for each query' if ndim == 2 else 'one vector of numbers (d,)'
-    try: array = np.asarray(vectors)
-    except Exception: array = np.empty(0, object)   # such as lists of several lengths
-    if array.dtype.kind not in 'fiu': raise InputError(
-        f'{shorter(vectors)} is no vector. Give {wanted}.')
-    if array.ndim != ndim: raise InputError(f'These vectors have the shape {array.shape}. Give {wanted}.')
-    with np.errstate(over='ignore'): array = np.ascontiguousarray(array, dtype=np.float32)
+    wanted = (
+        'an array of numbers (n, d), a row for each query'
+        if ndim == 2
+        else 'one vector of numbers (d,)'
+    )
+    try:
+        array = np.asarray(vectors)
+    except Exception:
+        array = np.empty(0, object)  # such as lists of several lengths
+    if array.dtype.kind not in 'fiu':
+        raise InputError(f'{shorter(vectors)} is no vector. Give {wanted}.')
+    if array.ndim != ndim:
+        raise InputError(f'These vectors have the shape {array.shape}. Give {wanted}.')
+    with np.errstate(over='ignore'):
+        array = np.ascontiguousarray(array, dtype=np.float32)
     check_finite(np.atleast_2d(array), 'These vectors')
     return array
 
@@ -127,349 +166,563 @@ def as_vectors(
 def _one_thread():
     "FAISS in this thread alone"
     import faiss
-    n = faiss.omp_get_max_threads(); faiss.omp_set_num_threads(1)   # each thread has its own setting
-    try: yield
-    finally: faiss.omp_set_num_threads(n)
+
+    n = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # each thread has its own setting
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(n)
 
 # %% ../nbs/05_index.ipynb #24e60ebb
 def sketch(
-    vectors:np.ndarray, # (n, d), in memory or mapped
-    chunk:int=65536,    # rows read at once
-)->np.ndarray:          # float32 (n, 4)
+    vectors: np.ndarray,  # (n, d), in memory or mapped
+    chunk: int = 65536,  # rows read at once
+) -> np.ndarray:  # float32 (n, 4)
     "A hash of each vector that keeps distances."
-    n,d = vectors.shape
-    bits = np.frombuffer(hashlib.shake_256(b'two_tower_vs').digest(math.ceil(d/2)), np.uint8)   # the same everywhere
-    signs = 2*np.unpackbits(bits)[:4*d].reshape(d, 4).astype(np.float32) - 1
+    n, d = vectors.shape
+    # The same everywhere
+    bits = np.frombuffer(hashlib.shake_256(b'two_tower_vs').digest(math.ceil(d / 2)), np.uint8)
+    signs = 2 * np.unpackbits(bits)[: 4 * d].reshape(d, 4).astype(np.float32) - 1
     out = np.empty((n, 4), np.float32)
-    for start in range(0, n, chunk): out[start:start+chunk] = vectors[start:start+chunk] @ signs
+    for start in range(0, n, chunk):
+        out[start : start + chunk] = vectors[start : start + chunk] @ signs
     return out
 
+
 def same_sketch(
-    a:np.ndarray, b:np.ndarray, # as sketch gives them
-)->np.ndarray:                  # bool (n,)
+    a: np.ndarray,
+    b: np.ndarray,  # as sketch gives them
+) -> np.ndarray:  # bool (n,)
     "Do these belong to the same vectors, but for their last bits?"
     return (np.abs(a - b) <= 1e-4).all(1)
 
 # %% ../nbs/05_index.ipynb #0672b732
-@bounded(recall_target=number(above=0, high=1), memory_mb=whole(1, 1_000_000_000), nprobe=whole(1, 2**20),
-         ef_search=whole(1, 2**16), k_factor=number(1, 1024), dim=whole(1, 16_384), chunk=whole(1, 2**24))
+@bounded(
+    recall_target=number(above=0, high=1),
+    memory_mb=whole(1, 1_000_000_000),
+    nprobe=whole(1, 2**20),
+    ef_search=whole(1, 2**16),
+    k_factor=number(1, 1024),
+    dim=whole(1, 16_384),
+    chunk=whole(1, 2**24),
+)
 def build_index(
-    cands:Embeddings,            # of the candidate tower; the vectors may be a memory map
-    model_sha256:str,            # of the model that made them
-    queries:np.ndarray=None,     # vectors of the query tower (n, d) to tune and measure on; the first 1,000 are used
-    kind:str='auto',             # auto, flat, hnsw, ivf_pq or ivf_rabitq
-    recall_target:float=0.98,    # agreement with exact search at 10 to tune for
-    memory_mb:int=None,          # that the index may take; default: as much as it likes
-    factory:str=None,            # any FAISS factory string instead of a kind
-    nprobe:int=None,             # lists to probe, instead of tuning
-    ef_search:int=None,          # breadth of HNSW's search, instead of tuning
-    k_factor:float=None,         # times k candidates that the refine stage scores, instead of tuning
-    dim:int=None,                # numbers of each vector to index, the first ones; default: all
-    sizes:list=(),               # sizes that the model was trained for: its training_info['matryoshka']
-    chunk:int=65536,             # vectors added at once
-)->Index:
+    cands: Embeddings,  # of the candidate tower; the vectors may be a memory map
+    model_sha256: str,  # of the model that made them
+    queries: np.ndarray = None,  # vectors of the query tower (n, d) to tune and measure on; the first 1,000 are used
+    kind: str = 'auto',  # auto, flat, hnsw, ivf_pq or ivf_rabitq
+    recall_target: float = 0.98,  # agreement with exact search at 10 to tune for
+    memory_mb: int = None,  # that the index may take; default: as much as it likes
+    factory: str = None,  # any FAISS factory string instead of a kind
+    nprobe: int = None,  # lists to probe, instead of tuning
+    ef_search: int = None,  # breadth of HNSW's search, instead of tuning
+    k_factor: float = None,  # times k candidates that the refine stage scores, instead of tuning
+    dim: int = None,  # numbers of each vector to index, the first ones; default: all
+    sizes: list = (),  # sizes that the model was trained for: its training_info['matryoshka']
+    chunk: int = 65536,  # vectors added at once
+) -> Index:
     "Build, tune and measure an index. Raises `InputError`."
     import faiss
+
     _check_embeddings(cands, queries)
     _few_links(factory)
-    asked = dict(kind=kind, recall_target=recall_target, memory_mb=memory_mb, factory=factory, nprobe=nprobe,
-                 ef_search=ef_search, k_factor=k_factor, dim=dim)
-    x,q = _first(cands.vectors, queries, dim, sizes or ())
-    plans,tries = _plans(kind, factory, x, q, recall_target, memory_mb); exact,best = _exact(x, q), None
-    for kind,spec in plans:
-        index,search,recall = _made(spec, x, chunk, kind, asked, q, exact)
-        if best is None or recall['value'] > best[-1]['value']: best = kind,spec,index,search,recall
-        if recall is None or recall['value'] >= recall_target: break
-    kind,spec,index,search,recall = best; _fell_short(kind, recall, recall_target)
-    return Index(index, list(cands.paths), dict(
-        format=1, kind=kind, factory=spec, search=search, dim=x.shape[1], model_dim=cands.vectors.shape[1], rows=len(x),
-        metric='inner_product', model_sha256=model_sha256, recall_vs_exact=recall, tried=tries, asked=asked,
-        trained_on=len(x), faiss=faiss.__version__, **(cands.made_by or {})), sketches=sketch(x), contents=cands.contents)
+    asked = dict(
+        kind=kind,
+        recall_target=recall_target,
+        memory_mb=memory_mb,
+        factory=factory,
+        nprobe=nprobe,
+        ef_search=ef_search,
+        k_factor=k_factor,
+        dim=dim,
+    )
+    x, q = _first(cands.vectors, queries, dim, sizes or ())
+    plans, tries = _plans(kind, factory, x, q, recall_target, memory_mb)
+    exact = _exact(x, q)
+    best = None
+    for kind, spec in plans:
+        index, search, recall = _made(spec, x, chunk, kind, asked, q, exact)
+        if best is None or recall['value'] > best[-1]['value']:
+            best = kind, spec, index, search, recall
+        if recall is None or recall['value'] >= recall_target:
+            break
+    kind, spec, index, search, recall = best
+    _fell_short(kind, recall, recall_target)
+    return Index(
+        index,
+        list(cands.paths),
+        dict(
+            format=1,
+            kind=kind,
+            factory=spec,
+            search=search,
+            dim=x.shape[1],
+            model_dim=cands.vectors.shape[1],
+            rows=len(x),
+            metric='inner_product',
+            model_sha256=model_sha256,
+            recall_vs_exact=recall,
+            tried=tries,
+            asked=asked,
+            trained_on=len(x),
+            faiss=faiss.__version__,
+            **(cands.made_by or {}),
+        ),
+        sketches=sketch(x),
+        contents=cands.contents,
+    )
 
 # %% ../nbs/05_index.ipynb #e3b7e534
 def _check_embeddings(cands, queries):
     "Raise `InputError` for what can't be indexed"
-    if not isinstance(cands, Embeddings): raise InputError(
-        f'{shorter(cands)} is no Embeddings. Give what embed returns, or Embeddings(vectors, paths).')
-    if not len(cands): raise InputError('There are no candidates to index. Give one at least.')
+    if not isinstance(cands, Embeddings):
+        raise InputError(
+            f'{shorter(cands)} is no Embeddings. Give what embed returns, or Embeddings(vectors, paths).'
+        )
+    if not len(cands):
+        raise InputError('There are no candidates to index. Give one at least.')
     check_finite(cands.vectors, 'The vectors of the candidates', cands.paths)
-    if queries is None: return
-    found,wanted = as_vectors(queries).shape[1], cands.vectors.shape[1]
-    if found != wanted: raise InputError(
-        f'The queries have {found} dimensions, the candidates {wanted}: they come from different models.')
+    if queries is None:
+        return
+    found = as_vectors(queries).shape[1]
+    wanted = cands.vectors.shape[1]
+    if found != wanted:
+        raise InputError(
+            f'The queries have {found} dimensions, the candidates {wanted}: they come from different models.'
+        )
 
 # %% ../nbs/05_index.ipynb #1a5b0c5d
 def _few_links(spec):
-    if any(int(m) > 512 for m in re.findall(r'(?:HNSW|NSG)(\d+)', spec or '')): raise InputError(
-        f'index.factory {spec!r} has more links a vector than 512, and would take memory without end. Use 16 to 64.')
+    if any(int(m) > 512 for m in re.findall(r'(?:HNSW|NSG)(\d+)', spec or '')):
+        raise InputError(
+            f'index.factory {spec!r} has more links a vector than 512, and would take memory without end. Use 16 to 64.'
+        )
+
 
 def _said(e):
     "FAISS's reason, without the place in its own source"
     return re.split(r'\.cpp:\d+: ', ' '.join(str(e).split()) or type(e).__name__)[-1][:120]
 
+
 def _made(spec, x, chunk, kind, asked, q, exact):
     "A new index, its search settings, and recall_vs_exact"
-    try: index = new_index(spec, x, chunk); return index, *_measure(index, kind, asked, q, exact)
-    except (RuntimeError, MemoryError) as e:   # FAISS's
-        if kind != 'factory': raise
-        raise InputError(f'index.factory {spec!r} can not be filled or searched ({_said(e)}). '
-                         'Use another, or index.kind.') from e
+    try:
+        index = new_index(spec, x, chunk)
+        return index, *_measure(index, kind, asked, q, exact)
+    except (RuntimeError, MemoryError) as e:  # FAISS's
+        if kind != 'factory':
+            raise
+        raise InputError(
+            f'index.factory {spec!r} can not be filled or searched ({_said(e)}). '
+            'Use another, or index.kind.'
+        ) from e
 
 # %% ../nbs/05_index.ipynb #4e520858
 def _first(x, queries, dim, sizes):
     "Both with the first `dim` numbers of each vector"
     d = x.shape[1]
-    if dim in (None, d): return x, queries
-    if not 0 < dim < d: raise InputError(
-        f'index.dim is {dim}, but the model gives vectors of {d} numbers. Use 1 to {d}, or leave it out.')
-    if dim not in sizes: warn(
-        f'index.dim is {dim}, and the model was not trained for vectors of that size'
-        f'{f", only of {chr(44).join(map(str, [*sizes, d]))}" if len(sizes) else ""}: it will find less than it could. '
-        'See what evaluation says of sizes, train with it in train.matryoshka, or leave index.dim out.')
+    if dim in (None, d):
+        return x, queries
+    if not 0 < dim < d:
+        raise InputError(
+            f'index.dim is {dim}, but the model gives vectors of {d} numbers. Use 1 to {d}, or leave it out.'
+        )
+    if dim not in sizes:
+        warn(
+            f'index.dim is {dim}, and the model was not trained for vectors of that size'
+            f'{f", only of {chr(44).join(map(str, [*sizes, d]))}" if len(sizes) else ""}: it will find less than it could. '
+            'See what evaluation says of sizes, train with it in train.matryoshka, or leave index.dim out.'
+        )
     return shorten(x, dim), None if queries is None else shorten(queries, dim)
 
 # %% ../nbs/05_index.ipynb #d82754ca
 def _plans(kind, spec, x, q, target, memory_mb):
     "([(kind, factory string), …] in the order in which to build them until one will do, what `choose` tried)"
-    (n,d),fits = x.shape, lambda s: memory_mb is None or megabytes(s, n, d) <= memory_mb
-    if spec: return [('factory', spec)], []
+    (n, d), fits = x.shape, lambda s: memory_mb is None or megabytes(s, n, d) <= memory_mb
+    if spec:
+        return [('factory', spec)], []
     if kind == 'auto':
-        if n*d <= flat_enough and fits('Flat'): return [('flat', 'Flat')], []
+        if n * d <= flat_enough and fits('Flat'):
+            return [('flat', 'Flat')], []
         if q is not None and len(q):
             tries = choose(x, q[:1000], target, memory_mb)
             return [(t['kind'], t['factory']) for t in tries if t['agreement'] is not None], tries
-        kind = 'flat' if n*d <= 4*flat_enough and fits('Flat') else 'ivf_pq'   # nothing to try it on
-    plans = [(kind, spec_of(kind, n, d))] + ([(kind, spec_of(kind, n, d, 'SQfp16'))] if kind.startswith('ivf') else [])
-    if not fits(plans[0][1]): raise InputError(
-        f'index.memory_mb is {memory_mb}, and {plans[0][1]} takes {megabytes(plans[0][1], n, d):.0f} MB for {n:,} '
-        f'vectors of {d} numbers. Raise it, take kind: auto, or index shorter vectors with index.dim.')
+        # Nothing to try it on
+        kind = 'flat' if n * d <= 4 * flat_enough and fits('Flat') else 'ivf_pq'
+    plans = [(kind, spec_of(kind, n, d))] + (
+        [(kind, spec_of(kind, n, d, 'SQfp16'))] if kind.startswith('ivf') else []
+    )
+    if not fits(plans[0][1]):
+        raise InputError(
+            f'index.memory_mb is {memory_mb}, and {plans[0][1]} takes {megabytes(plans[0][1], n, d):.0f} MB for {n:,} '
+            f'vectors of {d} numbers. Raise it, take kind: auto, or index shorter vectors with index.dim.'
+        )
     return [p for p in plans if fits(p[1])], []
 
 # %% ../nbs/05_index.ipynb #0f79c8af
 def _exact(x, q):
-    if q is not None and len(q): return nearest(x, q[:1000])
-    warn('There are no queries to measure the index on: it is not tuned, '
-         'and its agreement with exact search is unknown.')
+    if q is not None and len(q):
+        return nearest(x, q[:1000])
+    warn(
+        'There are no queries to measure the index on: it is not tuned, '
+        'and its agreement with exact search is unknown.'
+    )
+
 
 def _measure(index, kind, asked, q, exact):
     "(search settings, recall_vs_exact of the manifest)"
-    names = {'nprobe':'nprobe', 'ef_search':'efSearch', 'k_factor':'k_factor_rf'}
-    fixed = {names[k]:v for k,v in asked.items() if k in names and v is not None}
-    if exact is None: return thorough(index, kind, fixed), None
+    names = {'nprobe': 'nprobe', 'ef_search': 'efSearch', 'k_factor': 'k_factor_rf'}
+    fixed = {names[k]: v for k, v in asked.items() if k in names and v is not None}
+    if exact is None:
+        return thorough(index, kind, fixed), None
     q = np.ascontiguousarray(q[:1000])
-    s,a = tune(index, kind, q, exact, asked['recall_target'] if kind != 'factory' else 0, fixed)
-    return s, {'k':exact.rows.shape[1], 'value':round(a, 4), 'queries':len(q)}
+    s, a = tune(index, kind, q, exact, asked['recall_target'] if kind != 'factory' else 0, fixed)
+    return s, {'k': exact.rows.shape[1], 'value': round(a, 4), 'queries': len(q)}
+
 
 def _fell_short(kind, recall, target):
-    if recall and kind != 'factory' and recall['value'] < target: warn(
-        f'No setting of this index reaches recall_target {target}: the best agrees with exact search '
-        f'to {recall["value"]:.3f}. Lower the target, or use kind: auto or flat.')
+    if recall and kind != 'factory' and recall['value'] < target:
+        warn(
+            f'No setting of this index reaches recall_target {target}: the best agrees with exact search '
+            f'to {recall["value"]:.3f}. Lower the target, or use kind: auto or flat.'
+        )
 
 # %% ../nbs/05_index.ipynb #9d52154c
 def save_index(
-    index:Index,
-    folder,          # receives vectors.faiss, rows.safetensors, candidates.csv, manifest.json
-    source=None,     # the candidates.csv that it was made from, to notice later changes
-)->dict:             # the manifest
+    index: Index,
+    folder,  # receives vectors.faiss, rows.safetensors, candidates.csv, manifest.json
+    source=None,  # the candidates.csv that it was made from, to notice later changes
+) -> dict:  # the manifest
     "Save the bundle; an older one is replaced only when the new one is complete."
     import faiss
     from safetensors.numpy import save_file
+
     folder = Path(folder)
-    names = 'vectors.faiss','rows.safetensors','candidates.csv','manifest.json'
-    with replacing(*(folder/name for name in names)) as (vectors, rows, cands, manifest):
-        with open(vectors, 'wb') as f:   # FAISS itself would print in C what a full disk says
+    names = 'vectors.faiss', 'rows.safetensors', 'candidates.csv', 'manifest.json'
+    with replacing(*(folder / name for name in names)) as (vectors, rows, cands, manifest):
+        with open(vectors, 'wb') as f:  # FAISS itself would print in C what a full disk says
             faiss.write_index(index.faiss, faiss.PyCallbackIOWriter(f.write, 2**20))
-        write_csv(pd.DataFrame({'cand_path':index.paths}), cands)
-        save_file({k:v for k,v in dict(sketch=index.sketches, content=index.contents).items() if v is not None}, rows)
-        index.manifest |= dict(candidates_sha256=file_sha256(cands), index_sha256=file_sha256(vectors),
-                               rows_sha256=file_sha256(rows), source_sha256=_source_sha256(source) if source else None)
+        write_csv(pd.DataFrame({'cand_path': index.paths}), cands)
+        save_file(
+            {
+                k: v
+                for k, v in dict(sketch=index.sketches, content=index.contents).items()
+                if v is not None
+            },
+            rows,
+        )
+        index.manifest |= dict(
+            candidates_sha256=file_sha256(cands),
+            index_sha256=file_sha256(vectors),
+            rows_sha256=file_sha256(rows),
+            source_sha256=_source_sha256(source) if source else None,
+        )
         index.manifest['sha256'] = _seal(index.manifest)
-        manifest.write_text(json.dumps(index.manifest, indent=1)+'\n')
+        manifest.write_text(json.dumps(index.manifest, indent=1) + '\n')
     return index.manifest
+
 
 def _seal(m):
     "Hash of all else that a manifest says"
-    rest = {k:v for k,v in m.items() if k != 'sha256'}
+    rest = {k: v for k, v in m.items() if k != 'sha256'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/05_index.ipynb #c21b2a20
-in_memory = 2**30   # bytes: a vectors.faiss up to this size is read, a larger one is mapped
+in_memory = 2**30  # bytes: a vectors.faiss up to this size is read, a larger one is mapped
+
 
 def load_index(
-    folder,                 # with the files of save_index
-    model_sha256:str=None,  # of the model whose vectors will be searched with; None: not checked
-    writable:bool=False,    # read into memory whatever its size, to update it
-)->Index:
+    folder,  # with the files of save_index
+    model_sha256: str = None,  # of the model whose vectors will be searched with; None: not checked
+    writable: bool = False,  # read into memory whatever its size, to update it
+) -> Index:
     "Load a bundle that `save_index` wrote. Raises `InputError` for one that is damaged or belongs to another model."
-    if not isinstance(folder, (str, os.PathLike)): raise InputError(
-        f'{shorter(folder)} is no folder. Give the path of the one that holds the index, such as out/index.')
-    files = [Path(folder)/n for n in ('manifest.json','vectors.faiss','candidates.csv','rows.safetensors')]
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError(
+            f'{shorter(folder)} is no folder. Give the path of the one that holds the index, such as out/index.'
+        )
+    files = [
+        Path(folder) / n
+        for n in ('manifest.json', 'vectors.faiss', 'candidates.csv', 'rows.safetensors')
+    ]
     return steady(lambda: _read(*files, model_sha256, writable), *files)
 
+
 def _read(manifest, vectors, cands, rows, model_sha256, writable):
-    m = read_manifest(manifest, 'index'); anew = 'Make it anew with --stage index.'
-    if m.get('sha256', s := _seal(m)) != s or not _sound(m): raise InputError(
-        f'{manifest} is damaged, or was changed since it was written. {anew}')
-    files = {'index_sha256':vectors, 'candidates_sha256':cands}
-    if 'rows_sha256' in m: files['rows_sha256'] = rows   # bundles of earlier versions have none
-    for key,file in files.items():
-        if not file.is_file(): raise InputError(f'{file} is missing. {anew}')
-        if file_sha256(file) != m.get(key): raise InputError(
-            f'{file} is not the file that manifest.json describes: damaged, or only half copied. {anew}')
-    if model_sha256 and m['model_sha256'] != model_sha256: raise InputError(
-        f'{manifest.parent} was made by another model ({m["model_sha256"][:8]}…) than the one in use '
-        f'({model_sha256[:8]}…): their vectors do not compare. {anew}')
-    table = plain_cells(read_table(cands, ['cand_path'])); check_paths(table, cands, cands.parent, must_exist=False)
+    m = read_manifest(manifest, 'index')
+    anew = 'Make it anew with --stage index.'
+    if m.get('sha256', s := _seal(m)) != s or not _sound(m):
+        raise InputError(f'{manifest} is damaged, or was changed since it was written. {anew}')
+    files = {'index_sha256': vectors, 'candidates_sha256': cands}
+    if 'rows_sha256' in m:
+        files['rows_sha256'] = rows  # bundles of earlier versions have none
+    for key, file in files.items():
+        if not file.is_file():
+            raise InputError(f'{file} is missing. {anew}')
+        if file_sha256(file) != m.get(key):
+            raise InputError(
+                f'{file} is not the file that manifest.json describes: damaged, or only half copied. {anew}'
+            )
+    if model_sha256 and m['model_sha256'] != model_sha256:
+        raise InputError(
+            f'{manifest.parent} was made by another model ({m["model_sha256"][:8]}…) than the one in use '
+            f'({model_sha256[:8]}…): their vectors do not compare. {anew}'
+        )
+    table = plain_cells(read_table(cands, ['cand_path']))
+    check_paths(table, cands, cands.parent, must_exist=False)
     index = _faiss(vectors, m, writable)
-    if (index.d, index.ntotal, len(table)) != (m['dim'], m['rows'], m['rows']): raise InputError(
-        f'{vectors} holds {index.ntotal:,} vectors of {index.d}, {cands.name} {len(table):,} candidates, and '
-        f'{manifest.name} tells of {m["rows"]:,} and {m["dim"]}. {anew}')
+    if (index.d, index.ntotal, len(table)) != (m['dim'], m['rows'], m['rows']):
+        raise InputError(
+            f'{vectors} holds {index.ntotal:,} vectors of {index.d}, {cands.name} {len(table):,} candidates, and '
+            f'{manifest.name} tells of {m["rows"]:,} and {m["dim"]}. {anew}'
+        )
     known = _known_rows(rows, m['rows']) if 'rows_sha256' in m else {}
-    return Index(index, table.cand_path.tolist(), m, sketches=known.get('sketch'), contents=known.get('content'))
+    return Index(
+        index,
+        table.cand_path.tolist(),
+        m,
+        sketches=known.get('sketch'),
+        contents=known.get('content'),
+    )
 
 # %% ../nbs/05_index.ipynb #7eeb3511
 def _known_rows(file, n):
     "What rows.safetensors tells of n rows: sketch, content, or less"
     from safetensors.numpy import load
+
     wanted = dict(sketch=(np.float32, (n, 4)), content=(np.uint8, (n, 16)))
     try:
         found = load(file.read_bytes())
-        if any((v.dtype, v.shape) != wanted.get(k) for k,v in found.items()): raise ValueError('other rows')
-        if 'sketch' in found and not np.isfinite(found['sketch']).all(): raise ValueError('not a number')
-    except Exception as e: raise InputError(
-        f'{file} is not what belongs to this index: {_said(e)}. Make it anew with --stage index.') from e
+        if any((v.dtype, v.shape) != wanted.get(k) for k, v in found.items()):
+            raise ValueError('other rows')
+        if 'sketch' in found and not np.isfinite(found['sketch']).all():
+            raise ValueError('not a number')
+    except Exception as e:
+        raise InputError(
+            f'{file} is not what belongs to this index: {_said(e)}. Make it anew with --stage index.'
+        ) from e
     return found
 
 # %% ../nbs/05_index.ipynb #fa155bed
-_types = dict(kind=str, factory=str, search=dict, dim=int, rows=int, model_sha256=str)   # must be there
+# Must be there
+_types = dict(kind=str, factory=str, search=dict, dim=int, rows=int, model_sha256=str)
 
-_may = dict(tried=list, asked=dict, trained_on=int, model_dim=int, rows_sha256=str, engine=str, precision=str, libraries=dict)   # what came later
+# What came later
+_may = dict(
+    tried=list,
+    asked=dict,
+    trained_on=int,
+    model_dim=int,
+    rows_sha256=str,
+    engine=str,
+    precision=str,
+    libraries=dict,
+)
+
 
 def _sound(m):
     "Does a manifest hold what `save_index` writes, and nothing that a search could not bear?"
-    names = dict(nprobe='nprobe', efSearch='ef_search', k_factor_rf='k_factor'); a = m.get('recall_vs_exact')
+    names = dict(nprobe='nprobe', efSearch='ef_search', k_factor_rf='k_factor')
+    a = m.get('recall_vs_exact')
     number = lambda v, low, top: type(v) in (int, float) and low <= v <= top
-    return (all(type(m.get(k)) is t for k,t in _types.items()) and all(type(m.get(k, t())) is t for k,t in _may.items())
-            and all(k in names and number(v, 1, bounds_of(build_index)[names[k]].high) for k,v in m['search'].items())
-            and (a is None or type(a) is dict and number(a.get('value'), 0, 1) and {'k','queries'} <= set(a)))
+    return (
+        all(type(m.get(k)) is t for k, t in _types.items())
+        and all(type(m.get(k, t())) is t for k, t in _may.items())
+        and all(
+            k in names and number(v, 1, bounds_of(build_index)[names[k]].high)
+            for k, v in m['search'].items()
+        )
+        and (
+            a is None
+            or type(a) is dict
+            and number(a.get('value'), 0, 1)
+            and {'k', 'queries'} <= set(a)
+        )
+    )
+
 
 _one = threading.Lock()
 
+
 def _another_lock():
     global _one
-    _one = threading.Lock()   # its holder may have stayed with the parent process
+    _one = threading.Lock()  # its holder may have stayed with the parent process
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_another_lock)
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_another_lock)
 
 # %% ../nbs/05_index.ipynb #090eaa00
 def _faiss(file, m, writable):
     "A FAISS index; the file must be proof of the memory that it asks for, and may name no other file"
     import faiss
-    # a file whose lists lie in another one is refused, unless FAISS reads it as a plain file: hence the reader
+
+    # a file whose lists lie in another one is refused, unless FAISS reads it as a plain file: hence
+    # the reader
     def read():
-        if not writable and file.stat().st_size > in_memory: return faiss.read_index(str(file), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_MMAP_IFC)
-        return faiss.read_index(faiss.BufferedIOReader(faiss.FileIOReader(str(file))), faiss.IO_FLAG_ONDISK_SAME_DIR)
+        if not writable and file.stat().st_size > in_memory:
+            return faiss.read_index(
+                str(file), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_MMAP_IFC
+            )
+        return faiss.read_index(
+            faiss.BufferedIOReader(faiss.FileIOReader(str(file))), faiss.IO_FLAG_ONDISK_SAME_DIR
+        )
+
     try:
-        with _one:   # the limit is the process's
+        with _one:  # the limit is the process's
             limit = faiss.get_deserialization_vector_byte_limit()
-            faiss.set_deserialization_vector_byte_limit(max(2**30, 16*file.stat().st_size))
-            try: index = read()
-            finally: faiss.set_deserialization_vector_byte_limit(limit)
-        if index.metric_type != faiss.METRIC_INNER_PRODUCT: raise RuntimeError('its scores are no inner products')
-        configure(index, m['search']); return index
-    except Exception as e: raise InputError(   # of memory, too, and C++'s own
-        f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); written by {str(m.get("faiss"))[:20]}. '
-        'Make it anew with --stage index.') from e
+            faiss.set_deserialization_vector_byte_limit(max(2**30, 16 * file.stat().st_size))
+            try:
+                index = read()
+            finally:
+                faiss.set_deserialization_vector_byte_limit(limit)
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise RuntimeError('its scores are no inner products')
+        configure(index, m['search'])
+        return index
+    except Exception as e:
+        raise InputError(  # of memory, too, and C++'s own
+            f'{file} can not be used by FAISS {faiss.__version__} ({_said(e)}); written by {str(m.get("faiss"))[:20]}. '
+            'Make it anew with --stage index.'
+        ) from e
 
 # %% ../nbs/05_index.ipynb #1f3f5552
-def edited(index:Index, source)->bool:
+def edited(index: Index, source) -> bool:
     "Was the candidates.csv changed since the index was made from it?"
-    return (bool(index.manifest.get('source_sha256')) and Path(source).exists()
-            and _source_sha256(source) != index.manifest['source_sha256'])
+    return (
+        bool(index.manifest.get('source_sha256'))
+        and Path(source).exists()
+        and _source_sha256(source) != index.manifest['source_sha256']
+    )
+
 
 def _source_sha256(source):
     "Of a file, or of the part files in a folder."
-    parts = sorted(f for f in Path(source).rglob('*') if f.is_file()) if Path(source).is_dir() else []
-    return hashlib.sha256(''.join(map(file_sha256, parts)).encode()).hexdigest() if parts else file_sha256(source)
+    parts = (
+        sorted(f for f in Path(source).rglob('*') if f.is_file()) if Path(source).is_dir() else []
+    )
+    return (
+        hashlib.sha256(''.join(map(file_sha256, parts)).encode()).hexdigest()
+        if parts
+        else file_sha256(source)
+    )
 
 # %% ../nbs/05_index.ipynb #61f0cc6a
 def update_index(
-    old:Index,               # `load_index(folder, writable=True)`; it is changed
-    cands:Embeddings,        # all candidates as they are now
-    model_sha256:str,
-    queries:np.ndarray=None, # as in build_index
-    **options,               # of build_index
-)->tuple:                    # (Index, what was done, in words)
+    old: Index,  # `load_index(folder, writable=True)`; it is changed
+    cands: Embeddings,  # all candidates as they are now
+    model_sha256: str,
+    queries: np.ndarray = None,  # as in build_index
+    **options,  # of build_index
+) -> tuple:  # (Index, what was done, in words)
     "Bring an index up to date with a changed list of candidates. Raises `InputError`."
-    def fresh(why): return build_index(cands, model_sha256, queries, **options), f'built anew: {why}'
+
+    def fresh(why):
+        return build_index(cands, model_sha256, queries, **options), f'built anew: {why}'
+
     _check_embeddings(cands, queries)
-    asked = {k:options.get(k, v) for k,v in _defaults().items()}
-    if why := _too_different(old, model_sha256, asked, len(cands)): return fresh(why)
-    x,q = _first(cands.vectors, queries, options.get('dim'), options.get('sizes') or ())
+    asked = {k: options.get(k, v) for k, v in _defaults().items()}
+    if why := _too_different(old, model_sha256, asked, len(cands)):
+        return fresh(why)
+    x, q = _first(cands.vectors, queries, options.get('dim'), options.get('sizes') or ())
     change = _changes(old, cands, x)
-    if change.vectors() and not old.manifest['kind'].startswith('ivf'): return fresh(change.words())
+    if change.vectors() and not old.manifest['kind'].startswith('ivf'):
+        return fresh(change.words())
     untuned = old.manifest['recall_vs_exact'] is None and q is not None and len(q) > 0
-    if not change.words() and not untuned: return old, 'up to date'
+    if not change.words() and not untuned:
+        return old, 'up to date'
     said = _apply(change, old, cands, x) or 'tuned, since there are queries now'
     exact = _exact(x, q)
-    if exact is not None: exact.order = cands.rows(old.paths)
-    search,recall = _measure(old.faiss, old.manifest['kind'], asked, q, exact)
+    if exact is not None:
+        exact.order = cands.rows(old.paths)
+    search, recall = _measure(old.faiss, old.manifest['kind'], asked, q, exact)
     before = (old.manifest['recall_vs_exact'] or {}).get('value', 0)
     if recall and recall['value'] < asked['recall_target'] <= before:
         return fresh(f'{said}; its agreement fell to {recall["value"]:.3f}')
-    old.manifest |= dict(rows=len(cands), search=search, recall_vs_exact=recall, **(cands.made_by or {}))
+    old.manifest |= dict(
+        rows=len(cands), search=search, recall_vs_exact=recall, **(cands.made_by or {})
+    )
     return old, said
 
 # %% ../nbs/05_index.ipynb #53a254d4
 def _defaults():
     "Of what can be asked of build_index"
     p = signature(build_index).parameters
-    return {k:p[k].default for k in ('kind','recall_target','memory_mb','factory','nprobe','ef_search','k_factor','dim')}
+    return {
+        k: p[k].default
+        for k in (
+            'kind',
+            'recall_target',
+            'memory_mb',
+            'factory',
+            'nprobe',
+            'ef_search',
+            'k_factor',
+            'dim',
+        )
+    }
+
 
 def _too_different(old, model_sha256, asked, n):
     "Why an index can't be brought up to date; None where it can"
-    m,was = old.manifest, old.manifest.get('trained_on', 0)
-    if m['model_sha256'] != model_sha256 or m.get('asked') != asked: return 'the model or the settings are others'
-    if not was/2 <= n <= was*2: return f'{n:,} candidates, and it was trained on {was:,}'
-    if old.sketches is None: return 'it is of an earlier version, which kept no sketches of its vectors'
+    m = old.manifest
+    was = old.manifest.get('trained_on', 0)
+    if m['model_sha256'] != model_sha256 or m.get('asked') != asked:
+        return 'the model or the settings are others'
+    if not was / 2 <= n <= was * 2:
+        return f'{n:,} candidates, and it was trained on {was:,}'
+    if old.sketches is None:
+        return 'it is of an earlier version, which kept no sketches of its vectors'
+
 
 @dataclass
 class _Changes:
     "What is new in a list of candidates"
-    added:np.ndarray    # bool (n,): candidates that the index has not
-    changed:np.ndarray  # bool (n,): candidates that it has with another vector
-    files:np.ndarray    # bool (n,): candidates whose file is another one, and whose vector is not
-    gone:int            # rows of the index that are candidates no more
-    sketches:np.ndarray # of all candidates
 
-    def vectors(self): return bool(self.gone or self.changed.any())   # which FAISS can't add
+    added: np.ndarray  # bool (n,): candidates that the index has not
+    changed: np.ndarray  # bool (n,): candidates that it has with another vector
+    files: np.ndarray  # bool (n,): candidates whose file is another one, and whose vector is not
+    gone: int  # rows of the index that are candidates no more
+    sketches: np.ndarray  # of all candidates
+
+    def vectors(self):
+        return bool(self.gone or self.changed.any())  # which FAISS can't add
 
     def words(self):
-        counts = {'added':self.added.sum(), 'removed':self.gone, 'changed':self.changed.sum(),
-                  'in another file that looks the same':self.files.sum()}
-        return ', '.join(f'{count:,} {what}' for what,count in counts.items() if count)
+        counts = {
+            'added': self.added.sum(),
+            'removed': self.gone,
+            'changed': self.changed.sum(),
+            'in another file that looks the same': self.files.sum(),
+        }
+        return ', '.join(f'{count:,} {what}' for what, count in counts.items() if count)
+
 
 def _changes(old, cands, x):
-    at = {path:row for row,path in enumerate(old.paths)}
+    at = {path: row for row, path in enumerate(old.paths)}
     rows = np.array([at.get(path, -1) for path in cands.paths], dtype=np.int64)
-    there,sketches = rows >= 0, sketch(x)
+    there = rows >= 0
+    sketches = sketch(x)
     changed = there & ~same_sketch(sketches, old.sketches[rows])
     files = np.zeros(len(x), bool)
     if old.contents is not None and cands.contents is not None:
         files = there & ~changed & (old.contents[rows] != cands.contents).any(1)
     return _Changes(~there, changed, files, len(old.paths) - int(there.sum()), sketches)
 
+
 def _apply(change, old, cands, x):
     "Change the index; returns what was done, in words"
-    said,order = change.words(), np.arange(len(cands))
+    said = change.words()
+    order = np.arange(len(cands))
     if change.vectors():
         old.faiss.reset()
         add(old.faiss, x)
         said += '; filled again without training'
     elif change.added.any():
         add(old.faiss, x[change.added])
-    if not change.vectors():   # what was added comes after what was there
-        kept = [path for path,new in zip(cands.paths, change.added) if new]
+    if not change.vectors():  # what was added comes after what was there
+        kept = [path for path, new in zip(cands.paths, change.added) if new]
         order = cands.rows([*old.paths, *kept])
     old.paths = [cands.paths[i] for i in order]
     old.sketches = change.sketches[order]

@@ -17,287 +17,479 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 from uuid import uuid4
 from .catalog import InputError, expand, read_bytes, _endings
-from .data import BadImage, DiskError, cores, disk_errors, in_threads, load_image, replacing, tidy
+from two_tower_vs.data import (
+    BadImage,
+    DiskError,
+    cores,
+    disk_errors,
+    in_threads,
+    load_image,
+    replacing,
+    tidy,
+)
 from .folders import Listing, list_files
 from .sheet import write_csv
 
 # %% ../nbs/00b_init.ipynb #b5756f00
 def list_folder(
-    folder,    # ~ and $VARIABLES are filled in
-    skip=(),   # paths in it that are passed over: what this program wrote
-)->Listing:
+    folder,  # ~ and $VARIABLES are filled in
+    skip=(),  # paths in it that are passed over: what this program wrote
+) -> Listing:
     "What is in a folder and its subfolders. Raises `InputError` where there is no folder."
     folder = expand(folder)
-    if not folder.is_dir(): raise InputError(
-        f'--images {folder} is not a folder. Give the folder that holds your pictures (tars have to be unpacked).')
+    if not folder.is_dir():
+        raise InputError(
+            f'--images {folder} is not a folder. Give the folder that holds your pictures (tars have to be unpacked).'
+        )
     return list_files(folder, _endings, skip, empty=False)
 
-def _shown(p): return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in p)
+
+def _shown(p):
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in p)
 
 # %% ../nbs/00b_init.ipynb #13011735
 def _chance(names, seed):
     "A number for each name that looks random and does not depend on the others"
-    h = lambda s: int.from_bytes(hashlib.blake2b(f'{seed} {s}'.encode(), digest_size=8).digest(), 'big')
+    h = lambda s: int.from_bytes(
+        hashlib.blake2b(f'{seed} {s}'.encode(), digest_size=8).digest(), 'big'
+    )
     return np.array([h(s) for s in names], np.uint64)
+
 
 def _with_roles(t):
     "`t` where every picture is a query (q) or a candidate (c)"
     has = t.role.eq('c').groupby(t.thing).transform('any')
-    free = t.role.eq('') & ~has; train = free & t.part.ne('test')
-    free &= train | ~train.groupby(t.thing).transform('any')   # a test picture answers only where there is nothing else
-    g = t[free].groupby('thing').path; first = g.cumcount() < (g.transform('size')//3).clip(1, 5)
-    role = t.role.where(t.role != '', 'q'); role[first.index[first]] = 'c'
+    free = t.role.eq('') & ~has
+    train = free & t.part.ne('test')
+    # A test picture answers only where there is nothing else
+    free &= train | ~train.groupby(t.thing).transform('any')
+    g = t[free].groupby('thing').path
+    first = g.cumcount() < (g.transform('size') // 3).clip(1, 5)
+    role = t.role.where(t.role != '', 'q')
+    role[first.index[first]] = 'c'
     return t.assign(role=role)
+
 
 def _held_out(q, seed, known, most=2000):
     "Which queries are kept for evaluation: rows of `q`, of things that have candidates"
-    things = q.thing.unique(); things = things[_chance(things, seed).argsort()]
-    new = q.thing.isin(things[:min(most, round(len(things)/4))]) if len(things) > 3 else q.thing.isin([])
-    spare = q.index[~new & q.thing.duplicated()]   # q is in order of chance, too
-    return new | q.index.isin(spare[_chance(q.path[spare], seed).argsort()][:min(most, round(known*len(spare)))])
+    things = q.thing.unique()
+    things = things[_chance(things, seed).argsort()]
+    new = (
+        q.thing.isin(things[: min(most, round(len(things) / 4))])
+        if len(things) > 3
+        else q.thing.isin([])
+    )
+    spare = q.index[~new & q.thing.duplicated()]  # q is in order of chance, too
+    return new | q.index.isin(
+        spare[_chance(q.path[spare], seed).argsort()][: min(most, round(known * len(spare)))]
+    )
 
 # %% ../nbs/00b_init.ipynb #8d2bf8b4
 def split_things(
-    t:pd.DataFrame, # path, thing, role (q, c or nothing), part (train, test or nothing); a row for each picture
-    seed:int=42,
-    known:float=.2, # share of the queries to hold out of things that are trained on
-)->tuple:           # pairs, candidates, query_gt: as their CSVs, query_gt with the column group
+    t: pd.DataFrame,  # path, thing, role (q, c or nothing), part (train, test or nothing); a row for each picture
+    seed: int = 42,
+    known: float = 0.2,  # share of the queries to hold out of things that are trained on
+) -> tuple:  # pairs, candidates, query_gt: as their CSVs, query_gt with the column group
     "Make the three tables of pictures and what they show."
     t = _with_roles(t.iloc[_chance(t.path, seed).argsort()].reset_index(drop=True))
-    c,q = (t[t.role == r] for r in 'cq'); q = q[q.thing.isin(c.thing)]
+    c, q = (t[t.role == r] for r in 'cq')
+    q = q[q.thing.isin(c.thing)]
     test = q.part == 'test'
-    if not test.any(): test = _held_out(q, seed, known)
+    if not test.any():
+        test = _held_out(q, seed, known)
     q = q.assign(group=np.where(q.thing.isin(q.thing[~test]), 'known', 'new'))
-    table = lambda d,n: d.sort_values(list(d), ignore_index=True)[n]
-    return (table(_joined(q[~test], c), ['query_path','cand_path']),
-            table(c[['path']].set_axis(['cand_path'], axis=1), ['cand_path']),
-            table(_answers(q[test], c), ['query_path','gt_cand_path','group']))
+    table = lambda d, n: d.sort_values(list(d), ignore_index=True)[n]
+    return (
+        table(_joined(q[~test], c), ['query_path', 'cand_path']),
+        table(c[['path']].set_axis(['cand_path'], axis=1), ['cand_path']),
+        table(_answers(q[test], c), ['query_path', 'gt_cand_path', 'group']),
+    )
 
 # %% ../nbs/00b_init.ipynb #460b3024
 def _joined(q, c, most=5):
     "Each query with candidates of its thing, in turn, so that all are used"
-    c = c.sort_values('thing', kind='stable'); at,names = pd.factorize(c.thing)
+    c = c.sort_values('thing', kind='stable')
+    at, names = pd.factorize(c.thing)
     n = np.bincount(at, minlength=len(names))
-    i = pd.Index(names).get_indexer(q.thing); turn,start = q.groupby('thing').cumcount().values, (n.cumsum()-n)[i]
-    n = n[i]; row = lambda j,ok: start[ok] + (turn[ok]+j) % n[ok]
-    parts = [pd.DataFrame({'query_path':q.path.values[ok], 'cand_path':c.path.values[row(j, ok)]})
-             for j in range(most) for ok in [n > j]]
+    i = pd.Index(names).get_indexer(q.thing)
+    turn = q.groupby('thing').cumcount().values
+    start = (n.cumsum() - n)[i]
+    n = n[i]
+    row = lambda j, ok: start[ok] + (turn[ok] + j) % n[ok]
+    parts = [
+        pd.DataFrame({'query_path': q.path.values[ok], 'cand_path': c.path.values[row(j, ok)]})
+        for j in range(most)
+        for ok in [n > j]
+    ]
     return pd.concat(parts)
+
 
 def _answers(q, c, most=10**6):
     "Each query with all right answers, as far as they make no table of more than a million rows"
-    n = q.thing.map(c.thing.value_counts()); q = q[n.cumsum() <= max(most, n.max() if len(n) else 0)]
-    d = q.merge(c[['path','thing']], on='thing', suffixes=('','_c'))
-    return d.rename(columns={'path':'query_path', 'path_c':'gt_cand_path'})[['query_path','gt_cand_path','group']]
+    n = q.thing.map(c.thing.value_counts())
+    q = q[n.cumsum() <= max(most, n.max() if len(n) else 0)]
+    d = q.merge(c[['path', 'thing']], on='thing', suffixes=('', '_c'))
+    return d.rename(columns={'path': 'query_path', 'path_c': 'gt_cand_path'})[
+        ['query_path', 'gt_cand_path', 'group']
+    ]
 
 # %% ../nbs/00b_init.ipynb #0999b783
-asks = set('query queries q probe sketch sketches drawing drawings line lines edge edges user street consumer phone '
-           'edited copy input before'.split())
-answers = set('candidate candidates cand cands gallery product products shop catalog catalogue target reference '
-              'references index iconic original output after'.split())
-parts = dict(train='train', training='train', test='test', testing='test', val='val', valid='val', validation='val',
-             dev='val')
-_cameras = re.compile(r'(.*/)?(img|dsc|dscn|dscf|p|pxl|mvi|gopr|sam|scan|screenshot|image|photo|picture|frame|file|page|'
-                      r'whatsapp image)$', re.I | re.S)
-_words = '|'.join(sorted(asks | answers | {'photo','color','colour'}))
+asks = set(
+    'query queries q probe sketch sketches drawing drawings line lines edge edges user street consumer phone '
+    'edited copy input before'.split()
+)
+answers = set(
+    'candidate candidates cand cands gallery product products shop catalog catalogue target reference '
+    'references index iconic original output after'.split()
+)
+parts = dict(
+    train='train',
+    training='train',
+    test='test',
+    testing='test',
+    val='val',
+    valid='val',
+    validation='val',
+    dev='val',
+)
+_cameras = re.compile(
+    r'(.*/)?(img|dsc|dscn|dscf|p|pxl|mvi|gopr|sam|scan|screenshot|image|photo|picture|frame|file|page|'
+    r'whatsapp image)$',
+    re.I | re.S,
+)
+_words = '|'.join(sorted(asks | answers | {'photo', 'color', 'colour'}))
 _ending = re.compile(rf'(.*[^\s_.(-])[\s_.(-]+({_words}|[a-z]|\d{{1,3}})\)?', re.I | re.S)
 
-def _things(paths, thing, role='', part=''):
-    return pd.DataFrame({'path':list(paths), 'thing':thing, 'role':role, 'part':part})
 
-def _sides(names):   # {name: q or c}
-    a,b = sorted(names, key=lambda n: ((n not in asks) + (n in answers), n)); return {a:'q', b:'c'}
+def _things(paths, thing, role='', part=''):
+    return pd.DataFrame({'path': list(paths), 'thing': thing, 'role': role, 'part': part})
+
+
+def _sides(names):  # {name: q or c}
+    a, b = sorted(names, key=lambda n: ((n not in asks) + (n in answers), n))
+    return {a: 'q', b: 'c'}
+
 
 def _below(paths):
     "Paths without the folders that all of them are in"
     top = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ''
-    return [p[len(top)+1 if top else 0:] for p in paths]
+    return [p[len(top) + 1 if top else 0 :] for p in paths]
 
 # %% ../nbs/00b_init.ipynb #2bb188cc
-def same_names(paths)->tuple:   # (table for split_things, what was recognised), or None
+def same_names(paths) -> tuple:  # (table for split_things, what was recognised), or None
     "Two folders with the same names in them."
-    below = _below(paths); tops = sorted({p.split('/')[0] for p in below if '/' in p})
-    if len(tops) != 2 or not all('/' in p for p in below) or set(map(str.lower, tops)) <= set(parts): return
+    below = _below(paths)
+    tops = sorted({p.split('/')[0] for p in below if '/' in p})
+    if (
+        len(tops) != 2
+        or not all('/' in p for p in below)
+        or set(map(str.lower, tops)) <= set(parts)
+    ):
+        return
     stems = [os.path.splitext(p.split('/', 1)[1])[0] for p in below]
-    a,b = ({s for s,p in zip(stems, below) if p.split('/')[0] == top} for top in tops)
-    if len(a & b) < .8*max(len(a), len(b)) or len(a & b) < 4: return
-    side = _sides([t.lower() for t in tops]) if len({*map(str.lower, tops)}) == 2 else dict(zip(tops, 'qc'))
+    a, b = ({s for s, p in zip(stems, below) if p.split('/')[0] == top} for top in tops)
+    if len(a & b) < 0.8 * max(len(a), len(b)) or len(a & b) < 4:
+        return
+    side = (
+        _sides([t.lower() for t in tops])
+        if len({*map(str.lower, tops)}) == 2
+        else dict(zip(tops, 'qc'))
+    )
     roles = [side.get(p.split('/')[0].lower()) or side[p.split('/')[0]] for p in below]
-    name = {r:next(p.split('/')[0] for p,o in zip(below, roles) if o == r) for r in 'qc'}
+    name = {r: next(p.split('/')[0] for p, o in zip(below, roles) if o == r) for r in 'qc'}
     return _things(paths, stems, roles), (
-        f'{len(a & b):,} names stand both in {_shown(name["q"])}/ and in {_shown(name["c"])}/: the pictures of one name are a pair')
+        f'{len(a & b):,} names stand both in {_shown(name["q"])}/ and in {_shown(name["c"])}/: the pictures of one name are a pair'
+    )
 
 # %% ../nbs/00b_init.ipynb #65c19c76
-def class_folders(paths)->tuple:   # as same_names
+def class_folders(paths) -> tuple:  # as same_names
     "Folders of pictures of one thing."
-    split = [p.split('/') for p in _below(paths)]; tops = {s[0].lower() for s in split if len(s) > 2}
-    special = {*parts, *asks, *answers}; n = len(tops & special)
-    strip = n > 1 or n and n == len(tops); test = 'test' in {parts.get(t) for t in tops}
-    known = [s[0].lower() if strip and len(s) > 2 and s[0].lower() in special else '' for s in split]
-    thing = pd.Series(['/'.join(s[bool(k):-1]) for s,k in zip(split, known)], dtype=str)
-    size = thing.map(thing.value_counts()); some = thing.ne('') & size.gt(1)
-    if some.mean() < .5 or thing[some].nunique() < 2: return
-    part = [parts.get(k, '') for k in known]; part = [('train' if test else 'test') if p == 'val' else p for p in part]
+    split = [p.split('/') for p in _below(paths)]
+    tops = {s[0].lower() for s in split if len(s) > 2}
+    special = {*parts, *asks, *answers}
+    n = len(tops & special)
+    strip = n > 1 or n and n == len(tops)
+    test = 'test' in {parts.get(t) for t in tops}
+    known = [
+        s[0].lower() if strip and len(s) > 2 and s[0].lower() in special else '' for s in split
+    ]
+    thing = pd.Series(['/'.join(s[bool(k) : -1]) for s, k in zip(split, known)], dtype=str)
+    size = thing.map(thing.value_counts())
+    some = thing.ne('') & size.gt(1)
+    if some.mean() < 0.5 or thing[some].nunique() < 2:
+        return
+    part = [parts.get(k, '') for k in known]
+    part = [('train' if test else 'test') if p == 'val' else p for p in part]
     role = ['q' if k in asks else 'c' if k in answers else '' for k in known]
-    if 'train' in part: part = ['test' if r == 'q' and not p else p for p,r in zip(part, role)]
+    if 'train' in part:
+        part = ['test' if r == 'q' and not p else p for p, r in zip(part, role)]
     t = _things(paths, thing, role, part)[thing.ne('').values]
     few = list(dict.fromkeys(thing[some]))[:2]
-    said = (f'{t.thing.nunique():,} folders of {len(t):,} pictures, such as {" and ".join(map(_shown, few))}: '
-            'the pictures of one folder show the same thing')
-    if strip: said += f'; {", ".join(sorted(tops & special))} are taken for what they say'
-    if len(t) < len(thing): said += f'; {len(thing)-len(t):,} pictures lie in no such folder and are left out'
+    said = (
+        f'{t.thing.nunique():,} folders of {len(t):,} pictures, such as {" and ".join(map(_shown, few))}: '
+        'the pictures of one folder show the same thing'
+    )
+    if strip:
+        said += f'; {", ".join(sorted(tops & special))} are taken for what they say'
+    if len(t) < len(thing):
+        said += f'; {len(thing) - len(t):,} pictures lie in no such folder and are left out'
     return t, said
 
 # %% ../nbs/00b_init.ipynb #ab61d756
-def name_endings(paths)->tuple:   # as same_names
+def name_endings(paths) -> tuple:  # as same_names
     "File names that differ in their last part alone."
     found = [_ending.fullmatch(os.path.splitext(p)[0]) for p in _below(paths)]
     found = [None if m and _cameras.match(m[1]) else m for m in found]
-    thing = pd.Series([m[1] if m else None for m in found], dtype=object); n = thing.map(thing.value_counts())
+    thing = pd.Series([m[1] if m else None for m in found], dtype=object)
+    n = thing.map(thing.value_counts())
     some = n.gt(1).to_numpy()
-    if some.mean() < .8 or thing[some].nunique() < 4: return
-    tag = [m[2].lower().lstrip('0') or '0' if m else '' for m in found]; tags = {t for t,s in zip(tag, some) if s}
+    if some.mean() < 0.8 or thing[some].nunique() < 4:
+        return
+    tag = [m[2].lower().lstrip('0') or '0' if m else '' for m in found]
+    tags = {t for t, s in zip(tag, some) if s}
     side = _sides(tags) if len(tags) == 2 else {}
-    t = _things(np.array(paths, object)[some], thing[some].values, [side.get(g, '') for g,s in zip(tag, some) if s])
+    t = _things(
+        np.array(paths, object)[some],
+        thing[some].values,
+        [side.get(g, '') for g, s in zip(tag, some) if s],
+    )
     ends = sorted(side or tags, key=lambda g: (side.get(g) == 'c', len(g), g))
     ends = ', '.join(ends[:4]) + (', …' if len(ends) > 4 else '')
-    said = (f'{t.thing.nunique():,} groups of names that differ in their last part alone ({ends}): '
-            'the pictures of one group show the same thing')
-    if len(t) < len(paths): said += f'; {len(paths)-len(t):,} pictures without such a partner are left out'
+    said = (
+        f'{t.thing.nunique():,} groups of names that differ in their last part alone ({ends}): '
+        'the pictures of one group show the same thing'
+    )
+    if len(t) < len(paths):
+        said += f'; {len(paths) - len(t):,} pictures without such a partner are left out'
     return t, said
 
-def _sure(t): return t and set(t[0].role) == {'q','c'} and not re.search(r'\((\w|\d+), (\w|\d+)\)', t[1])
+
+def _sure(t):
+    return t and set(t[0].role) == {'q', 'c'} and not re.search(r'\((\w|\d+), (\w|\d+)\)', t[1])
 
 # %% ../nbs/00b_init.ipynb #c42fb784
-layouts = 'auto','classes','names','augment'
+layouts = 'auto', 'classes', 'names', 'augment'
+
 
 def find_things(
-    paths:list,         # of pictures, from the folder on
-    layout:str='auto',  # auto, classes, names or augment
-)->tuple:               # (layout, table for split_things, what was recognised); the table is None for augment
+    paths: list,  # of pictures, from the folder on
+    layout: str = 'auto',  # auto, classes, names or augment
+) -> tuple:  # (layout, table for split_things, what was recognised); the table is None for augment
     "What a folder's own order says about its pictures. Raises `InputError`."
     if layout not in layouts:
-        raise InputError(f'--layout {layout} is unknown. Use {", ".join(layouts[:-1])} or {layouts[-1]}.')
+        raise InputError(
+            f'--layout {layout} is unknown. Use {", ".join(layouts[:-1])} or {layouts[-1]}.'
+        )
     names = lambda: same_names(paths) or name_endings(paths)
-    if layout in ('names','classes'):
+    if layout in ('names', 'classes'):
         found = names() if layout == 'names' else class_folders(paths)
-        if not found: raise InputError(f'--layout {layout} does not fit: ' + (
-            'few names differ in their last part alone, and no two folders hold the same names.' if layout == 'names' else
-            'there are no two folders with at least two pictures each.') + ' Leave --layout out to see what does.')
+        if not found:
+            raise InputError(
+                f'--layout {layout} does not fit: '
+                + (
+                    'few names differ in their last part alone, and no two folders hold the same names.'
+                    if layout == 'names'
+                    else 'there are no two folders with at least two pictures each.'
+                )
+                + ' Leave --layout out to see what does.'
+            )
         return layout, *found
     if layout == 'auto':
         ends = name_endings(paths)
-        for name,found in (('names', same_names(paths)), ('names', ends if _sure(ends) else None),
-                           ('classes', class_folders(paths)), ('names', ends)):
-            if found: return name, *found
-    return 'augment', None, ('neither folders nor names say what belongs together: ' if layout == 'auto' else '') + \
-           'edited copies of the pictures are made, and to find the picture again is what is learned'
+        for name, found in (
+            ('names', same_names(paths)),
+            ('names', ends if _sure(ends) else None),
+            ('classes', class_folders(paths)),
+            ('names', ends),
+        ):
+            if found:
+                return name, *found
+    return (
+        'augment',
+        None,
+        ('neither folders nor names say what belongs together: ' if layout == 'auto' else '')
+        + 'edited copies of the pictures are made, and to find the picture again is what is learned',
+    )
 
 # %% ../nbs/00b_init.ipynb #8d0fdc3b
-def _color(rng): return tuple(rng.randrange(256) for _ in 'rgb')
+def _color(rng):
+    return tuple(rng.randrange(256) for _ in 'rgb')
+
 
 def _say(im, rng, box):
     "Some words in a box of an image"
     known = 'SALE new -50% @home wow 2024 best look free today! only here share'.split()
     words = ' '.join(rng.choice(known) for _ in range(rng.randint(1, 3)))
-    x,y,w,h = box; size = max(6, min(h, round(1.6*w/len(words)))*.8)
-    ImageDraw.Draw(im).text((x+w/2, y+h/2), words, fill=_color(rng), font=ImageFont.load_default(size), anchor='mm')
+    x, y, w, h = box
+    size = max(6, min(h, round(1.6 * w / len(words))) * 0.8)
+    ImageDraw.Draw(im).text(
+        (x + w / 2, y + h / 2),
+        words,
+        fill=_color(rng),
+        font=ImageFont.load_default(size),
+        anchor='mm',
+    )
     return im
 
+
 def _cut(im, rng):
-    w,h = im.size; cw,ch = (max(1, round(s*rng.uniform(.6, .95))) for s in (w,h))
-    x,y = rng.randint(0, w-cw), rng.randint(0, h-ch)
-    return im.crop((x, y, x+cw, y+ch))
+    w, h = im.size
+    cw, ch = (max(1, round(s * rng.uniform(0.6, 0.95))) for s in (w, h))
+    x = rng.randint(0, w - cw)
+    y = rng.randint(0, h - ch)
+    return im.crop((x, y, x + cw, y + ch))
 
 # %% ../nbs/00b_init.ipynb #b1dcccbb
 def _turned(im, rng):
-    angle = rng.choice((-1,1))*rng.uniform(2, 12)
+    angle = rng.choice((-1, 1)) * rng.uniform(2, 12)
     return im.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=_color(rng))
+
 
 def _light(im, rng):
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        im = change(im).enhance(rng.uniform(.5, 1.5))
+        im = change(im).enhance(rng.uniform(0.5, 1.5))
     return im
 
-def _blurred(im, rng): return im.filter(ImageFilter.GaussianBlur(min(im.size)*rng.uniform(.003, .012)))
+
+def _blurred(im, rng):
+    return im.filter(ImageFilter.GaussianBlur(min(im.size) * rng.uniform(0.003, 0.012)))
+
 
 def _smaller(im, rng):
-    f = rng.uniform(.3, .7); return im.resize([max(min(s, 64), round(s*f)) for s in im.size], Image.Resampling.BICUBIC)
+    f = rng.uniform(0.3, 0.7)
+    return im.resize([max(min(s, 64), round(s * f)) for s in im.size], Image.Resampling.BICUBIC)
+
 
 def _on(im, color, left, top, right, bottom):
-    new = Image.new('RGB', (im.width+left+right, im.height+top+bottom), color); new.paste(im, (left,top)); return new
+    new = Image.new('RGB', (im.width + left + right, im.height + top + bottom), color)
+    new.paste(im, (left, top))
+    return new
 
 # %% ../nbs/00b_init.ipynb #9cfa395d
 def _written(im, rng):
-    w,h = im.size; box = round(w*rng.uniform(0, .3)), round(h*rng.uniform(0, .8)), round(.7*w), round(.2*h)
+    w, h = im.size
+    box = (
+        round(w * rng.uniform(0, 0.3)),
+        round(h * rng.uniform(0, 0.8)),
+        round(0.7 * w),
+        round(0.2 * h),
+    )
     return _say(im.copy(), rng, box)
 
+
 def _captioned(im, rng):
-    bar = max(8, round(im.height*rng.uniform(.12, .25))); new = _on(im, rng.choice(('white','black')), 0, bar, 0, 0)
+    bar = max(8, round(im.height * rng.uniform(0.12, 0.25)))
+    new = _on(im, rng.choice(('white', 'black')), 0, bar, 0, 0)
     return _say(new, rng, (0, 0, im.width, bar))
 
-def _bordered(im, rng): return _on(im, _color(rng), *[round(min(im.size)*rng.uniform(.02, .1))]*4)
+
+def _bordered(im, rng):
+    return _on(im, _color(rng), *[round(min(im.size) * rng.uniform(0.02, 0.1))] * 4)
+
 
 def _screenshot(im, rng):
-    side,bar = (round(max(im.size)*rng.uniform(*r)) for r in ((0, .08), (.05, .15)))
-    new = _on(im, rng.choice(('white','#111','#eee')), side, bar, side, 2*bar); w,h = new.size
-    return _say(_say(new, rng, (0, 0, w//2, bar)), rng, (w//4, h-bar, w//2, bar))
+    side, bar = (round(max(im.size) * rng.uniform(*r)) for r in ((0, 0.08), (0.05, 0.15)))
+    new = _on(im, rng.choice(('white', '#111', '#eee')), side, bar, side, 2 * bar)
+    w, h = new.size
+    return _say(_say(new, rng, (0, 0, w // 2, bar)), rng, (w // 4, h - bar, w // 2, bar))
 
-edits = dict(crop=_cut, turn=_turned, light=_light, blur=_blurred, shrink=_smaller, text=_written, caption=_captioned,
-             border=_bordered, screenshot=_screenshot)
+
+edits = dict(
+    crop=_cut,
+    turn=_turned,
+    light=_light,
+    blur=_blurred,
+    shrink=_smaller,
+    text=_written,
+    caption=_captioned,
+    border=_bordered,
+    screenshot=_screenshot,
+)
 
 # %% ../nbs/00b_init.ipynb #2ce76ba6
 def edited(
-    im:Image.Image,    # RGB
-    rng:random.Random,
-)->bytes:              # a JPEG file
+    im: Image.Image,  # RGB
+    rng: random.Random,
+) -> bytes:  # a JPEG file
     "A copy as people pass it on."
-    for name in rng.sample(list(edits), rng.randint(2, 4)): im = edits[name](im, rng)
-    b = BytesIO(); im.save(b, 'JPEG', quality=rng.randint(30, 90)); return b.getvalue()
+    for name in rng.sample(list(edits), rng.randint(2, 4)):
+        im = edits[name](im, rng)
+    b = BytesIO()
+    im.save(b, 'JPEG', quality=rng.randint(30, 90))
+    return b.getvalue()
 
 # %% ../nbs/00b_init.ipynb #e5909a66
 def _whole(f):
     try:
-        with open(f, 'rb') as o: o.seek(-2, 2); return o.read() == b'\xff\xd9'
-    except OSError: return False
+        with open(f, 'rb') as o:
+            o.seek(-2, 2)
+            return o.read() == b'\xff\xd9'
+    except OSError:
+        return False
+
 
 def _copies_of(path, folder, seed, n, side):
     "(number of the content, names of its copies)"
-    data = read_bytes(path); key = hashlib.sha256(data).hexdigest()[:24]; im,names = None, []
+    data = read_bytes(path)
+    key = hashlib.sha256(data).hexdigest()[:24]
+    im = None
+    names = []
     for i in range(n):
-        name = f'{key}-{seed}-{i+1}.jpg'; names.append(name)
-        if _whole(folder/name): continue
-        if im is None: im = load_image(data, side=side); im.thumbnail((side, side))
-        t = folder/f'.tmp-{os.getpid()}-{uuid4().hex[:8]}-{name}'
-        try: t.write_bytes(edited(im, random.Random(name))); os.replace(t, folder/name)
-        finally: t.unlink(missing_ok=True)
+        name = f'{key}-{seed}-{i + 1}.jpg'
+        names.append(name)
+        if _whole(folder / name):
+            continue
+        if im is None:
+            im = load_image(data, side=side)
+            im.thumbnail((side, side))
+        t = folder / f'.tmp-{os.getpid()}-{uuid4().hex[:8]}-{name}'
+        try:
+            t.write_bytes(edited(im, random.Random(name)))
+            os.replace(t, folder / name)
+        finally:
+            t.unlink(missing_ok=True)
     return key, names
 
 # %% ../nbs/00b_init.ipynb #46124707
 def make_copies(
-    paths:list,      # of pictures
-    root,            # the folder that they start from
-    folder,          # receives the copies
-    seed:int=42,
-    n:int=2,         # copies of each picture
-    most:int=4000,   # pictures that get copies
-    side:int=512,    # pixels of the longer side, before the edits
-    progress:bool=None, # a progress bar; default: in a terminal
-)->tuple:            # (path, thing, role, part, copy of pictures and copies; {unreadable path: reason})
+    paths: list,  # of pictures
+    root,  # the folder that they start from
+    folder,  # receives the copies
+    seed: int = 42,
+    n: int = 2,  # copies of each picture
+    most: int = 4000,  # pictures that get copies
+    side: int = 512,  # pixels of the longer side, before the edits
+    progress: bool = None,  # a progress bar; default: in a terminal
+) -> tuple:  # (path, thing, role, part, copy of pictures and copies; {unreadable path: reason})
     "Edited copies of pictures, whose paths start from `folder`, and what each is a copy of. Raises `DiskError`."
     from tqdm.auto import tqdm
-    folder,chosen = Path(folder), [paths[i] for i in sorted(_chance(paths, seed).argsort()[:most])]; bad,rows = {}, []
+
+    folder = Path(folder)
+    chosen = [paths[i] for i in sorted(_chance(paths, seed).argsort()[:most])]
+    bad = {}
+    rows = []
+
     def one(p):
-        try: return _copies_of(os.path.join(root, p), folder, seed, n, side)
-        except BadImage as e: return str(e), None
+        try:
+            return _copies_of(os.path.join(root, p), folder, seed, n, side)
+        except BadImage as e:
+            return str(e), None
+
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True); tidy(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tidy(folder)
         off = None if progress is None else not progress
-        for p,(key,names) in zip(chosen, tqdm(in_threads(one, chosen), 'copies', len(chosen), leave=False, disable=off)):
-            if names is None: bad[p] = key
-            else: rows += [(p,key,'c',False)] + [(c,key,'q',True) for c in names]
-    rows += [(p,p,'c',False) for p in sorted(set(paths)-set(chosen))]
-    t = pd.DataFrame(rows, columns=['path','thing','role','copy']).drop_duplicates('path', ignore_index=True)
+        for p, (key, names) in zip(
+            chosen, tqdm(in_threads(one, chosen), 'copies', len(chosen), leave=False, disable=off)
+        ):
+            if names is None:
+                bad[p] = key
+            else:
+                rows += [(p, key, 'c', False)] + [(c, key, 'q', True) for c in names]
+    rows += [(p, p, 'c', False) for p in sorted(set(paths) - set(chosen))]
+    t = pd.DataFrame(rows, columns=['path', 'thing', 'role', 'copy']).drop_duplicates(
+        'path', ignore_index=True
+    )
     return t.assign(part=''), bad
 
 # %% ../nbs/00b_init.ipynb #72b1de03
@@ -312,119 +504,179 @@ query: {{topk: 10}}
 out: out
 seed: {seed}
 """
-_files,_copies_folder,least = ('pairs.csv','candidates.csv','query_gt.csv'), 'edited_copies', 10   # pictures
+_files = ('pairs.csv', 'candidates.csv', 'query_gt.csv')
+_copies_folder = 'edited_copies'
+least = 10  # pictures
+
 
 @dataclass
 class Project:
     "What `init` recognised and wrote."
-    config:Path
-    layout:str              # classes, names or augment
-    pairs:pd.DataFrame      # as pairs.csv
-    candidates:pd.DataFrame
-    query_gt:pd.DataFrame
-    lines:list              # what it understood, in words
-    def __str__(self): return '\n'.join(self.lines)
+
+    config: Path
+    layout: str  # classes, names or augment
+    pairs: pd.DataFrame  # as pairs.csv
+    candidates: pd.DataFrame
+    query_gt: pd.DataFrame
+    lines: list  # what it understood, in words
+
+    def __str__(self):
+        return '\n'.join(self.lines)
 
 # %% ../nbs/00b_init.ipynb #3a9b67e3
 def _root(folder, base, copies):
     "(images_root, as it stands in config.yaml); real paths, since .. after a link leads elsewhere"
-    folder,base = os.path.realpath(folder), os.path.realpath(base)
-    try: both = os.path.commonpath([folder, base])
-    except ValueError: both = None
-    if copies and both is None: raise InputError(
-        f'{folder} and {base} are on two drives, so that no images_root holds both. Choose a --config on the drive of the pictures.')
-    root = both if copies else folder; far = both in (None, os.path.dirname(both or ''))   # nothing but / in common
+    folder = os.path.realpath(folder)
+    base = os.path.realpath(base)
+    try:
+        both = os.path.commonpath([folder, base])
+    except ValueError:
+        both = None
+    if copies and both is None:
+        raise InputError(
+            f'{folder} and {base} are on two drives, so that no images_root holds both. Choose a --config on the drive of the pictures.'
+        )
+    root = both if copies else folder
+    far = both in (None, os.path.dirname(both or ''))  # nothing but / in common
     written = root if far else Path(os.path.relpath(root, base)).as_posix()
     if not written.isprintable():
-        raise InputError(f'{_shown(folder)}: the name of this folder can not be written to a config file. Rename it.')
+        raise InputError(
+            f'{_shown(folder)}: the name of this folder can not be written to a config file. Rename it.'
+        )
     return root, written
 
 # %% ../nbs/00b_init.ipynb #81c221e0
 def _examples(pairs):
-    two = pairs.iloc[[0,len(pairs)//2]].drop_duplicates().to_numpy()
-    return [f'  for example {_shown(q)}  ->  {_shown(c)}' for q,c in two]
+    two = pairs.iloc[[0, len(pairs) // 2]].drop_duplicates().to_numpy()
+    return [f'  for example {_shown(q)}  ->  {_shown(c)}' for q, c in two]
+
 
 def _described(layout, said, tables):
     "What was recognised, for people"
-    pairs,cands,gt = tables; g = gt.groupby('group').query_path.nunique()
-    n = gt.groupby('query_path').size(); best = (1/n).mean()
-    what = {'new':'of things that training never sees', 'known':'of things that it knows'}
-    if layout == 'augment': what = {'new':'copies of pictures that training never sees'}
-    lines = [f'init: {said}.', *_examples(pairs),
-             f'  pairs.csv: {len(pairs):,} pairs to train on; candidates.csv: {len(cands):,} pictures to search; '
-             f'query_gt.csv: {len(n):,} queries to judge by, '
-             + ' and '.join(f'{g[k]:,} {w}' for k,w in what.items() if k in g)]
-    if best < .99: lines.append(f'  a query has {n.mean():.1f} right answers on average, '
-                                f'so recall@1 can not exceed {100*best:.0f} %: look at hit@1')
-    if layout == 'augment': lines.append(
-        '  the copies to judge by are made by the same edits as those to train on: '
-        'what other edits would give is not measured')
+    pairs, cands, gt = tables
+    g = gt.groupby('group').query_path.nunique()
+    n = gt.groupby('query_path').size()
+    best = (1 / n).mean()
+    what = {'new': 'of things that training never sees', 'known': 'of things that it knows'}
+    if layout == 'augment':
+        what = {'new': 'copies of pictures that training never sees'}
+    lines = [
+        f'init: {said}.',
+        *_examples(pairs),
+        f'  pairs.csv: {len(pairs):,} pairs to train on; candidates.csv: {len(cands):,} pictures to search; '
+        f'query_gt.csv: {len(n):,} queries to judge by, '
+        + ' and '.join(f'{g[k]:,} {w}' for k, w in what.items() if k in g),
+    ]
+    if best < 0.99:
+        lines.append(
+            f'  a query has {n.mean():.1f} right answers on average, '
+            f'so recall@1 can not exceed {100 * best:.0f} %: look at hit@1'
+        )
+    if layout == 'augment':
+        lines.append(
+            '  the copies to judge by are made by the same edits as those to train on: '
+            'what other edits would give is not measured'
+        )
     return lines
 
 # %% ../nbs/00b_init.ipynb #29904edb
 def _judged(tables, said):
-    for t,what in zip(tables, ('pairs to train on', 'candidates', 'queries to judge by')):
-        if t.empty: raise InputError(f'There are no {what} in this folder: {said}. '
-            'At least four things with two pictures each are needed; --layout augment makes pairs from any pictures.')
+    for t, what in zip(tables, ('pairs to train on', 'candidates', 'queries to judge by')):
+        if t.empty:
+            raise InputError(
+                f'There are no {what} in this folder: {said}. '
+                'At least four things with two pictures each are needed; --layout augment makes pairs from any pictures.'
+            )
+
 
 def _refuse_existing(base, config):
-    for f in (base/n for n in (*_files, config.name)):
-        if os.path.lexists(f): raise InputError(
-            f'{f} exists, and init overwrites nothing. '
-            'Remove it, or choose another folder, as in --config new/config.yaml.')
+    for f in (base / n for n in (*_files, config.name)):
+        if os.path.lexists(f):
+            raise InputError(
+                f'{f} exists, and init overwrites nothing. '
+                'Remove it, or choose another folder, as in --config new/config.yaml.'
+            )
 
 # %% ../nbs/00b_init.ipynb #45d0488c
 @contextmanager
 def _disk():
     "There is no `out` yet that could be set to another disk, but --config"
-    try: yield
-    except DiskError as e: raise DiskError(str(e).replace('et out to', 'et --config to')) from e
-
+    try:
+        yield
+    except DiskError as e:
+        raise DiskError(str(e).replace('et out to', 'et --config to')) from e
 
 # %% ../nbs/00b_init.ipynb #ee278bc0
 def init(
-    images,                 # a folder of pictures
-    config='config.yaml',   # the file to write, the three tables beside it; its folder is made if need be
-    layout:str='auto',      # auto, classes, names or augment
-    seed:int=42,            # of what is held out, and of the copies
-    most:int=4000,          # pictures that get copies
-    progress:bool=None,     # a progress bar for the copies
-)->Project:
+    images,  # a folder of pictures
+    config='config.yaml',  # the file to write, the three tables beside it; its folder is made if need be
+    layout: str = 'auto',  # auto, classes, names or augment
+    seed: int = 42,  # of what is held out, and of the copies
+    most: int = 4000,  # pictures that get copies
+    progress: bool = None,  # a progress bar for the copies
+) -> Project:
     "Write a config file and three tables for a folder of pictures. Raises `InputError`."
-    config,images = expand(config), expand(images)
+    config = expand(config)
+    images = expand(images)
     base = config.parent
-    with _disk(): tidy(base)
+    with _disk():
+        tidy(base)
     _refuse_existing(base, config)
     found = list_folder(images, _ours(images, base))
-    if len(found.paths) < least: raise InputError(f'{images} holds {len(found.paths) or "no"} pictures'
-        + ''.join(f'; {s}' for s in found.said())
-        + f'. At least {least} are needed; their names end in {" ".join(_endings)}.')
-    layout,t,said = find_things(found.paths, layout); root,written = _root(images, base, layout == 'augment')
+    if len(found.paths) < least:
+        raise InputError(
+            f'{images} holds {len(found.paths) or "no"} pictures'
+            + ''.join(f'; {s}' for s in found.said())
+            + f'. At least {least} are needed; their names end in {" ".join(_endings)}.'
+        )
+    layout, t, said = find_things(found.paths, layout)
+    root, written = _root(images, base, layout == 'augment')
     if layout == 'augment':
-        with _disk(): t,bad = _augmented(found.paths, images, base, root, seed, most, progress); found.left_out |= bad
-    tables = split_things(t, seed, 0 if layout == 'augment' else .2)
-    said = f'{len(found.paths):,} pictures in {_shown(str(images))}; {said}'; _judged(tables, said)
-    lines = _described(layout, said, tables) + ['  '+l for l in found.said()]
+        with _disk():
+            t, bad = _augmented(found.paths, images, base, root, seed, most, progress)
+            found.left_out |= bad
+    tables = split_things(t, seed, 0 if layout == 'augment' else 0.2)
+    said = f'{len(found.paths):,} pictures in {_shown(str(images))}; {said}'
+    _judged(tables, said)
+    lines = _described(layout, said, tables) + ['  ' + l for l in found.said()]
     other = [l for l in layouts[1:] if l != layout]
-    lines.append(f'If that is not what you meant: remove {config} and the three tables, '
-                 f'and add --layout {" or ".join(other)}.')
-    _refuse_existing(base, config)   # the copies took a while
-    with _disk(), replacing(*(base/n for n in _files), config) as files:
-        for f,table in zip(files, tables): write_csv(table, f)
-        files[-1].write_text(_config.format(said=said, root=json.dumps(written, ensure_ascii=False), seed=seed,
-                                            train='views: 0' if layout == 'augment' else ''), encoding='utf-8')
+    lines.append(
+        f'If that is not what you meant: remove {config} and the three tables, '
+        f'and add --layout {" or ".join(other)}.'
+    )
+    _refuse_existing(base, config)  # the copies took a while
+    with _disk(), replacing(*(base / n for n in _files), config) as files:
+        for f, table in zip(files, tables):
+            write_csv(table, f)
+        files[-1].write_text(
+            _config.format(
+                said=said,
+                root=json.dumps(written, ensure_ascii=False),
+                seed=seed,
+                train='views: 0' if layout == 'augment' else '',
+            ),
+            encoding='utf-8',
+        )
     return Project(config, layout, *tables, lines)
 
 # %% ../nbs/00b_init.ipynb #1673c2da
 def _ours(images, base):
     "What the program itself writes, as paths in the folder of pictures"
-    base,images = os.path.realpath(base), os.path.realpath(images)
-    return {Path(os.path.relpath(os.path.join(base, n), images)).as_posix() for n in ('out', _copies_folder)}
+    base = os.path.realpath(base)
+    images = os.path.realpath(images)
+    return {
+        Path(os.path.relpath(os.path.join(base, n), images)).as_posix()
+        for n in ('out', _copies_folder)
+    }
+
 
 def _augmented(paths, images, base, root, seed, most, progress):
     "As make_copies, all paths from `root` on"
-    copies = base/_copies_folder; t,bad = make_copies(paths, images, copies, seed, most=most, progress=progress)
-    at = [Path(os.path.relpath(os.path.realpath(d), root)).as_posix() + '/' for d in (images, copies)]
+    copies = base / _copies_folder
+    t, bad = make_copies(paths, images, copies, seed, most=most, progress=progress)
+    at = [
+        Path(os.path.relpath(os.path.realpath(d), root)).as_posix() + '/' for d in (images, copies)
+    ]
     at = ['' if a == './' else a for a in at]
-    bad = {p:f'that can not be read ({why})' for p,why in bad.items()}
-    return t.assign(path=[at[c] + p for c,p in zip(t['copy'], t.path)]), bad
+    bad = {p: f'that can not be read ({why})' for p, why in bad.items()}
+    return t.assign(path=[at[c] + p for c, p in zip(t['copy'], t.path)]), bad

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Kind:
     "What a file is, by its content."
-    name:str      # a kind that is read: JPEG, PNG, …; else in words: "an HTML page"
-    role:str      # read, picture (of a kind that is not read), other, unknown
+
+    name: str  # a kind that is read: JPEG, PNG, …; else in words: "an HTML page"
+    role: str  # read, picture (of a kind that is not read), other, unknown
 
     @property
-    def refusal(self)->str:
+    def refusal(self) -> str:
         "Why a file of this kind is not read."
         if self.role == 'picture':
             return f'{self.name}, which is not read; save it as JPEG'
@@ -43,9 +44,9 @@ _read = {
     'PCX': rb'\n[\0\x02\x03\x05]\x01[\x01\x02\x04\x08]',
     'DDS': rb'DDS \x7c\0\0\0',
     'TGA': rb'.(\0[\x02\x03\x0a\x0b]\0\0\0\0\0|\x01[\x01\x09]..(?!\0\0)..[\x0f\x10\x18\x20])....'
-           rb'(?!\0\0)..(?!\0\0)..[\x08\x0f\x10\x18\x20][\0\x01\x08\x0f\x10\x18\x20\x28\x2f]',
+    rb'(?!\0\0)..(?!\0\0)..[\x08\x0f\x10\x18\x20][\0\x01\x08\x0f\x10\x18\x20\x28\x2f]',
 }
-_read = {name:re.compile(start, re.S) for name,start in _read.items()}
+_read = {name: re.compile(start, re.S) for name, start in _read.items()}
 
 # %% ../nbs/00_kinds.ipynb #f80413ad
 _pictures = {
@@ -76,13 +77,13 @@ _pictures = {
     'an XPM picture': rb'/\* XPM \*/',
     'a DjVu document': rb'AT&TFORM',
 }
-_pictures = {name:re.compile(start, re.S) for name,start in _pictures.items()}
+_pictures = {name: re.compile(start, re.S) for name, start in _pictures.items()}
 
 # %% ../nbs/00_kinds.ipynb #e4efa00c
 _text = rb'(\xef\xbb\xbf)?\s*'
 _others = {
-    'an HTML page':
-        _text + rb'(<!--.*?-->\s*)?(?i:<!doctype\s+html|<html|<head|<body|<script|<title)',
+    'an HTML page': _text
+    + rb'(<!--.*?-->\s*)?(?i:<!doctype\s+html|<html|<head|<body|<script|<title)',
     'a Git LFS pointer (run git lfs pull)': rb'version https://(git-lfs|hawser)\.github',
     'an XML file': _text + rb'<\?xml',
     'JSON': _text + rb'(\{\s*["}]|\[\s*[\[{"\]\d-])',
@@ -116,7 +117,7 @@ _others = {
     'a Python pickle': rb'\x80[\x02-\x05][\x95}\]c(]',
     'zeros alone': rb'\0{512}',
 }
-_others = {name:re.compile(start, re.S) for name,start in _others.items()}
+_others = {name: re.compile(start, re.S) for name, start in _others.items()}
 
 # %% ../nbs/00_kinds.ipynb #17ff1b13
 def _is_text(start):
@@ -124,26 +125,27 @@ def _is_text(start):
     try:
         text = start.decode('utf-8')
     except UnicodeDecodeError as e:
-        if e.start < len(start) - 3 or not e.start:   # not only a character cut at the end
+        if e.start < len(start) - 3 or not e.start:  # not only a character cut at the end
             return False
-        text = start[:e.start].decode('utf-8')
+        text = start[: e.start].decode('utf-8')
     return len(text) > 3 and all(c.isprintable() or c in '\r\n\t\f' for c in text)
 
+
 def file_kind(
-    data:bytes, # the content of a file
-)->Kind:
+    data: bytes,  # the content of a file
+) -> Kind:
     "What a file is."
     start = data[:1024]
-    if _read['JPEG'].match(start):   # by far the most frequent
+    if _read['JPEG'].match(start):  # by far the most frequent
         return Kind('JPEG', 'read')
-    for name,pattern in _pictures.items():
+    for name, pattern in _pictures.items():
         if pattern.match(start):
             return Kind(name, 'picture')
     late = ('TGA',)
-    for name,pattern in _read.items():
+    for name, pattern in _read.items():
         if name not in late and pattern.match(start):
             return Kind(name, 'read')
-    for name,pattern in _others.items():
+    for name, pattern in _others.items():
         if pattern.match(start):
             return Kind(name, 'other')
     if _is_text(start):
@@ -153,34 +155,44 @@ def file_kind(
     return Kind('', 'unknown')
 
 # %% ../nbs/00_kinds.ipynb #bca3335a
-_frames = {0xc3:'lossless', 0xc7:'lossless', 0xcb:'lossless', 0xcf:'lossless',
-           0xc5:'hierarchical', 0xc6:'hierarchical', 0xcd:'hierarchical', 0xce:'hierarchical',
-           0xf7:'LS'}
-_frame_markers = set(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc} | {0xf7}
+_frames = {
+    0xC3: 'lossless',
+    0xC7: 'lossless',
+    0xCB: 'lossless',
+    0xCF: 'lossless',
+    0xC5: 'hierarchical',
+    0xC6: 'hierarchical',
+    0xCD: 'hierarchical',
+    0xCE: 'hierarchical',
+    0xF7: 'LS',
+}
+_frame_markers = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+
 
 def _frame(data):
     "(marker, bits, channels) of a JPEG's frame, or None"
     at = 2
-    while at + 10 <= len(data) and data[at] == 0xff:
-        marker = data[at+1]
-        if marker == 0xff:   # padding
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
             at += 1
             continue
         if marker in _frame_markers:
-            return marker, data[at+4], data[at+9]
-        at += 2 + int.from_bytes(data[at+2:at+4], 'big')
+            return marker, data[at + 4], data[at + 9]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
     return None
 
+
 def jpeg_variant(
-    data:bytes, # a JPEG file
-)->str:         # in words; '' for those that are read, or without a frame
+    data: bytes,  # a JPEG file
+) -> str:  # in words; '' for those that are read, or without a frame
     "The variant of a JPEG that no usual decoder reads."
     frame = _frame(data)
     if not frame:
         return ''
-    marker,bits,channels = frame
+    marker, bits, channels = frame
     if marker in _frames:
-        return f'a {_frames[marker]} JPEG' if marker != 0xf7 else 'a JPEG-LS picture'
+        return f'a {_frames[marker]} JPEG' if marker != 0xF7 else 'a JPEG-LS picture'
     if bits != 8:
         return f'a {bits}-bit JPEG' if bits in (12, 16) else ''
     if channels not in (1, 3, 4):

@@ -13,156 +13,181 @@ from .data import InputError
 
 # %% ../nbs/02_loss.ipynb #9f0c16be
 def logits(
-    q:torch.Tensor, # query vectors (b, d), unit rows
-    c:torch.Tensor, # candidate vectors (m, d), unit rows
-    scale,          # 1 / temperature
-)->torch.Tensor:    # float32 (b, m)
+    q: torch.Tensor,  # query vectors (b, d), unit rows
+    c: torch.Tensor,  # candidate vectors (m, d), unit rows
+    scale,  # 1 / temperature
+) -> torch.Tensor:  # float32 (b, m)
     "Scaled cosines of all queries with all candidates."
     return q.float() @ c.float().T * scale
 
 # %% ../nbs/02_loss.ipynb #ed951e79
 def _both_ways(z, known, logq):
     "Logits of the queries' direction (b, m) and of the candidates' (b, b); what is left out is -inf"
-    if logq is not None: z = z-logq
-    if known is not None: z = z.masked_fill(known, -torch.inf)
-    return z, z[:, :len(z)].T
+    if logq is not None:
+        z = z - logq
+    if known is not None:
+        z = z.masked_fill(known, -torch.inf)
+    return z, z[:, : len(z)].T
 
 # %% ../nbs/02_loss.ipynb #58a63df8
 def info_nce(
-    q:torch.Tensor,          # query vectors (b, d), unit rows
-    c:torch.Tensor,          # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
-    scale,                   # 1 / temperature
-    known:torch.Tensor=None, # bool (b, m): right pairs off the diagonal, left out of both directions
-    logq:torch.Tensor=None,  # (m,): log popularity of the candidates
-    bias=0.,                 # not used, since it would cancel; all losses have the same parameters
-)->torch.Tensor:             # a number
+    q: torch.Tensor,  # query vectors (b, d), unit rows
+    c: torch.Tensor,  # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
+    scale,  # 1 / temperature
+    known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out of both directions
+    logq: torch.Tensor = None,  # (m,): log popularity of the candidates
+    bias=0.0,  # not used, since it would cancel; all losses have the same parameters
+) -> torch.Tensor:  # a number
     "Symmetric cross-entropy on the diagonal of the logits."
-    rows,cols = _both_ways(logits(q, c, scale), known, logq)
+    rows, cols = _both_ways(logits(q, c, scale), known, logq)
     y = torch.arange(len(q), device=q.device)
-    return (F.cross_entropy(rows, y) + F.cross_entropy(cols, y))/2
+    return (F.cross_entropy(rows, y) + F.cross_entropy(cols, y)) / 2
 
 # %% ../nbs/02_loss.ipynb #9573f849
 def _wrong(z):
     "All wrong answers of each row as one logit (b,)"
-    return z.masked_fill(torch.eye(*z.shape, dtype=torch.bool, device=z.device), -torch.inf).logsumexp(1)
+    return z.masked_fill(
+        torch.eye(*z.shape, dtype=torch.bool, device=z.device), -torch.inf
+    ).logsumexp(1)
+
 
 def _decoupled(z):
     wrong = _wrong(z)
-    return torch.where(wrong.isfinite(), wrong - z.diagonal(), 0.).mean()
+    return torch.where(wrong.isfinite(), wrong - z.diagonal(), 0.0).mean()
 
 # %% ../nbs/02_loss.ipynb #74534e42
 def decoupled(
-    q:torch.Tensor,          # query vectors (b, d), unit rows
-    c:torch.Tensor,          # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
-    scale,                   # 1 / temperature; gets no gradient
-    known:torch.Tensor=None, # bool (b, m): right pairs off the diagonal, left out of both directions
-    logq:torch.Tensor=None,  # (m,): log popularity of the candidates
-    bias=0.,                 # not used, since it would cancel
-)->torch.Tensor:             # a number
+    q: torch.Tensor,  # query vectors (b, d), unit rows
+    c: torch.Tensor,  # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
+    scale,  # 1 / temperature; gets no gradient
+    known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out of both directions
+    logq: torch.Tensor = None,  # (m,): log popularity of the candidates
+    bias=0.0,  # not used, since it would cancel
+) -> torch.Tensor:  # a number
     "InfoNCE without the right pair in the denominators."
-    rows,cols = _both_ways(logits(q, c, torch.as_tensor(scale).detach()), known, logq)
-    return (_decoupled(rows) + _decoupled(cols))/2
+    rows, cols = _both_ways(logits(q, c, torch.as_tensor(scale).detach()), known, logq)
+    return (_decoupled(rows) + _decoupled(cols)) / 2
 
 # %% ../nbs/02_loss.ipynb #b22bb113
 def sigmoid(
-    q:torch.Tensor,          # query vectors (b, d), unit rows
-    c:torch.Tensor,          # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
-    scale,                   # 1 / temperature
-    known:torch.Tensor=None, # bool (b, m): right pairs off the diagonal, left out
-    logq:torch.Tensor=None,  # (m,): log popularity of the candidates
-    bias=0.,                 # added to all logits; see start_bias
-)->torch.Tensor:             # a number
+    q: torch.Tensor,  # query vectors (b, d), unit rows
+    c: torch.Tensor,  # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
+    scale,  # 1 / temperature
+    known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out
+    logq: torch.Tensor = None,  # (m,): log popularity of the candidates
+    bias=0.0,  # added to all logits; see start_bias
+) -> torch.Tensor:  # a number
     "Binary cross-entropy of every query with every candidate, summed over candidates."
     z = logits(q, c, scale) + bias
-    if logq is not None: z = z-logq
-    each = -F.logsigmoid((2*torch.eye(*z.shape, device=z.device)-1)*z)   # (b, m)
-    if known is not None: each = each.masked_fill(known, 0.)
-    return each.sum()/len(q)
+    if logq is not None:
+        z = z - logq
+    each = -F.logsigmoid((2 * torch.eye(*z.shape, device=z.device) - 1) * z)  # (b, m)
+    if known is not None:
+        each = each.masked_fill(known, 0.0)
+    return each.sum() / len(q)
 
 # %% ../nbs/02_loss.ipynb #d930caea
 losses = dict(info_nce=info_nce, decoupled=decoupled, sigmoid=sigmoid)
 
-def loss_by_name(name:str): # a function like info_nce
+
+def loss_by_name(name: str):  # a function like info_nce
     "One of `losses`. Raises `InputError`."
-    if name not in losses: raise InputError(f'loss {name!r} is unknown. Known are {", ".join(losses)}.')
+    if name not in losses:
+        raise InputError(f'loss {name!r} is unknown. Known are {", ".join(losses)}.')
     return losses[name]
 
 # %% ../nbs/02_loss.ipynb #ebd1ba7d
 def pair_keys(
-    qi:np.ndarray, # query number of each pair (n,)
-    ci:np.ndarray, # candidate number of each pair (n,)
-    n_cand:int,    # number of candidates
-)->np.ndarray:     # int64, sorted
+    qi: np.ndarray,  # query number of each pair (n,)
+    ci: np.ndarray,  # candidate number of each pair (n,)
+    n_cand: int,  # number of candidates
+) -> np.ndarray:  # int64, sorted
     "The table of known pairs in a form that can be searched."
-    return np.unique(qi.astype(np.int64)*n_cand + ci)
+    return np.unique(qi.astype(np.int64) * n_cand + ci)
+
 
 def known_positives(
-    qi:np.ndarray,   # query number of each pair of the batch (b,)
-    ci:np.ndarray,   # candidate number of each pair of the batch, then of further candidates (m,)
-    keys:np.ndarray, # what pair_keys made of the whole table
-    n_cand:int,
-)->torch.Tensor:     # bool (b, m), False on the diagonal
+    qi: np.ndarray,  # query number of each pair of the batch (b,)
+    ci: np.ndarray,  # candidate number of each pair of the batch, then of further candidates (m,)
+    keys: np.ndarray,  # what pair_keys made of the whole table
+    n_cand: int,
+) -> torch.Tensor:  # bool (b, m), False on the diagonal
     "Which queries and candidates of a batch are right for each other, beside the batch's own pairs."
-    want = qi.astype(np.int64)[:,None]*n_cand + ci[None]   # (b, m)
-    at = np.searchsorted(keys, want).clip(max=len(keys)-1)
+    want = qi.astype(np.int64)[:, None] * n_cand + ci[None]  # (b, m)
+    at = np.searchsorted(keys, want).clip(max=len(keys) - 1)
     known = keys[at] == want
     np.fill_diagonal(known, False)
     return torch.from_numpy(known)
 
 # %% ../nbs/02_loss.ipynb #6558acdd
 def log_popularity(
-    ci:np.ndarray, # candidate number of each pair of the table (n,)
-    n_cand:int,    # number of candidates
-)->np.ndarray:     # float32 (n_cand,)
+    ci: np.ndarray,  # candidate number of each pair of the table (n,)
+    n_cand: int,  # number of candidates
+) -> np.ndarray:  # float32 (n_cand,)
     "Log of how often each candidate is in the pairs, against the average; one that isn't counts as being there once."
     n = np.bincount(ci, minlength=n_cand)
-    return np.log(n.clip(1)/n[n > 0].mean()).astype(np.float32)
+    return np.log(n.clip(1) / n[n > 0].mean()).astype(np.float32)
 
 # %% ../nbs/02_loss.ipynb #3cfbc5b3
 def prefixes(
-    x:torch.Tensor, # (n, d), unit rows
-    dims=(),        # widths
-)->list:            # of unit vectors (n, width), narrowest first
+    x: torch.Tensor,  # (n, d), unit rows
+    dims=(),  # widths
+) -> list:  # of unit vectors (n, width), narrowest first
     "The first `dims` columns of x as unit vectors, and all of them. Raises `InputError`."
-    d = x.shape[1]; bad = [n for n in dims if not 1 <= n <= d]
-    if bad: raise InputError(f'Prefixes of {bad} columns do not fit embeddings of {d}: take 1 to {d}, '
-                             'or change model.embed_dim.')
+    d = x.shape[1]
+    bad = [n for n in dims if not 1 <= n <= d]
+    if bad:
+        raise InputError(
+            f'Prefixes of {bad} columns do not fit embeddings of {d}: take 1 to {d}, '
+            'or change model.embed_dim.'
+        )
     return [*(F.normalize(x.float()[:, :n], dim=-1) for n in sorted({*dims} - {d})), x]
 
+
 def matryoshka(
-    loss,   # one of losses
-    dims,   # widths of the prefixes, in columns; the full width is always there
-):          # a function with the parameters of loss
+    loss,  # one of losses
+    dims,  # widths of the prefixes, in columns; the full width is always there
+):  # a function with the parameters of loss
     "The mean of a loss over prefixes of the vectors. `bias` may have one value for each width, narrowest first."
-    def mean_loss(q, c, scale, known=None, logq=None, bias=0.):
-        qs,cs = prefixes(q, dims), prefixes(c, dims)
+
+    def mean_loss(q, c, scale, known=None, logq=None, bias=0.0):
+        qs = prefixes(q, dims)
+        cs = prefixes(c, dims)
         biases = torch.as_tensor(bias).expand(len(qs))
-        return sum(loss(*qc, scale, known, logq, b) for *qc,b in zip(qs, cs, biases))/len(qs)
+        return sum(loss(*qc, scale, known, logq, b) for *qc, b in zip(qs, cs, biases)) / len(qs)
+
     return mean_loss
 
 # %% ../nbs/02_loss.ipynb #a6526709
 max_scale = 100
 min_scale = 1
 
-def log_scale(temperature:float=0.07)->torch.nn.Parameter:
+
+def log_scale(temperature: float = 0.07) -> torch.nn.Parameter:
     "The learnable temperature: the logarithm of 1/temperature."
-    return torch.nn.Parameter(torch.tensor(math.log(1/temperature)))
+    return torch.nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
 
 @torch.no_grad()
-def clamp_scale(p:torch.nn.Parameter):
+def clamp_scale(p: torch.nn.Parameter):
     "Keep the scale from 1 to 100; call it after each step."
     p.clamp_(math.log(min_scale), math.log(max_scale))
 
 # %% ../nbs/02_loss.ipynb #43d9a0fb
 @torch.no_grad()
 def start_bias(
-    q:torch.Tensor,          # query vectors of a first batch (b, d), unit rows
-    c:torch.Tensor,          # candidate vectors (m, d)
-    scale,                   # 1 / temperature
-    known:torch.Tensor=None, # as the loss gets it
-    logq:torch.Tensor=None,  # as the loss gets it
-    dims=(),                 # as matryoshka gets it
-)->torch.nn.Parameter:       # (1 + number of prefixes,), narrowest first
+    q: torch.Tensor,  # query vectors of a first batch (b, d), unit rows
+    c: torch.Tensor,  # candidate vectors (m, d)
+    scale,  # 1 / temperature
+    known: torch.Tensor = None,  # as the loss gets it
+    logq: torch.Tensor = None,  # as the loss gets it
+    dims=(),  # as matryoshka gets it
+) -> torch.nn.Parameter:  # (1 + number of prefixes,), narrowest first
     "The learnable bias of the sigmoid loss, set so that wrong answers push about as hard as right ones can pull."
-    wrong = [_wrong(_both_ways(logits(*qc, scale), known, logq)[0]) for qc in zip(prefixes(q, dims), prefixes(c, dims))]
-    return torch.nn.Parameter(torch.stack([-torch.where(w.isfinite(), w, 0.).mean() for w in wrong]))
+    wrong = [
+        _wrong(_both_ways(logits(*qc, scale), known, logq)[0])
+        for qc in zip(prefixes(q, dims), prefixes(c, dims))
+    ]
+    return torch.nn.Parameter(
+        torch.stack([-torch.where(w.isfinite(), w, 0.0).mean() for w in wrong])
+    )

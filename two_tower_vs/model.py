@@ -19,36 +19,69 @@ from .settings import bounded, whole
 from .weights import load_weights, one_line, packaged_weights, refuse_not_finite
 
 # %% ../nbs/01_model.ipynb #fde3aeba
-_lites = dict(efficientnet_lite0=224, efficientnet_lite1=240, efficientnet_lite2=260)   # pixels a side
+# Pixels a side
+_lites = dict(efficientnet_lite0=224, efficientnet_lite1=240, efficientnet_lite2=260)
+
 
 def _lite(name, pretrained, image_size):
     import timm
+
     m = timm.create_model(f'tf_{name}', pretrained=False)
-    if pretrained: m.load_state_dict(packaged_weights(name, m))
+    if pretrained:
+        m.load_state_dict(packaged_weights(name, m))
     m.reset_classifier(0)
-    return m, dict(size=image_size or _lites[name], mean=[127/255]*3, std=[128/255]*3, interpolation='bicubic')
+    return m, dict(
+        size=image_size or _lites[name],
+        mean=[127 / 255] * 3,
+        std=[128 / 255] * 3,
+        interpolation='bicubic',
+    )
 
 # %% ../nbs/01_model.ipynb #c7a438d2
 def _torchvision(name, pretrained, image_size):
     import torchvision.models as tvm
-    if name not in tvm.list_models(module=tvm): raise InputError(_unknown(name))
+
+    if name not in tvm.list_models(module=tvm):
+        raise InputError(_unknown(name))
     t = tvm.get_model_weights(name).DEFAULT.transforms()
-    more = {} if pretrained else {'init_weights':True} if name in ('googlenet','inception_v3') else \
-           {'image_size':t.crop_size[0]} if name.startswith('vit_') else {}
+    more = (
+        {}
+        if pretrained
+        else {'init_weights': True}
+        if name in ('googlenet', 'inception_v3')
+        else {'image_size': t.crop_size[0]}
+        if name.startswith('vit_')
+        else {}
+    )
     m = tvm.get_model(name, weights='DEFAULT' if pretrained else None, **more)
-    if name.startswith('vit_') and image_size: m = _resized_vit(m, name, image_size)
-    last = [n for n,l in m.named_modules()
-            if 1000 in (getattr(l, 'out_features', 0), getattr(l, 'out_channels', 0)) and 'aux' not in n.lower()][-1]
+    if name.startswith('vit_') and image_size:
+        m = _resized_vit(m, name, image_size)
+    last = [
+        n
+        for n, l in m.named_modules()
+        if 1000 in (getattr(l, 'out_features', 0), getattr(l, 'out_channels', 0))
+        and 'aux' not in n.lower()
+    ][-1]
     m.set_submodule(last, nn.Identity())
-    if hasattr(m, 'aux_logits'): m.aux_logits = False
-    return m, dict(size=image_size or t.crop_size[0], mean=list(t.mean), std=list(t.std),
-                   interpolation=t.interpolation.value)
+    if hasattr(m, 'aux_logits'):
+        m.aux_logits = False
+    return m, dict(
+        size=image_size or t.crop_size[0],
+        mean=list(t.mean),
+        std=list(t.std),
+        interpolation=t.interpolation.value,
+    )
+
 
 def _resized_vit(network, name, image_size):
     "torchvision's ViT for pictures of another size, with the same numbers"
     import torchvision.models as tvm
-    if image_size == network.image_size or image_size % network.patch_size: return network   # refused later
-    state = tvm.vision_transformer.interpolate_embeddings(image_size, network.patch_size, network.state_dict())
+
+    if image_size == network.image_size or image_size % network.patch_size:
+        return network  # refused later
+    state = tvm.vision_transformer.interpolate_embeddings(
+        image_size, network.patch_size, network.state_dict()
+    )
     other = tvm.get_model(name, weights=None, image_size=image_size)
     other.load_state_dict(state)
     return other
@@ -56,173 +89,276 @@ def _resized_vit(network, name, image_size):
 # %% ../nbs/01_model.ipynb #3c2fa3f0
 def _timm(name, pretrained, image_size):
     import timm
+
     name = name.removeprefix('timm/')
-    while name.startswith('timm/'): name = name.removeprefix('timm/')
-    source,colon,place = name.partition(':')
+    while name.startswith('timm/'):
+        name = name.removeprefix('timm/')
+    source, colon, place = name.partition(':')
     source = source.lower().replace('_', '-')
-    if colon and source not in ('hf-hub','local-dir'): raise InputError(_unknown(f'timm/{name}'))
-    if not colon and not timm.is_model(name.split('.')[0]): raise InputError(_unknown(f'timm/{name}'))
-    if source == 'local-dir': m = _from_folder(place, pretrained, image_size)
-    else: m = timm.create_model(name, pretrained=pretrained, num_classes=0, **_size(name, image_size))
+    if colon and source not in ('hf-hub', 'local-dir'):
+        raise InputError(_unknown(f'timm/{name}'))
+    if not colon and not timm.is_model(name.split('.')[0]):
+        raise InputError(_unknown(f'timm/{name}'))
+    if source == 'local-dir':
+        m = _from_folder(place, pretrained, image_size)
+    else:
+        m = timm.create_model(name, pretrained=pretrained, num_classes=0, **_size(name, image_size))
     c = timm.data.resolve_model_data_config(m)
-    return m, dict(size=image_size or c['input_size'][-1], mean=list(c['mean']), std=list(c['std']),
-                   interpolation=c['interpolation'])
+    return m, dict(
+        size=image_size or c['input_size'][-1],
+        mean=list(c['mean']),
+        std=list(c['std']),
+        interpolation=c['interpolation'],
+    )
+
 
 def _size(name, image_size):
     "What timm must be told where its network takes pictures of one size only"
     import timm
-    if not image_size: return {}
-    if ':' in name: config = timm.create_model(name, pretrained=False, num_classes=0).pretrained_cfg
-    else: config = timm.get_pretrained_cfg(name)
+
+    if not image_size:
+        return {}
+    if ':' in name:
+        config = timm.create_model(name, pretrained=False, num_classes=0).pretrained_cfg
+    else:
+        config = timm.get_pretrained_cfg(name)
     config = config if isinstance(config, dict) else vars(config) if config else {}
     return dict(img_size=image_size) if config.get('fixed_input_size') else {}
 
 # %% ../nbs/01_model.ipynb #3db8893f
 # timm's order of preference
-_weight_files = ('model.safetensors','pytorch_model.bin','pytorch_model.pth','model.pth','open_clip_model.safetensors',
-                 'open_clip_pytorch_model.safetensors','open_clip_pytorch_model.bin','open_clip_pytorch_model.pth',
-                 '*.safetensors','*.pth','*.pth.tar','*.bin')
+_weight_files = (
+    'model.safetensors',
+    'pytorch_model.bin',
+    'pytorch_model.pth',
+    'model.pth',
+    'open_clip_model.safetensors',
+    'open_clip_pytorch_model.safetensors',
+    'open_clip_pytorch_model.bin',
+    'open_clip_pytorch_model.pth',
+    '*.safetensors',
+    '*.pth',
+    '*.pth.tar',
+    '*.bin',
+)
+
 
 def _from_folder(folder, pretrained, image_size):
     "The network that a folder's config.json describes, with the weights that lie there"
     import timm
-    name,place = f'timm/local-dir:{folder}', Path(folder).expanduser()
-    if not (place/'config.json').is_file():
-        raise InputError(f'backbone {name}: there is no config.json. Name a folder that timm\'s save_for_hf wrote.')
+
+    name = f'timm/local-dir:{folder}'
+    place = Path(folder).expanduser()
+    if not (place / 'config.json').is_file():
+        raise InputError(
+            f'backbone {name}: there is no config.json. Name a folder that timm\'s save_for_hf wrote.'
+        )
     source = f'local-dir:{place}'
-    try: m = timm.create_model(source, pretrained=False, num_classes=0, **_size(source, image_size))
-    except Exception as e:   # a description from somewhere else
-        raise InputError(f'backbone {name} can not be made from its config.json: {one_line(e)}.') from e
+    try:
+        m = timm.create_model(source, pretrained=False, num_classes=0, **_size(source, image_size))
+    except Exception as e:  # a description from somewhere else
+        raise InputError(
+            f'backbone {name} can not be made from its config.json: {one_line(e)}.'
+        ) from e
     files = [f for pattern in _weight_files for f in sorted(place.glob(pattern))]
-    if pretrained and not files: raise InputError(f'backbone {name}: there is no file of weights such as model.safetensors.')
-    if pretrained: load_weights(m, files[0], name)
+    if pretrained and not files:
+        raise InputError(f'backbone {name}: there is no file of weights such as model.safetensors.')
+    if pretrained:
+        load_weights(m, files[0], name)
     return m
 
 # %% ../nbs/01_model.ipynb #b11b8f2b
 def _unknown(name):
     import timm, torchvision.models as tvm
+
     names = [*_lites, *tvm.list_models(module=tvm), *(f'timm/{n}' for n in timm.list_models())]
-    near = [f'timm/{name}'] if f'timm/{name}' in names else get_close_matches(name, names, 3, .5)
-    return (f'backbone {name!r} is unknown. {f"Did you mean {chr(44).join(near)}? " if near else ""}'
-            'Use efficientnet_lite0, 1 or 2, a torchvision classifier (resnet18, …) or timm/NAME.')
+    near = [f'timm/{name}'] if f'timm/{name}' in names else get_close_matches(name, names, 3, 0.5)
+    return (
+        f'backbone {name!r} is unknown. {f"Did you mean {chr(44).join(near)}? " if near else ""}'
+        'Use efficientnet_lite0, 1 or 2, a torchvision classifier (resnet18, …) or timm/NAME.'
+    )
 
 # %% ../nbs/01_model.ipynb #468d740d
 def make_backbone(
-    name:str='efficientnet_lite0', # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
-    pretrained:bool=True,          # with its trained weights? they may be downloaded once
-    image_size:int=None,           # pixels a side; default: what the weights were trained with
-    weights:str=None,              # a local file of weights instead, as load_weights takes it
-)->tuple:                          # (module: float images (b, 3, s, s) -> (b, f), preprocessing)
+    name: str = 'efficientnet_lite0',  # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
+    pretrained: bool = True,  # with its trained weights? they may be downloaded once
+    image_size: int = None,  # pixels a side; default: what the weights were trained with
+    weights: str = None,  # a local file of weights instead, as load_weights takes it
+) -> tuple:  # (module: float images (b, 3, s, s) -> (b, f), preprocessing)
     "A network without its classifier, and the preprocessing it needs. Raises `InputError`."
     make = _lite if name in _lites else _timm if name.startswith('timm/') else _torchvision
     theirs = pretrained and not weights
-    try: m,prep = make(name, theirs, image_size)
-    except InputError: raise
-    except Exception as e: raise _not_made(name, e, theirs) from e   # of as many kinds as there are libraries of networks
-    if weights: load_weights(m, weights, name)
-    elif theirs: refuse_not_finite(m.state_dict(), f'The weights of {name}', 'Set weights to a local file.')
+    try:
+        m, prep = make(name, theirs, image_size)
+    except InputError:
+        raise
+    except Exception as e:
+        # Of as many kinds as there are libraries of networks
+        raise _not_made(name, e, theirs) from e
+    if weights:
+        load_weights(m, weights, name)
+    elif theirs:
+        refuse_not_finite(m.state_dict(), f'The weights of {name}', 'Set weights to a local file.')
     m.source = f'{name} with {weights}' if weights else name
     return m.eval(), prep
+
 
 def _not_made(name, error, theirs):
     "The error for a network that a library could not make"
     if re.match(r'timm/(timm/)*hf[-_]hub:', name, re.IGNORECASE):
-        return InputError(f'{name} can not be had ({one_line(error)}). Ways out: copy the repository\'s files here and use '
-                          'timm/local-dir:FOLDER, use timm/NAME with weights: FILE, '
-                          'or use efficientnet_lite0, whose weights are installed.')
-    if not theirs: return InputError(f'backbone {name} can not be made: {one_line(error)}.')
-    return InputError(f'The weights of {name} can not be had ({one_line(error)}). '
-                      'Ways out: set weights to a local file, '
-                      'set pretrained to false (training from nothing needs many pictures), '
-                      'or use efficientnet_lite0, whose weights are installed.')
+        return InputError(
+            f'{name} can not be had ({one_line(error)}). Ways out: copy the repository\'s files here and use '
+            'timm/local-dir:FOLDER, use timm/NAME with weights: FILE, '
+            'or use efficientnet_lite0, whose weights are installed.'
+        )
+    if not theirs:
+        return InputError(f'backbone {name} can not be made: {one_line(error)}.')
+    return InputError(
+        f'The weights of {name} can not be had ({one_line(error)}). '
+        'Ways out: set weights to a local file, '
+        'set pretrained to false (training from nothing needs many pictures), '
+        'or use efficientnet_lite0, whose weights are installed.'
+    )
 
-def described(backbone:nn.Module)->str:
+
+def described(backbone: nn.Module) -> str:
     "What a backbone is called in messages: its name, and the file of its weights."
-    inner = getattr(backbone, 'net', backbone)   # within Levels
+    inner = getattr(backbone, 'net', backbone)  # within Levels
     return getattr(backbone, 'source', None) or getattr(inner, 'source', type(inner).__name__)
 
 # %% ../nbs/01_model.ipynb #1fa4e872
 def _stages(net, size, n):
     "Names of the last n stages before the last: square maps at the two lowest of at least three resolutions"
-    kids = [(a,m) for a,m in net.named_children()]
-    kids = [x for a,m in kids for x in (((f'{a}.{b}',k) for b,k in m.named_children())
-                                        if isinstance(m, nn.Sequential) else [(a,m)])]
-    shape,hooks = {}, []
-    def note(name): return lambda m,i,o: shape.__setitem__(name, tuple(o.shape)) if torch.is_tensor(o) else None
-    hooks = [m.register_forward_hook(note(a)) for a,m in kids]
+    kids = [(a, m) for a, m in net.named_children()]
+    kids = [
+        x
+        for a, m in kids
+        for x in (
+            ((f'{a}.{b}', k) for b, k in m.named_children())
+            if isinstance(m, nn.Sequential)
+            else [(a, m)]
+        )
+    ]
+    shape = {}
+    hooks = []
+
+    def note(name):
+        return lambda m, i, o: (
+            shape.__setitem__(name, tuple(o.shape)) if torch.is_tensor(o) else None
+        )
+
+    hooks = [m.register_forward_hook(note(a)) for a, m in kids]
     try:
-        with torch.no_grad(): f = net(torch.zeros(1,3,size,size)).shape[1]
-    finally: [h.remove() for h in hooks]
-    maps = {a:s for a,s in shape.items() if len(s) == 4 and s[2] == s[3] > 1}
+        with torch.no_grad():
+            f = net(torch.zeros(1, 3, size, size)).shape[1]
+    finally:
+        [h.remove() for h in hooks]
+    maps = {a: s for a, s in shape.items() if len(s) == 4 and s[2] == s[3] > 1}
     sizes = sorted({s[3] for s in maps.values()})
-    if len(sizes) < 3: return []
-    return [a for a,s in maps.items() if s[3] <= sizes[1] and (s[3] > sizes[0] or s[1] != f)][-n:]
+    if len(sizes) < 3:
+        return []
+    return [a for a, s in maps.items() if s[3] <= sizes[1] and (s[3] > sizes[0] or s[1] != f)][-n:]
 
 # %% ../nbs/01_model.ipynb #127c65a4
 class Levels(nn.Module):
     "A backbone's features beside those of stages before its last; each part has unit length."
-    def __init__(self,
-        net:nn.Module, # float images (b, 3, s, s) -> (b, own)
-        stages:list,   # names of modules in net that give maps (b, c, h, w)
-        own:int,       # width of the net's own features, which stand first
+
+    def __init__(
+        self,
+        net: nn.Module,  # float images (b, 3, s, s) -> (b, own)
+        stages: list,  # names of modules in net that give maps (b, c, h, w)
+        own: int,  # width of the net's own features, which stand first
     ):
         super().__init__()
-        self.net,self.stages,self.own,self._maps = net, stages, own, {}
-        for name in stages: net.get_submodule(name).register_forward_hook(self._keep)
+        self.net = net
+        self.stages = stages
+        self.own = own
+        self._maps = {}
+        for name in stages:
+            net.get_submodule(name).register_forward_hook(self._keep)
 
-    def _keep(self, module, args, out): self._maps.get(threading.get_ident(), []).append(out)
+    def _keep(self, module, args, out):
+        self._maps.get(threading.get_ident(), []).append(out)
 
     def forward(self, x):
-        maps = self._maps[threading.get_ident()] = []   # of this thread, since others may run the same network
-        try: parts = [self.net(x)] + [p for o in maps for p in (o.mean((2,3)), o.amax((2,3)))]
-        finally: del self._maps[threading.get_ident()]
-        return torch.cat([F.normalize(p.float(), dim=-1) for p in parts], 1)   # (b, own + 2 c + …)
+        # Of this thread, since others may run the same network
+        maps = self._maps[threading.get_ident()] = []
+        try:
+            parts = [self.net(x)] + [p for o in maps for p in (o.mean((2, 3)), o.amax((2, 3)))]
+        finally:
+            del self._maps[threading.get_ident()]
+        return torch.cat([F.normalize(p.float(), dim=-1) for p in parts], 1)  # (b, own + 2 c + …)
+
 
 class Own(nn.Module):
     "The first `n` columns: the backbone's own features."
-    def __init__(self, n): super().__init__(); self.n = n
-    def forward(self, x): return x[..., :self.n]
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def forward(self, x):
+        return x[..., : self.n]
 
 # %% ../nbs/01_model.ipynb #b9bddf01
 class Tower(nn.Module):
     "Pictures to unit vectors: a backbone, then a head."
-    def __init__(self,
-        backbone:nn.Module, # float images (b, 3, s, s) -> features (b, f)
-        head:nn.Module,     # unit features (b, f) -> (b, d)
-        prep:dict,          # size, mean, std, interpolation, background
-        n_features:int,     # f
+
+    def __init__(
+        self,
+        backbone: nn.Module,  # float images (b, 3, s, s) -> features (b, f)
+        head: nn.Module,  # unit features (b, f) -> (b, d)
+        prep: dict,  # size, mean, std, interpolation, background
+        n_features: int,  # f
     ):
         super().__init__()
-        self.backbone,self.head,self.prep,self.n_features = backbone,head,prep,n_features
-        for k in ('mean','std'): self.register_buffer(k, torch.tensor(prep[k]).view(3,1,1)*255, persistent=False)
+        self.backbone = backbone
+        self.head = head
+        self.prep = prep
+        self.n_features = n_features
+        for k in ('mean', 'std'):
+            self.register_buffer(k, torch.tensor(prep[k]).view(3, 1, 1) * 255, persistent=False)
 
-    def pixels(self,
-        im,            # a PIL image in RGB, or uint8 (h, w, 3)
-        size:int=None, # instead of the tower's own
-    )->np.ndarray:     # uint8 (3, s, s)
+    def pixels(
+        self,
+        im,  # a PIL image in RGB, or uint8 (h, w, 3)
+        size: int = None,  # instead of the tower's own
+    ) -> np.ndarray:  # uint8 (3, s, s)
         "A picture as the bytes that the tower takes."
-        s,how = size or self.prep['size'], self.prep['interpolation']
-        if how not in ('bilinear','bicubic'):
-            if isinstance(im, np.ndarray): im = Image.fromarray(im)
-            return np.array(im.resize((s,s), getattr(Image.Resampling, how.upper()))).transpose(2,0,1)
-        x = torch.from_numpy(im if isinstance(im, np.ndarray) else np.array(im)).permute(2,0,1)[None]   # as Pillow, to a last bit, in a third of the time
-        return F.interpolate(x, (s,s), mode=how, antialias=True)[0].numpy()
+        s = size or self.prep['size']
+        how = self.prep['interpolation']
+        if how not in ('bilinear', 'bicubic'):
+            if isinstance(im, np.ndarray):
+                im = Image.fromarray(im)
+            return np.array(im.resize((s, s), getattr(Image.Resampling, how.upper()))).transpose(
+                2, 0, 1
+            )
+        # As Pillow, to a last bit, in a third of the time
+        x = torch.from_numpy(im if isinstance(im, np.ndarray) else np.array(im)).permute(2, 0, 1)[
+            None
+        ]
+        return F.interpolate(x, (s, s), mode=how, antialias=True)[0].numpy()
 
-    def features(self, x:torch.Tensor)->torch.Tensor:   # uint8 (b, 3, s, s) -> float32 (b, f)
+    def features(self, x: torch.Tensor) -> torch.Tensor:  # uint8 (b, 3, s, s) -> float32 (b, f)
         "Unit features, before the head."
-        return F.normalize(self.backbone((x-self.mean)/self.std).float(), dim=-1)
+        return F.normalize(self.backbone((x - self.mean) / self.std).float(), dim=-1)
 
-    def forward(self,
-        x, # uint8 tensor (b, 3, s, s), or a list of PIL images in RGB
-    )->torch.Tensor: # unit rows, float32 (b, d)
+    def forward(
+        self,
+        x,  # uint8 tensor (b, 3, s, s), or a list of PIL images in RGB
+    ) -> torch.Tensor:  # unit rows, float32 (b, d)
         "Embed pictures."
-        if not torch.is_tensor(x): x = torch.from_numpy(np.stack([self.pixels(im) for im in x])).to(self.mean.device)
+        if not torch.is_tensor(x):
+            x = torch.from_numpy(np.stack([self.pixels(im) for im in x])).to(self.mean.device)
         return F.normalize(self.head(self.features(x)).float(), dim=-1)
 
 # %% ../nbs/01_model.ipynb #f2ad5df7
 def _head(f, d, own):
-    if not d: return Own(own)
-    h = nn.Linear(f, d); nn.init.orthogonal_(h.weight); nn.init.zeros_(h.bias)
+    if not d:
+        return Own(own)
+    h = nn.Linear(f, d)
+    nn.init.orthogonal_(h.weight)
+    nn.init.zeros_(h.bias)
     return h
 
 # %% ../nbs/01_model.ipynb #b0d5c0de
@@ -231,58 +367,82 @@ def _head(f, d, own):
 # %% ../nbs/01_model.ipynb #f32b4f9b
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
-    @bounded(embed_dim=whole(1, 16_384, optional=True), image_size=whole(8, 4096), levels=whole(0, 100), seed=whole(0, 2**31-1))
-    def __init__(self,
-        backbone:str='efficientnet_lite0', # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
-        pretrained:bool=True,              # start from trained weights?
-        embed_dim:int=256,                 # size of the vectors; None: no head, the features themselves
-        share:str='backbone',              # what the towers share: all, backbone or none
-        image_size:int=None,               # pixels a side; default: the backbone's own
-        weights:str=None,                  # a local file with the backbone's weights
-        levels:int=3,                      # stages before the last whose features are used too
-        seed:int=42,                       # of what starts at random
-        background:str='auto',             # the ground of transparent pictures: auto, white, black or #rrggbb
+
+    @bounded(
+        embed_dim=whole(1, 16_384, optional=True),
+        image_size=whole(8, 4096),
+        levels=whole(0, 100),
+        seed=whole(0, 2**31 - 1),
+    )
+    def __init__(
+        self,
+        backbone: str = 'efficientnet_lite0',  # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
+        pretrained: bool = True,  # start from trained weights?
+        embed_dim: int = 256,  # size of the vectors; None: no head, the features themselves
+        share: str = 'backbone',  # what the towers share: all, backbone or none
+        image_size: int = None,  # pixels a side; default: the backbone's own
+        weights: str = None,  # a local file with the backbone's weights
+        levels: int = 3,  # stages before the last whose features are used too
+        seed: int = 42,  # of what starts at random
+        background: str = 'auto',  # the ground of transparent pictures: auto, white, black or #rrggbb
     ):
         super().__init__()
-        if share not in ('all','backbone','none'): raise InputError(f'share is {share!r}. Use all, backbone or none.')
-        self.config = dict(backbone=backbone, pretrained=pretrained, embed_dim=embed_dim, share=share,
-                           image_size=image_size, weights=weights and str(weights), levels=levels, seed=seed,
-                           background=check_background(background))
+        if share not in ('all', 'backbone', 'none'):
+            raise InputError(f'share is {share!r}. Use all, backbone or none.')
+        self.config = dict(
+            backbone=backbone,
+            pretrained=pretrained,
+            embed_dim=embed_dim,
+            share=share,
+            image_size=image_size,
+            weights=weights and str(weights),
+            levels=levels,
+            seed=seed,
+            background=check_background(background),
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net,prep = make_backbone(backbone, pretrained, image_size, weights)
-            prep = {**prep, 'background':self.config['background']}
+            net, prep = make_backbone(backbone, pretrained, image_size, weights)
+            prep = {**prep, 'background': self.config['background']}
             own = f = _n_features(net, prep, backbone)
             if levels and (stages := _stages(net, prep['size'], levels)):
-                net = Levels(net, stages, own); f = _n_features(net, prep, backbone)
+                net = Levels(net, stages, own)
+                f = _n_features(net, prep, backbone)
             rng = torch.get_rng_state()
             self.query = Tower(net, _head(f, embed_dim, own), prep, f)
             torch.set_rng_state(rng)
             import copy
+
             other = copy.deepcopy(net) if share == 'none' else net
-            self.cand = self.query if share == 'all' else Tower(other, _head(f, embed_dim, own), prep, f)
-        self.n_features,self.training_info = f, {}   # what training found out: see Saving and loading
+            self.cand = (
+                self.query if share == 'all' else Tower(other, _head(f, embed_dim, own), prep, f)
+            )
+        self.n_features = f
+        self.training_info = {}  # what training found out: see Saving and loading
         self.eval()
 
 # %% ../nbs/01_model.ipynb #aad47bd5
 @patch
-def set_centre(self:TwoTower,
-    weight:torch.Tensor,     # (d, f), as the heads of the centred baseline have it
-    query_bias:torch.Tensor, # (d,)
-    cand_bias:torch.Tensor,  # (d,)
+def set_centre(
+    self: TwoTower,
+    weight: torch.Tensor,  # (d, f), as the heads of the centred baseline have it
+    query_bias: torch.Tensor,  # (d,)
+    cand_bias: torch.Tensor,  # (d,)
 ):
     "Keep the heads of the centred baseline with the model: evaluation compares with it, and its pairs may be gone."
-    for name,value in (('weight',weight), ('query_bias',query_bias), ('cand_bias',cand_bias)):
+    for name, value in (('weight', weight), ('query_bias', query_bias), ('cand_bias', cand_bias)):
         self.register_buffer(f'centre_{name}', value.detach().clone().float())
 
+
 @patch
-def centred(self:TwoTower)->TwoTower:   # None where the model has no such heads
+def centred(self: TwoTower) -> TwoTower:  # None where the model has no such heads
     "The centred baseline: the backbone as it was before training, with the heads that `set_centre` got."
-    if not hasattr(self, 'centre_weight'): return None
+    if not hasattr(self, 'centre_weight'):
+        return None
     model = TwoTower(**self.config)
-    for tower,bias in ((model.query, self.centre_query_bias), (model.cand, self.centre_cand_bias)):
+    for tower, bias in ((model.query, self.centre_query_bias), (model.cand, self.centre_cand_bias)):
         tower.head = nn.Linear(*self.centre_weight.shape[::-1])
-        tower.head.load_state_dict({'weight':self.centre_weight, 'bias':bias})
+        tower.head.load_state_dict({'weight': self.centre_weight, 'bias': bias})
     return model.eval()
 
 # %% ../nbs/01_model.ipynb #e1709d08
@@ -290,104 +450,156 @@ def _n_features(net, prep, name):
     "Width of the features; also shows that the network takes pictures of this size"
     s = prep['size']
     try:
-        with torch.no_grad(): f = net(torch.zeros(1,3,s,s))
+        with torch.no_grad():
+            f = net(torch.zeros(1, 3, s, s))
         assert f.ndim == 2
     except Exception as e:
-        raise InputError(f'backbone {name} does not turn images of {s} x {s} pixels into one vector each '
-                         f'({one_line(e)}). Leave image_size out.') from e
+        raise InputError(
+            f'backbone {name} does not turn images of {s} x {s} pixels into one vector each '
+            f'({one_line(e)}). Leave image_size out.'
+        ) from e
     return f.shape[1]
 
 # %% ../nbs/01_model.ipynb #660b6f99
-def file_sha256(path)->str:
+def file_sha256(path) -> str:
     "SHA-256 of a file's content, hexadecimal."
     with open(path, 'rb') as f:
-        return (hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest')
-                else hashlib.sha256(f.read()).hexdigest())
+        return (
+            hashlib.file_digest(f, 'sha256').hexdigest()
+            if hasattr(hashlib, 'file_digest')
+            else hashlib.sha256(f.read()).hexdigest()
+        )
+
 
 def _own_tensors(model):
     "The state without what the candidate tower shares with the query tower"
-    shared = {'all':'cand.', 'backbone':'cand.backbone.'}.get(model.config['share'])
-    return {k:v.contiguous() for k,v in model.state_dict().items() if not (shared and k.startswith(shared))}
+    shared = {'all': 'cand.', 'backbone': 'cand.backbone.'}.get(model.config['share'])
+    return {
+        k: v.contiguous()
+        for k, v in model.state_dict().items()
+        if not (shared and k.startswith(shared))
+    }
+
 
 def save_model(
-    model:TwoTower,
-    folder,          # receives model.safetensors and model.json
-)->str:              # SHA-256 of model.safetensors
+    model: TwoTower,
+    folder,  # receives model.safetensors and model.json
+) -> str:  # SHA-256 of model.safetensors
     "Save the towers; an older model in `folder` is replaced only when the new one is complete."
     from safetensors.torch import save_file
+
     folder = Path(folder)
-    config = dict(format=1, **model.config, features=model.n_features, prep=model.query.prep,
-                  training=model.training_info)
-    with replacing(folder/'model.safetensors', folder/'model.json') as (weights, desc):
-        save_file(_own_tensors(model), weights, metadata={'config':json.dumps(config, allow_nan=False)})
+    config = dict(
+        format=1,
+        **model.config,
+        features=model.n_features,
+        prep=model.query.prep,
+        training=model.training_info,
+    )
+    with replacing(folder / 'model.safetensors', folder / 'model.json') as (weights, desc):
+        save_file(
+            _own_tensors(model), weights, metadata={'config': json.dumps(config, allow_nan=False)}
+        )
         sha = file_sha256(weights)
-        desc.write_text(json.dumps(dict(config, sha256=sha), indent=1)+'\n')
+        desc.write_text(json.dumps(dict(config, sha256=sha), indent=1) + '\n')
     return sha
 
 # %% ../nbs/01_model.ipynb #8d48bc03
 def read_manifest(
-    path,     # a JSON file of ours
+    path,  # a JSON file of ours
     made_by,  # the stage that writes it, for the message
-)->dict:
+) -> dict:
     "A JSON description with a `format` number. Raises `InputError`."
     path = Path(path)
     if path.is_dir():
-        raise InputError(f'{path} is a folder, and should be a file. Remove it, then use --stage {made_by}.')
-    if not path.is_file(): raise InputError(f'{path} is missing. Make it with --stage {made_by}.')
-    try: d = json.loads(path.read_text(encoding='utf-8')); fmt = d['format']
+        raise InputError(
+            f'{path} is a folder, and should be a file. Remove it, then use --stage {made_by}.'
+        )
+    if not path.is_file():
+        raise InputError(f'{path} is missing. Make it with --stage {made_by}.')
+    try:
+        d = json.loads(path.read_text(encoding='utf-8'))
+        fmt = d['format']
     except Exception as e:
-        raise InputError(f'{path} is damaged ({one_line(e)}). Make it anew with --stage {made_by}.') from e
+        raise InputError(
+            f'{path} is damaged ({one_line(e)}). Make it anew with --stage {made_by}.'
+        ) from e
     if type(fmt) is not int or fmt != 1:
-        raise InputError(f'{path} has format {one_line(repr(fmt))}, this version reads 1. '
-                         f'Upgrade two_tower_vs, or make it anew with --stage {made_by}.')
+        raise InputError(
+            f'{path} has format {one_line(repr(fmt))}, this version reads 1. '
+            f'Upgrade two_tower_vs, or make it anew with --stage {made_by}.'
+        )
     return d
 
 # %% ../nbs/01_model.ipynb #57ead1e5
 def steady(
-    read,   # a function without arguments
-    *files, # that it reads, and that another process may replace meanwhile
-):          # what it returns
+    read,  # a function without arguments
+    *files,  # that it reads, and that another process may replace meanwhile
+):  # what it returns
     "Read files of one version: again where they changed while they were read. Raises `InputError`."
     stamps = lambda: [file_stamp(f) for f in files]
     for _ in range(50):
         before = stamps()
-        try: found,error = read(), None
-        except InputError as e: error = e; time.sleep(.05)   # those that are replaced together follow at once
+        try:
+            found = read()
+            error = None
+        except InputError as e:
+            error = e
+            time.sleep(0.05)  # those that are replaced together follow at once
         if stamps() == before:
-            if error: raise error
+            if error:
+                raise error
             return found
-    raise InputError(f'{files[0]} is replaced again and again while it is read. Try again when that is done.')
-
+    raise InputError(
+        f'{files[0]} is replaced again and again while it is read. Try again when that is done.'
+    )
 
 # %% ../nbs/01_model.ipynb #1b440c86
 def load_model(
-    folder,    # with model.safetensors and model.json
-)->TwoTower:   # on the CPU, in evaluation mode; model.sha256 is its hash
+    folder,  # with model.safetensors and model.json
+) -> TwoTower:  # on the CPU, in evaluation mode; model.sha256 is its hash
     "Load towers that `save_model` wrote. Raises `InputError`."
-    files = Path(folder)/'model.safetensors', Path(folder)/'model.json'
+    files = Path(folder) / 'model.safetensors', Path(folder) / 'model.json'
     return steady(lambda: _read_model(*files), *files)
+
 
 def _read_model(file, desc):
     from safetensors.torch import load_file
+
     d = read_manifest(desc, 'train')
-    if not file.is_file(): raise InputError(f'{file} is missing. Make it with --stage train.')
+    if not file.is_file():
+        raise InputError(f'{file} is missing. Make it with --stage train.')
     sha = file_sha256(file)
     if sha != d.pop('sha256', None):
-        raise InputError(f'{file} is not the file that model.json describes: damaged, or only half copied. '
-                         'Make both anew with --stage train.')
+        raise InputError(
+            f'{file} is not the file that model.json describes: damaged, or only half copied. '
+            'Make both anew with --stage train.'
+        )
     try:
-        inside,shapes = _inside(file)
+        inside, shapes = _inside(file)
         if inside == d:
-            model,tensors = _rebuilt(d, shapes), load_file(file)
+            model = _rebuilt(d, shapes)
+            tensors = load_file(file)
             model.load_state_dict({**model.state_dict(), **tensors})
-    except Exception as e:   # a file that someone made to fit: it is not ours
-        raise InputError(f'{file} holds no model that this version can use: {one_line(e)}. '
-                         'Make it anew with --stage train.') from e
-    if inside != d: raise InputError(f'{desc} was changed since training: {_changed(inside, d)}. '
-                                     'Make it anew with --stage train.')
-    refuse_not_finite(tensors, file, 'Make it again with --stage train, with other weights or a lower learning rate.')
-    for tower in (model.query, model.cand): tower.backbone.source = f'{d["backbone"]} in {file}'
-    model.config,model.sha256 = {k:d.get(k, model.config[k] if k == 'background' else 0) for k in model.config}, sha
+    except Exception as e:  # a file that someone made to fit: it is not ours
+        raise InputError(
+            f'{file} holds no model that this version can use: {one_line(e)}. '
+            'Make it anew with --stage train.'
+        ) from e
+    if inside != d:
+        raise InputError(
+            f'{desc} was changed since training: {_changed(inside, d)}. '
+            'Make it anew with --stage train.'
+        )
+    refuse_not_finite(
+        tensors,
+        file,
+        'Make it again with --stage train, with other weights or a lower learning rate.',
+    )
+    for tower in (model.query, model.cand):
+        tower.backbone.source = f'{d["backbone"]} in {file}'
+    model.config = {k: d.get(k, model.config[k] if k == 'background' else 0) for k in model.config}
+    model.sha256 = sha
     model.training_info = d.get('training', {})
     return model.eval()
 
@@ -395,38 +607,64 @@ def _read_model(file, desc):
 def _inside(file):
     "The description within the file of weights, and their shapes"
     from safetensors import safe_open
+
     with safe_open(file, 'pt') as f:
-        return json.loads(f.metadata()['config']), {k:list(f.get_slice(k).get_shape()) for k in f.keys()}
+        return json.loads(f.metadata()['config']), {
+            k: list(f.get_slice(k).get_shape()) for k in f.keys()
+        }
+
 
 def _rebuilt(d, shapes):
     "The towers that a description names; of the head's size, the file itself is proof before memory is taken for it"
     if d['embed_dim'] and shapes.get('query.head.bias') != [d['embed_dim']]:
         raise ValueError(f'embed_dim is {d["embed_dim"]}, and the head has other weights')
-    model = TwoTower(**{k:d[k] for k in ('backbone','embed_dim','share','image_size','seed')},
-                     levels=d.get('levels', 0), pretrained=False, background=d.get('background', 'auto'))
+    model = TwoTower(
+        **{k: d[k] for k in ('backbone', 'embed_dim', 'share', 'image_size', 'seed')},
+        levels=d.get('levels', 0),
+        pretrained=False,
+        background=d.get('background', 'auto'),
+    )
     if 'centre_weight' in shapes:
-        model.set_centre(*(torch.zeros(shapes[f'centre_{n}']) for n in ('weight','query_bias','cand_bias')))
-    own = {k:list(v.shape) for k,v in _own_tensors(model).items()}
+        model.set_centre(
+            *(torch.zeros(shapes[f'centre_{n}']) for n in ('weight', 'query_bias', 'cand_bias'))
+        )
+    own = {k: list(v.shape) for k, v in _own_tensors(model).items()}
     odd = [k for k in {**own, **shapes} if own.get(k) != shapes.get(k)]
-    if odd: raise ValueError(f'{len(odd)} tensors are missing, too many, or of another shape (first: {odd[0]})')
+    if odd:
+        raise ValueError(
+            f'{len(odd)} tensors are missing, too many, or of another shape (first: {odd[0]})'
+        )
     return model
 
+
 def _changed(a, b):
-    return one_line(', '.join(f'{k} was {a.get(k)}, is {b.get(k)}' for k in {**a,**b} if a.get(k) != b.get(k)))
+    return one_line(
+        ', '.join(f'{k} was {a.get(k)}, is {b.get(k)}' for k in {**a, **b} if a.get(k) != b.get(k))
+    )
 
 # %% ../nbs/01_model.ipynb #40b3c170
 def shorten(
-    vectors:np.ndarray, # (n, d)
-    size:int,           # numbers to keep of each, at most d
-)->np.ndarray:          # unit rows, float32 (n, size)
+    vectors: np.ndarray,  # (n, d)
+    size: int,  # numbers to keep of each, at most d
+) -> np.ndarray:  # unit rows, float32 (n, size)
     "The first numbers of each vector, at unit length."
     v = np.asarray(vectors, dtype=np.float32)[:, :size]
     if (odd := ~np.isfinite(v).all(1)).any():
-        raise InputError(f'{odd.sum()} of {len(v)} vectors hold NaN or infinity (first: row {odd.argmax()}).')
-    return v/np.maximum(np.sqrt(np.einsum('ij,ij->i', v, v)), 1e-12)[:,None]   # as F.normalize: no division by zero
+        raise InputError(
+            f'{odd.sum()} of {len(v)} vectors hold NaN or infinity (first: row {odd.argmax()}).'
+        )
+    # As F.normalize: no division by zero
+    return v / np.maximum(np.sqrt(np.einsum('ij,ij->i', v, v)), 1e-12)[:, None]
 
 # %% ../nbs/01_model.ipynb #f8043057
-def best_device()->str:
+def best_device() -> str:
     "cuda, mps or cpu; of several GPUs this process's own."
-    if torch.cuda.is_available() and 'LOCAL_RANK' in os.environ: return f'cuda:{os.environ["LOCAL_RANK"]}'
-    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if torch.cuda.is_available() and 'LOCAL_RANK' in os.environ:
+        return f'cuda:{os.environ["LOCAL_RANK"]}'
+    return (
+        'cuda'
+        if torch.cuda.is_available()
+        else 'mps'
+        if torch.backends.mps.is_available()
+        else 'cpu'
+    )

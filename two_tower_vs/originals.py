@@ -22,6 +22,7 @@ def _orientation(data):
         return 1
     return turn if turn in range(1, 9) else 1
 
+
 def _only_orientation(turn):
     "A TIFF header and a directory of one entry, as Exif wants it"
     return b'MM\0*\0\0\0\x08\0\x01' + struct.pack('>HHIHH', 0x0112, 3, 1, turn, 0) + bytes(4)
@@ -30,16 +31,19 @@ def _only_orientation(turn):
 class _Odd(Exception):
     "A file that is not built as its format says"
 
+
 _scan_end = re.compile(b'\xff+[^\x00\xff\xd0-\xd7]')
 
+
 def _kept_of_jpeg(marker, content):
-    if marker == 0xe0:
+    if marker == 0xE0:
         return content.startswith(b'JFIF\0')
-    if marker == 0xe2:
+    if marker == 0xE2:
         return content.startswith(b'ICC_PROFILE\0')
-    if marker == 0xee:
+    if marker == 0xEE:
         return content.startswith(b'Adobe')
-    return not (0xe0 <= marker <= 0xef or marker == 0xfe)
+    return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+
 
 def _clean_jpeg(data):
     turn = _orientation(data)
@@ -49,40 +53,49 @@ def _clean_jpeg(data):
         parts.append(b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif)
     at = 2
     while True:
-        if data[at:at+1] != b'\xff':
+        if data[at : at + 1] != b'\xff':
             raise _Odd
-        while data[at+1:at+2] == b'\xff':   # padding
+        while data[at + 1 : at + 2] == b'\xff':  # padding
             at += 1
-        marker = data[at+1] if at+1 < len(data) else 0xd9
-        if marker == 0xd9:
+        marker = data[at + 1] if at + 1 < len(data) else 0xD9
+        if marker == 0xD9:
             return b''.join([*parts, b'\xff\xd9'])
         if at + 4 > len(data):
             raise _Odd
-        end = at + 2 + struct.unpack('>H', data[at+2:at+4])[0]
-        if _kept_of_jpeg(marker, data[at+4:end]):
+        end = at + 2 + struct.unpack('>H', data[at + 2 : at + 4])[0]
+        if _kept_of_jpeg(marker, data[at + 4 : end]):
             parts.append(data[at:end])
-        if marker == 0xda:
+        if marker == 0xDA:
             after = _scan_end.search(data, end)
             scan_end = after.start() if after else len(data)
             parts.append(data[end:scan_end])
-            if not after:   # cut off: as much as there is
+            if not after:  # cut off: as much as there is
                 return b''.join(parts)
             end = scan_end
         at = end
 
 # %% ../nbs/07b_originals.ipynb #0f0b6f4a
 _png_start = b'\x89PNG\r\n\x1a\n'
-_png_kept = set(b'IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD hIST pHYs cICP mDCV cLLI acTL fcTL fdAT'.split())
+_png_kept = set(
+    b'IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD hIST pHYs cICP mDCV cLLI acTL fcTL fdAT'.split()
+)
+
 
 def _png_chunk(name, content):
-    return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+    return (
+        struct.pack('>I', len(content))
+        + name
+        + content
+        + struct.pack('>I', zlib.crc32(name + content))
+    )
+
 
 def _clean_png(data):
     turn = _orientation(data)
     parts = [_png_start]
     at = len(_png_start)
     while at + 8 <= len(data):
-        size, name = struct.unpack('>I4s', data[at:at+8])
+        size, name = struct.unpack('>I4s', data[at : at + 8])
         end = at + 12 + size
         if name in _png_kept:
             parts.append(data[at:end])
@@ -95,18 +108,21 @@ def _clean_png(data):
 
 # %% ../nbs/07b_originals.ipynb #c9c1650e
 _webp_kept = set(b'VP8X|VP8 |VP8L|ALPH|ANIM|ANMF|ICCP'.split(b'|'))
-_exif_flag, _xmp_flag = 8, 4   # of VP8X
+_exif_flag = 8
+_xmp_flag = 4  # of VP8X
+
 
 def _webp_chunk(name, content):
     return name + struct.pack('<I', len(content)) + content + bytes(len(content) % 2)
+
 
 def _clean_webp(data):
     turn = _orientation(data)
     parts = []
     at = 12
     while at + 8 <= len(data):
-        name, size = struct.unpack('<4sI', data[at:at+8])
-        content = data[at+8:at+8+size]
+        name, size = struct.unpack('<4sI', data[at : at + 8])
+        content = data[at + 8 : at + 8 + size]
         if name == b'VP8X' and content:
             flags = content[0] & ~(_exif_flag | _xmp_flag) | (_exif_flag if turn != 1 else 0)
             content = bytes([flags]) + content[1:]
@@ -124,24 +140,27 @@ def _after_pieces(data, at):
         at += 1 + data[at]
     return at + 1
 
+
 def _table_size(flags):
-    return 3 * 2**((flags & 7) + 1) if flags & 0x80 else 0
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
 
 def _kept_of_gif(extension):
     kind = extension[1]
-    if kind == 0xff:   # an application's
+    if kind == 0xFF:  # an application's
         return extension[3:14] in (b'NETSCAPE2.0', b'ANIMEXTS1.0')
-    return kind in (0xf9, 0x01)   # how the next picture is shown; text that is part of the picture
+    return kind in (0xF9, 0x01)  # how the next picture is shown; text that is part of the picture
+
 
 def _clean_gif(data):
     at = 13 + _table_size(data[10])
     parts = [data[:at]]
-    while at < len(data) and data[at] != 0x3b:
+    while at < len(data) and data[at] != 0x3B:
         if data[at] == 0x21:
             end = _after_pieces(data, at + 2)
             keep = _kept_of_gif(data[at:end])
-        elif data[at] == 0x2c:
-            end = _after_pieces(data, at + 11 + _table_size(data[at+9]))
+        elif data[at] == 0x2C:
+            end = _after_pieces(data, at + 11 + _table_size(data[at + 9]))
             keep = True
         else:
             raise _Odd
@@ -152,36 +171,44 @@ def _clean_gif(data):
 
 # %% ../nbs/07b_originals.ipynb #ba819d8f
 def _kind(data):
-    if data[:3] == b'\xff\xd8\xff': return 'image/jpeg', _clean_jpeg
-    if data[:8] == _png_start: return 'image/png', _clean_png
-    if data[:4] == b'RIFF' and data[8:12] == b'WEBP': return 'image/webp', _clean_webp
-    if data[:6] in (b'GIF87a', b'GIF89a'): return 'image/gif', _clean_gif
-    if data[:2] == b'BM': return 'image/bmp', bytes
+    if data[:3] == b'\xff\xd8\xff':
+        return 'image/jpeg', _clean_jpeg
+    if data[:8] == _png_start:
+        return 'image/png', _clean_png
+    if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
+        return 'image/webp', _clean_webp
+    if data[:6] in (b'GIF87a', b'GIF89a'):
+        return 'image/gif', _clean_gif
+    if data[:2] == b'BM':
+        return 'image/bmp', bytes
     return None, None
 
+
 def for_browsers(
-    data:bytes,
-    exact:bool=False,           # is a file that browsers show sent as it is, with its metadata?
-    max_pixels:int=100_000_000, # larger pictures are not decoded
-)->tuple:                       # (bytes, content type)
+    data: bytes,
+    exact: bool = False,  # is a file that browsers show sent as it is, with its metadata?
+    max_pixels: int = 100_000_000,  # larger pictures are not decoded
+) -> tuple:  # (bytes, content type)
     "A picture file as it is sent. Raises `BadImage`."
     kind, clean = _kind(data)
     if kind and exact:
         return data, kind
     if kind:
-        try: return clean(data), kind
-        except (_Odd, IndexError, struct.error): pass
+        try:
+            return clean(data), kind
+        except (_Odd, IndexError, struct.error):
+            pass
     return as_jpeg(load_image(data, max_pixels))
 
-def as_jpeg(
-    image:Image.Image,
-    quality:int=95,
-)->tuple:              # (bytes, content type)
+
+def as_jpeg(image: Image.Image, quality: int = 95) -> tuple:  # (bytes, content type)
     "A new JPEG, which holds nothing but the picture."
     out = BytesIO()
-    Image.fromarray(np.asarray(image)).save(out, 'JPEG', quality=quality)   # without what Pillow remembers of the file
+    # Without what Pillow remembers of the file
+    Image.fromarray(np.asarray(image)).save(out, 'JPEG', quality=quality)
     return out.getvalue(), 'image/jpeg'
 
-def is_rewritten(data:bytes)->bool:
+
+def is_rewritten(data: bytes) -> bool:
     "Has `for_browsers` to decode this file?"
     return _kind(data)[0] is None

@@ -12,33 +12,38 @@ from .data import InputError
 from .statistics import compare, interval, promotion, threshold
 
 # %% ../nbs/02d_promotion.ipynb #e7b1829c
-metrics = 'mrr','hit@1','hit@5','hit@10'
+metrics = 'mrr', 'hit@1', 'hit@5', 'hit@10'
+
 
 def values(
-    answers:dict, # kind -> Answers
-    metric:str,   # one of metrics
-)->np.ndarray:    # (n,), kind after kind
+    answers: dict,  # kind -> Answers
+    metric: str,  # one of metrics
+) -> np.ndarray:  # (n,), kind after kind
     "A metric of each query. Raises `InputError`."
     if metric not in metrics:
-        raise InputError(f'train.metric is {metric!r}. Use {", ".join(metrics[:-1])} or {metrics[-1]}.')
+        raise InputError(
+            f'train.metric is {metric!r}. Use {", ".join(metrics[:-1])} or {metrics[-1]}.'
+        )
     if metric == 'mrr':
         return np.concatenate([a.reciprocal for a in answers.values()])
     k = int(metric.removeprefix('hit@'))
     return np.concatenate([a.hit(k) for a in answers.values()])
 
+
 def query_weights(
-    answers:dict, # kind -> Answers
-    weight:dict,  # kind -> its weight
-)->np.ndarray:    # (n,), sum 1
+    answers: dict,  # kind -> Answers
+    weight: dict,  # kind -> its weight
+) -> np.ndarray:  # (n,), sum 1
     "What each query weighs."
-    parts = [np.full(len(a), weight[kind]/len(a)) for kind,a in answers.items()]
+    parts = [np.full(len(a), weight[kind] / len(a)) for kind, a in answers.items()]
     each = np.concatenate(parts)
-    return each/each.sum()
+    return each / each.sum()
+
 
 def query_products(
-    answers:dict,        # kind -> Answers
-    products:np.ndarray, # of the table's queries
-)->np.ndarray:           # (n,)
+    answers: dict,  # kind -> Answers
+    products: np.ndarray,  # of the table's queries
+) -> np.ndarray:  # (n,)
     "The product of each query."
     return np.concatenate([products[a.queries] for a in answers.values()])
 
@@ -46,33 +51,46 @@ def query_products(
 @dataclass(frozen=True)
 class Judgement:
     "What held-out queries say of a model and its baselines."
-    metrics:dict      # model -> metric -> {'value', 'ci95'}; models are trained, plain, centred
-    gain:dict         # of the metric that decides: value, ci95, and what they rest on
-    promoted:bool
+
+    metrics: dict  # model -> metric -> {'value', 'ci95'}; models are trained, plain, centred
+    gain: dict  # of the metric that decides: value, ci95, and what they rest on
+    promoted: bool
 
     @property
-    def baseline(self)->str: return self.gain['baseline']   # the better one: plain or centred
+    def baseline(self) -> str:
+        return self.gain['baseline']  # the better one: plain or centred
+
 
 def judge(
-    answers:dict,        # model -> kind -> Answers, of the same queries
-    weight:dict,         # kind -> its weight
-    products:np.ndarray, # of the table's queries
-    metric:str='mrr',    # what must be better beyond chance
-)->Judgement:
+    answers: dict,  # model -> kind -> Answers, of the same queries
+    weight: dict,  # kind -> its weight
+    products: np.ndarray,  # of the table's queries
+    metric: str = 'mrr',  # what must be better beyond chance
+) -> Judgement:
     "Is the model `trained` better than the better of `plain` and `centred`? Raises `InputError`."
     each = query_weights(answers['trained'], weight)
     clusters = query_products(answers['trained'], products)
-    found = {model:{name:_cell(interval(values(a, name), clusters, weight=each)) for name in metrics}
-             for model,a in answers.items()}
-    baseline = max(('plain','centred'), key=lambda model: found[model][metric]['value'])
+    found = {
+        model: {name: _cell(interval(values(a, name), clusters, weight=each)) for name in metrics}
+        for model, a in answers.items()
+    }
+    baseline = max(('plain', 'centred'), key=lambda model: found[model][metric]['value'])
     of = lambda model, name: values(answers[model], name)
-    verdict = promotion(of('trained', metric), of(baseline, metric), of('trained', 'hit@1'), of(baseline, 'hit@1'),
-                        clusters, weight=each)
-    gain = {'metric':metric, 'baseline':baseline, 'value':verdict.difference, **asdict(verdict)}
+    verdict = promotion(
+        of('trained', metric),
+        of(baseline, metric),
+        of('trained', 'hit@1'),
+        of(baseline, 'hit@1'),
+        clusters,
+        weight=each,
+    )
+    gain = {'metric': metric, 'baseline': baseline, 'value': verdict.difference, **asdict(verdict)}
     del gain['difference'], gain['promote']
     return Judgement(found, gain, verdict.promote)
 
-def _cell(found): return {'value':round(found.mean, 6), 'ci95':[round(end, 6) for end in found.ci95]}
+
+def _cell(found):
+    return {'value': round(found.mean, 6), 'ci95': [round(end, 6) for end in found.ci95]}
 
 # %% ../nbs/02d_promotion.ipynb #eae2e3a7
 _reasons = {
@@ -80,34 +98,54 @@ _reasons = {
     'worse': 'Training made held-out pairs worse',
     'too few': 'There are too few held-out products to tell whether training helped',
     'cannot tell': 'Training may not have helped: the gain is within chance',
-    'recall worse': 'Training is better in {metric} but loses in Recall@1'}
+    'recall worse': 'Training is better in {metric} but loses in Recall@1',
+}
+
 
 def verdict_sentence(
-    j:Judgement,
-    kept:str,  # what is kept: trained, plain or centred
-)->str:        # empty where the model is promoted because it is better
+    j: Judgement,
+    kept: str,  # what is kept: trained, plain or centred
+) -> str:  # empty where the model is promoted because it is better
     "Why a model is not promoted, with the numbers."
     g = j.gain
-    if g['reason'] == 'better': return ''
-    base = {'plain':'the untrained backbone', 'centred':'the untrained backbone with each side centred'}
-    low,high = g['ci95']
-    numbers = (f'{g["metric"]} of held-out pairs is {j.metrics["trained"][g["metric"]]["value"]:.3f}, of {base[j.baseline]} '
-               f'{j.metrics[j.baseline][g["metric"]]["value"]:.3f}; the difference is between {low:.3f} and {high:.3f} '
-               f'({g["queries"]:,} queries of {g["clusters"]:,} products)')
-    end = ('The trained model is kept, as train.promote asks.' if kept == 'trained' else
-           f'{base[kept].capitalize()} is kept. Check the pairs, bring more of them, or set train.promote to always.')
+    if g['reason'] == 'better':
+        return ''
+    base = {
+        'plain': 'the untrained backbone',
+        'centred': 'the untrained backbone with each side centred',
+    }
+    low, high = g['ci95']
+    numbers = (
+        f'{g["metric"]} of held-out pairs is {j.metrics["trained"][g["metric"]]["value"]:.3f}, of {base[j.baseline]} '
+        f'{j.metrics[j.baseline][g["metric"]]["value"]:.3f}; the difference is between {low:.3f} and {high:.3f} '
+        f'({g["queries"]:,} queries of {g["clusters"]:,} products)'
+    )
+    end = (
+        'The trained model is kept, as train.promote asks.'
+        if kept == 'trained'
+        else f'{base[kept].capitalize()} is kept. Check the pairs, bring more of them, or set train.promote to always.'
+    )
     return f'{_reasons[g["reason"]].format(**g)}: {numbers}. {end}'
 
 # %% ../nbs/02d_promotion.ipynb #6dd70654
 def calibrate(
-    answers:dict,        # kind -> Answers
-    weight:dict,         # kind -> its weight
-    products:np.ndarray, # of the table's queries
-    precision:float=.9,  # wanted share of right ones among first hits that pass, of queries that have an answer
-    absent:float=.5,     # expected share of queries that have none
-)->dict:                 # threshold, precision, bound, coverage, refused, queries; None where nothing can be promised
+    answers: dict,  # kind -> Answers
+    weight: dict,  # kind -> its weight
+    products: np.ndarray,  # of the table's queries
+    precision: float = 0.9,  # wanted share of right ones among first hits that pass, of queries that have an answer
+    absent: float = 0.5,  # expected share of queries that have none
+) -> (
+    dict
+):  # threshold, precision, bound, coverage, refused, queries; None where nothing can be promised
     "The score from which a first hit counts as a match."
     column = lambda name: np.concatenate([getattr(a, name) for a in answers.values()])
-    found = threshold(column('score'), column('right'), column('wrong'), query_weights(answers, weight),
-                      query_products(answers, products), precision, absent)
+    found = threshold(
+        column('score'),
+        column('right'),
+        column('wrong'),
+        query_weights(answers, weight),
+        query_products(answers, products),
+        precision,
+        absent,
+    )
     return None if found is None else asdict(found)

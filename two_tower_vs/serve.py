@@ -25,7 +25,15 @@ from PIL import Image
 from .access import Access, Refusal, json_answer, make_access
 from .catalog import expand, inside_root, read_paths
 from .connections import Connections
-from .data import BadImage, InputError, cores, file_stamp, formats, load_image, read_stamped
+from two_tower_vs.data import (
+    BadImage,
+    InputError,
+    cores,
+    file_stamp,
+    formats,
+    load_image,
+    read_stamped,
+)
 from .pictures import picture_header
 from .index import load_index
 from .originals import as_jpeg, for_browsers, is_rewritten
@@ -36,9 +44,11 @@ from .sheet import plain_cells
 # %% ../nbs/08_serve.ipynb #dde834d5
 class Batcher:
     "Gives all pictures that wait to the model at once, in its own threads."
-    def __init__(self,
-        workers:int=None, # threads; default: one a core
-        most:int=8,       # pictures in a batch
+
+    def __init__(
+        self,
+        workers: int = None,  # threads; default: one a core
+        most: int = 8,  # pictures in a batch
     ):
         self.sizes = [2**i for i in range(most.bit_length()) if 2**i <= most][::-1]
         self.workers = workers or cores()
@@ -49,17 +59,23 @@ class Batcher:
         self.todo = deque()
         self.change = threading.Condition()
         self.open = True
-        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.workers)]
-        for t in self.threads: t.start()
+        self.threads = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(self.workers)
+        ]
+        for t in self.threads:
+            t.start()
 
-    def __call__(self,
-        s:Searcher,
-        pixels:np.ndarray, # of one picture (3, s, s)
-        topk:int,
-    )->Future:             # of (scores, rows, ms of embedding, ms of searching, pictures in the batch)
+    def __call__(
+        self,
+        s: Searcher,
+        pixels: np.ndarray,  # of one picture (3, s, s)
+        topk: int,
+    ) -> Future:  # of (scores, rows, ms of embedding, ms of searching, pictures in the batch)
         "Queue a picture."
         f = Future()
-        with self.change: self.todo.append((f, s, pixels, topk)); self.change.notify()
+        with self.change:
+            self.todo.append((f, s, pixels, topk))
+            self.change.notify()
         return f
 
     def _take(self):
@@ -71,146 +87,215 @@ class Batcher:
     def _work(self):
         while batch := self._take():
             batch = [t for t in batch if t[0].set_running_or_notify_cancel()]
-            for s in {id(t[1]):t[1] for t in batch}.values():   # two, while a new index takes over
+            for s in {id(t[1]): t[1] for t in batch}.values():  # two, while a new index takes over
                 part = [t for t in batch if t[1] is s]
-                try: _search_together(s, part)
+                try:
+                    _search_together(s, part)
                 except Exception as e:
-                    for t in part: t[0].done() or t[0].set_exception(e)
+                    for t in part:
+                        t[0].done() or t[0].set_exception(e)
 
     def close(self):
         "End the threads when the queue is empty."
-        with self.change: self.open = False; self.change.notify_all()
+        with self.change:
+            self.open = False
+            self.change.notify_all()
 
 # %% ../nbs/08_serve.ipynb #6ffcde12
 def _search_together(s, batch):
     "Fulfil [(future, searcher, pixels, topk)]"
-    a = time.perf_counter(); v = s.vectors(np.stack([px for _,_,px,_ in batch])); embed = time.perf_counter()-a
+    a = time.perf_counter()
+    v = s.vectors(np.stack([px for _, _, px, _ in batch]))
+    embed = time.perf_counter() - a
     for k in {t[3] for t in batch}:
-        mine = [i for i,t in enumerate(batch) if t[3] == k]
-        a = time.perf_counter(); scores,rows = s.index.search(v[mine], k); search = time.perf_counter()-a
-        for i,sc,r in zip(mine, scores, rows):
-            batch[i][0].set_result((sc[r >= 0], r[r >= 0], 1000*embed, 1000*search, len(batch)))
+        mine = [i for i, t in enumerate(batch) if t[3] == k]
+        a = time.perf_counter()
+        scores, rows = s.index.search(v[mine], k)
+        search = time.perf_counter() - a
+        for i, sc, r in zip(mine, scores, rows):
+            batch[i][0].set_result((sc[r >= 0], r[r >= 0], 1000 * embed, 1000 * search, len(batch)))
+
 
 def _warm(s, batcher):
     "Compile every batch size on every thread's own path, so that no request waits for it"
-    side = s.tower.prep['size']; px = np.zeros((batcher.sizes[0], 3, side, side), np.uint8)
+    side = s.tower.prep['size']
+    px = np.zeros((batcher.sizes[0], 3, side, side), np.uint8)
     for n in batcher.sizes:
         s.vectors(px[:n])
-        with ThreadPoolExecutor(cores()) as ex: list(ex.map(lambda _: s.vectors(px[:n]), range(cores())))
+        with ThreadPoolExecutor(cores()) as ex:
+            list(ex.map(lambda _: s.vectors(px[:n]), range(cores())))
 
 # %% ../nbs/08_serve.ipynb #1cb6f6e4
 @dataclass
 class Catalog:
     "What can be shown: the candidates of an index, and the evaluation queries."
-    version:str          # in the addresses of pictures
-    paths:list           # of candidates, by row
-    queries:pd.DataFrame # query_path, rank, baseline_rank, change, answers
 
-_no_queries = pd.DataFrame(columns=['query_path','rank','baseline_rank','change','answers'])
+    version: str  # in the addresses of pictures
+    paths: list  # of candidates, by row
+    queries: pd.DataFrame  # query_path, rank, baseline_rank, change, answers
+
+
+_no_queries = pd.DataFrame(columns=['query_path', 'rank', 'baseline_rank', 'change', 'answers'])
 
 # %% ../nbs/08_serve.ipynb #e4674612
 def evaluated(
-    out,        # the folder that a run left behind
-    gt,         # query_gt.csv
-    root='',    # images_root
-)->pd.DataFrame:# query_path, rank, baseline_rank (missing: not found), change, answers (paths)
+    out,  # the folder that a run left behind
+    gt,  # query_gt.csv
+    root='',  # images_root
+) -> pd.DataFrame:  # query_path, rank, baseline_rank (missing: not found), change, answers (paths)
     "Evaluation queries and how they fared; none where there was no evaluation."
-    file = Path(out)/'per_query.csv'
-    if not (file.is_file() and Path(gt).exists()): return _no_queries
+    file = Path(out) / 'per_query.csv'
+    if not (file.is_file() and Path(gt).exists()):
+        return _no_queries
     try:
         q = plain_cells(pd.read_csv(file, dtype=str, keep_default_na=False))
-        right = read_paths(gt, ['query_path','gt_cand_path'], root).groupby('query_path').gt_cand_path.agg(list)
+        right = (
+            read_paths(gt, ['query_path', 'gt_cand_path'], root)
+            .groupby('query_path')
+            .gt_cand_path.agg(list)
+        )
         q = q.assign(answers=[right.get(p, []) for p in q['query_path']])
-        for c in ('rank','baseline_rank'): q[c] = pd.to_numeric(q[c]).astype('Int64')
+        for c in ('rank', 'baseline_rank'):
+            q[c] = pd.to_numeric(q[c]).astype('Int64')
         return q[list(_no_queries)]
     except (KeyError, ValueError, TypeError, OSError) as e:
-        warn(f'{file} or {gt} cannot be read ({str(e)[:80]}): there are no examples. Run --stage eval again.')
+        warn(
+            f'{file} or {gt} cannot be read ({str(e)[:80]}): there are no examples. Run --stage eval again.'
+        )
         return _no_queries
+
 
 def _kinds(q):
     "Which queries are examples of what"
     first = (q['rank'] == 1).fillna(False).astype(bool)
-    return dict(all=first | True, found=first, missed=~first, gained=q.change == 'gained', lost=q.change == 'lost')
+    return dict(
+        all=first | True,
+        found=first,
+        missed=~first,
+        gained=q.change == 'gained',
+        lost=q.change == 'lost',
+    )
 
 # %% ../nbs/08_serve.ipynb #81fb022f
-_largest_side = 1024   # of a thumbnail
+_largest_side = 1024  # of a thumbnail
+
 
 def read_inside(
-    root,     # images_root
-    path:str, # of a picture, as in a CSV
-)->tuple:     # (bytes, stamp of the file)
+    root,  # images_root
+    path: str,  # of a picture, as in a CSV
+) -> tuple:  # (bytes, stamp of the file)
     "A picture below `root`. Raises `Refusal`."
-    try: return read_stamped(inside_root(root, path))
-    except BadImage as e: raise Refusal(404, 'no picture', f'This picture can not be read any more: {e}.') from e
-    except InputError as e: raise Refusal(404, 'outside', 'This picture lies outside images_root.') from e
+    try:
+        return read_stamped(inside_root(root, path))
+    except BadImage as e:
+        raise Refusal(404, 'no picture', f'This picture can not be read any more: {e}.') from e
+    except InputError as e:
+        raise Refusal(404, 'outside', 'This picture lies outside images_root.') from e
+
 
 def shown(
-    data:bytes,
-    side:int=None,             # of a thumbnail; None: the file itself
-    max_pixels:int=100_000_000,
-    originals:str='clean',     # how a file itself is sent: clean, exact or none
-)->tuple:                      # (bytes, content type)
+    data: bytes,
+    side: int = None,  # of a thumbnail; None: the file itself
+    max_pixels: int = 100_000_000,
+    originals: str = 'clean',  # how a file itself is sent: clean, exact or none
+) -> tuple:  # (bytes, content type)
     "A picture as it is sent. Raises `Refusal`."
-    if originals == 'none': side = side or _largest_side
+    if originals == 'none':
+        side = side or _largest_side
     try:
         if side is None:
-            picture_header(data)   # else it is no picture
+            picture_header(data)  # else it is no picture
             return for_browsers(data, originals == 'exact', max_pixels)
         im = load_image(data, max_pixels, side)
         im.thumbnail((side, side))
         return as_jpeg(im, quality=90)
     except Exception as e:
-        if not isinstance(e, BadImage): e = 'not an image, or of an unknown format'
+        if not isinstance(e, BadImage):
+            e = 'not an image, or of an unknown format'
         raise Refusal(404, 'no picture', f'This file is no picture any more: {e}.') from None
 
 # %% ../nbs/08_serve.ipynb #36f0b7e6
 class Measures:
     "Counts and times of requests."
-    steps = 'decode','embed','search','total'
+
+    steps = 'decode', 'embed', 'search', 'total'
+
     def __init__(self):
         from prometheus_client import CollectorRegistry, Counter as Count, Gauge, Histogram
-        self.since,self.recent,self.reloads = time.time(), deque(maxlen=10_000), 0
-        self.statuses,self.batches = Counter(), Counter()
-        self.registry = r = CollectorRegistry(); name = 'two_tower_vs_{}'.format
-        self._requests = Count(name('requests'), 'Requests by route and status', ['route','status'], registry=r)
-        self._seconds = Histogram(name('search_seconds'), 'Time of a search by step', ['step'], registry=r,
-                                  buckets=(.001,.002,.005,.01,.02,.05,.1,.2,.5,1,2,5,10,30))
-        self._batch = Histogram(name('batch_pictures'), 'Pictures in the batch of a search', registry=r,
-                                buckets=(1,2,4,8,16,32,64,128))
-        self._waiting = Gauge(name('searches_under_way'), 'Searches that were begun and not yet answered', registry=r)
+
+        self.since = time.time()
+        self.recent = deque(maxlen=10_000)
+        self.reloads = 0
+        self.statuses = Counter()
+        self.batches = Counter()
+        self.registry = r = CollectorRegistry()
+        name = 'two_tower_vs_{}'.format
+        self._requests = Count(
+            name('requests'), 'Requests by route and status', ['route', 'status'], registry=r
+        )
+        self._seconds = Histogram(
+            name('search_seconds'),
+            'Time of a search by step',
+            ['step'],
+            registry=r,
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+        )
+        self._batch = Histogram(
+            name('batch_pictures'),
+            'Pictures in the batch of a search',
+            registry=r,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+        )
+        self._waiting = Gauge(
+            name('searches_under_way'), 'Searches that were begun and not yet answered', registry=r
+        )
         self._rows = Gauge(name('candidates'), 'Candidates in the index', registry=r)
         self._reloads = Count(name('reloads'), 'Indexes put in place since the start', registry=r)
 
     def answered(self, route, status):
-        self.statuses[status] += 1; self._requests.labels(route, status).inc()
+        self.statuses[status] += 1
+        self._requests.labels(route, status).inc()
 
-    def searched(self, ms, batch):   # {step: ms}, pictures in its batch
-        self.recent.append([ms[k] for k in self.steps]); self.batches[batch] += 1; self._batch.observe(batch)
-        for k in self.steps: self._seconds.labels(k).observe(ms[k]/1000)
+    def searched(self, ms, batch):  # {step: ms}, pictures in its batch
+        self.recent.append([ms[k] for k in self.steps])
+        self.batches[batch] += 1
+        self._batch.observe(batch)
+        for k in self.steps:
+            self._seconds.labels(k).observe(ms[k] / 1000)
 
-    def card(self)->dict:
+    def card(self) -> dict:
         t = np.array(self.recent).reshape(-1, 4)
-        p = np.percentile(t, [50,95], axis=0).round(3).T.tolist() if len(t) else [[None]*2]*4
+        p = np.percentile(t, [50, 95], axis=0).round(3).T.tolist() if len(t) else [[None] * 2] * 4
         since = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.since))
-        return dict(since=since, seconds=round(time.time()-self.since, 1), searches=sum(self.batches.values()),
-                    recent=len(t),
-                    statuses={str(k):v for k,v in sorted(self.statuses.items())}, reloads=self.reloads,
-                    latency_ms={k:dict(zip(('p50','p95'), v)) for k,v in zip(self.steps, p)},
-                    batches={str(k):v for k,v in sorted(self.batches.items())})
+        return dict(
+            since=since,
+            seconds=round(time.time() - self.since, 1),
+            searches=sum(self.batches.values()),
+            recent=len(t),
+            statuses={str(k): v for k, v in sorted(self.statuses.items())},
+            reloads=self.reloads,
+            latency_ms={k: dict(zip(('p50', 'p95'), v)) for k, v in zip(self.steps, p)},
+            batches={str(k): v for k, v in sorted(self.batches.items())},
+        )
 
-    def text(self, waiting, rows)->bytes:   # for Prometheus
+    def text(self, waiting, rows) -> bytes:  # for Prometheus
         from prometheus_client import generate_latest
-        self._waiting.set(waiting); self._rows.set(rows); return generate_latest(self.registry)
+
+        self._waiting.set(waiting)
+        self._rows.set(rows)
+        return generate_latest(self.registry)
 
 # %% ../nbs/08_serve.ipynb #0698e362
 @dataclass
 class Served:
     "A searcher and what it shows; never changed."
-    searcher:Searcher
-    shows:Catalog
+
+    searcher: Searcher
+    shows: Catalog
 
 # %% ../nbs/08_serve.ipynb #2eba5bab
-_sites = WeakSet()   # of this process
+_sites = WeakSet()  # of this process
+
 
 def _restart_sites():
     "A server that forks its workers after the app is made (gunicorn with preload) leaves them without threads"
@@ -218,127 +303,193 @@ def _restart_sites():
         site.open_pools()
         site.batcher.start()
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_restart_sites)
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_restart_sites)
+
 
 class Site:
     "The searcher of the moment, threads, limits and counts."
-    held_most = 256*2**20   # bytes of uploads at one time, and of answers that nobody has read yet
-    most_tasks = 500        # requests under way; a connection may ask several things at once
-    large = 8_000_000       # pixels, from which a picture waits in the queue of large ones
-    def __init__(self, out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples,
-                 max_upload_megapixels=64, originals='clean', per_address=100, access=None, embedding=None):
+
+    held_most = 256 * 2**20  # bytes of uploads at one time, and of answers that nobody has read yet
+    most_tasks = 500  # requests under way; a connection may ask several things at once
+    large = 8_000_000  # pixels, from which a picture waits in the queue of large ones
+
+    def __init__(
+        self,
+        out,
+        root,
+        gt,
+        max_pixels,
+        max_upload_mb,
+        timeout_s,
+        waiting,
+        batch,
+        examples,
+        max_upload_megapixels=64,
+        originals='clean',
+        per_address=100,
+        access=None,
+        embedding=None,
+    ):
         self.embedding = embedding or {}
-        if originals not in ('clean','exact','none'): raise InputError(
-            f'serve.originals is {originals!r}. Use clean, exact or none.')
+        if originals not in ('clean', 'exact', 'none'):
+            raise InputError(f'serve.originals is {originals!r}. Use clean, exact or none.')
         root = expand(root)
-        if not root.is_dir(): raise InputError(
-            f"images_root {root} is not a folder. Set data.images_root to the one that the candidates' paths start from.")
-        self.out,self.root,self.gt,self.max_pixels,self.examples = Path(out), Path(root), gt, max_pixels, examples
-        self.max_upload,self.timeout,self.waiting = max_upload_mb*2**20, timeout_s, waiting
+        if not root.is_dir():
+            raise InputError(
+                f"images_root {root} is not a folder. Set data.images_root to the one that the candidates' paths start from."
+            )
+        self.out = Path(out)
+        self.root = Path(root)
+        self.gt = gt
+        self.max_pixels = max_pixels
+        self.examples = examples
+        self.max_upload = max_upload_mb * 2**20
+        self.timeout = timeout_s
+        self.waiting = waiting
         self.batcher = Batcher(most=batch)
         self.measures = Measures()
-        self.max_upload_pixels = max_upload_megapixels*1_000_000
+        self.max_upload_pixels = max_upload_megapixels * 1_000_000
         self.originals = originals
         self.access = access or Access()
         self.connections = Connections(each=per_address)
         self.open_pools()
-        self.most_large = max(1, waiting//4)
+        self.most_large = max(1, waiting // 4)
         self.busy = self.busy_large = self.held = self.unread = 0
-        self.tasks = ()   # requests under way
-        self.stamps = self._stamps(); self.now = self.before = None; self.now = self._load()
+        self.tasks = ()  # requests under way
+        self.stamps = self._stamps()
+        self.now = self.before = None
+        self.now = self._load()
         _sites.add(self)
 
     def open_pools(self):
-        self.pool = ThreadPoolExecutor(cores()+2)
+        self.pool = ThreadPoolExecutor(cores() + 2)
         self.large_pool = ThreadPoolExecutor(1)
 
     def _stamps(self):
-        files = 'index/manifest.json','model/model.json','model/model.safetensors','per_query.csv'
-        return [file_stamp(self.out/f) for f in files]+[self.gt and file_stamp(self.gt)]
+        files = (
+            'index/manifest.json',
+            'model/model.json',
+            'model/model.safetensors',
+            'per_query.csv',
+        )
+        return [file_stamp(self.out / f) for f in files] + [self.gt and file_stamp(self.gt)]
 
 # %% ../nbs/08_serve.ipynb #b6dd4f91
 @patch
-def _load(self:Site):
+def _load(self: Site):
     s = self._same_model() or load_searcher(self.out, max_pixels=self.max_pixels, **self.embedding)
-    s.index = on_gpu(load_index(self.out/'index', s.index.manifest['model_sha256'],
-                                writable=True))   # not mapped: see above
-    if not self.now or s.engine is not self.now.searcher.engine: _warm(s, self.batcher)
+    # Not mapped: see above
+    s.index = on_gpu(
+        load_index(self.out / 'index', s.index.manifest['model_sha256'], writable=True)
+    )
+    if not self.now or s.engine is not self.now.searcher.engine:
+        _warm(s, self.batcher)
     q = evaluated(self.out, self.gt, self.root) if self.examples and self.gt else _no_queries
     m = s.index.manifest
     parts = [m['model_sha256'], m['index_sha256'], m['candidates_sha256'], q.query_path.tolist()]
-    return Served(s, Catalog(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12], s.index.paths, q))
+    return Served(
+        s, Catalog(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12], s.index.paths, q)
+    )
+
 
 @patch
-def _same_model(self:Site):
+def _same_model(self: Site):
     "A searcher with the engine that is at work and the new index, where the model is still the same"
-    if not self.now: return
-    d = json.loads((self.out/'model/model.json').read_text(encoding='utf-8')); was = self.now.searcher
-    if d['sha256'] != was.index.manifest['model_sha256']: return
-    s = copy(was); s.index = load_index(self.out/'index', d['sha256'])
-    s.threshold = match_threshold(d.get('training', {}), s.index); return s
+    if not self.now:
+        return
+    d = json.loads((self.out / 'model/model.json').read_text(encoding='utf-8'))
+    was = self.now.searcher
+    if d['sha256'] != was.index.manifest['model_sha256']:
+        return
+    s = copy(was)
+    s.index = load_index(self.out / 'index', d['sha256'])
+    s.threshold = match_threshold(d.get('training', {}), s.index)
+    return s
 
 # %% ../nbs/08_serve.ipynb #e7e74641
 @patch
-def reload(self:Site)->bool:   # was anything put in place?
+def reload(self: Site) -> bool:  # was anything put in place?
     "Take what is in `out` now, if it has changed and can be used."
     stamps = self._stamps()
-    if stamps == self.stamps: return False
+    if stamps == self.stamps:
+        return False
     self.stamps = stamps
-    try: new = self._load()
+    try:
+        new = self._load()
     except Exception as e:
-        warn(f'What is new in {self.out} is not used: {e} What was there before goes on answering.'); return False
-    if new.shows.version != self.now.shows.version: self.before = self.now.shows
-    self.now = new; self.measures.reloads += 1; self.measures._reloads.inc(); return True
+        warn(f'What is new in {self.out} is not used: {e} What was there before goes on answering.')
+        return False
+    if new.shows.version != self.now.shows.version:
+        self.before = self.now.shows
+    self.now = new
+    self.measures.reloads += 1
+    self.measures._reloads.inc()
+    return True
 
 # %% ../nbs/08_serve.ipynb #ac9c438d
 @patch
-def catalog(self:Site, v=None)->Catalog:   # of this version
+def catalog(self: Site, v=None) -> Catalog:  # of this version
     now = self.now.shows
     for c in (now, self.before):
-        if c and v in (None, c.version): return c
-    raise Refusal(410, 'gone', 'This address belongs to an index that has been replaced. Search again.')
+        if c and v in (None, c.version):
+            return c
+    raise Refusal(
+        410, 'gone', 'This address belongs to an index that has been replaced. Search again.'
+    )
+
 
 @patch
-def crowded(self:Site)->bool:
+def crowded(self: Site) -> bool:
     return len(self.tasks) > self.most_tasks
 
+
 @patch
-def close(self:Site):
+def close(self: Site):
     self.batcher.close()
     for pool in (self.pool, self.large_pool):
         pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../nbs/08_serve.ipynb #e6c7577e
 def decoded_pixels(
-    data:bytes,
-    side:int,   # that is needed
-)->tuple:       # (pixels of the picture, pixels that decoding gives); zeros where that is not known
+    data: bytes,
+    side: int,  # that is needed
+) -> tuple:  # (pixels of the picture, pixels that decoding gives); zeros where that is not known
     "Read from the header; nothing is decoded."
     try:
-        width,height,_ = picture_header(data)
-        whole = width*height
-        if data[:3] != b'\xff\xd8\xff': return whole, whole
+        width, height, _ = picture_header(data)
+        whole = width * height
+        if data[:3] != b'\xff\xd8\xff':
+            return whole, whole
         with Image.open(BytesIO(data), formats=['JPEG']) as image:
             image.draft(None, (side, side))
-            return whole, whole if 'progressive' in image.info else image.width*image.height
+            return whole, whole if 'progressive' in image.info else image.width * image.height
     except Exception:
         return 0, 0
 
 # %% ../nbs/08_serve.ipynb #99c3195f
 def _row(items, i, what):
-    if not 0 <= i < len(items): raise Refusal(404, f'no such {what}',
-                                              f'There are {len(items):,} of them, counted from 0.')
+    if not 0 <= i < len(items):
+        raise Refusal(404, f'no such {what}', f'There are {len(items):,} of them, counted from 0.')
     return items[i]
+
 
 class _Pictures:
     "Where pictures come from, by their numbers"
-    def __init__(self, site): self.site = site
-    def cand(self, i, v=None): return _row(self.site.catalog(v).paths, i, 'candidate')
+
+    def __init__(self, site):
+        self.site = site
+
+    def cand(self, i, v=None):
+        return _row(self.site.catalog(v).paths, i, 'candidate')
+
     def query(self, i, v=None):
-        if not self.site.examples: raise Refusal(404, 'no examples', 'Examples are switched off (serve.examples).')
+        if not self.site.examples:
+            raise Refusal(404, 'no examples', 'Examples are switched off (serve.examples).')
         return _row(self.site.catalog(v).queries.query_path.values, i, 'query')
 
-    def read(self, path, side, known):   # (bytes, or None where the browser has the picture; tag)
+    def read(self, path, side, known):  # (bytes, or None where the browser has the picture; tag)
         "Runs in a thread"
         stamp = file_stamp(os.path.realpath(os.path.join(self.site.root, path)))
         if stamp and known == self._tag(stamp, side):
@@ -347,111 +498,169 @@ class _Pictures:
         return data, self._tag(stamp, side)
 
     def _tag(self, stamp, side):
-        form = f'{stamp} {side} {self.site.originals} 2'   # 2: how pictures are sent has changed once
+        form = (
+            f'{stamp} {side} {self.site.originals} 2'  # 2: how pictures are sent has changed once
+        )
         return f'"{hashlib.sha256(form.encode()).hexdigest()[:16]}"'
 
     def is_large(self, data, side):
         if side is None and self.site.originals != 'none' and not is_rewritten(data):
-            return False   # nothing is decoded
+            return False  # nothing is decoded
         return decoded_pixels(data, side or _largest_side)[1] > self.site.large
 
     def render(self, data, side):
         return shown(data, side, self.site.max_pixels, self.site.originals)
 
 # %% ../nbs/08_serve.ipynb #71d048b9
-def _too_large(site): return Refusal(413, 'too large', f'The upload is over the limit of {site.max_upload//2**20} MB '
-                                     '(serve.max_upload_mb). Send a smaller picture.', Connection='close')
+def _too_large(site):
+    return Refusal(
+        413,
+        'too large',
+        f'The upload is over the limit of {site.max_upload // 2**20} MB '
+        '(serve.max_upload_mb). Send a smaller picture.',
+        Connection='close',
+    )
+
 
 async def _chunks(request, site):
     "The body, counted"
-    n = 0; size = request.headers.get('content-length', '')
-    if size.isascii() and size.isdigit() and (len(size) > 18 or int(size) > site.max_upload): raise _too_large(site)
+    n = 0
+    size = request.headers.get('content-length', '')
+    if size.isascii() and size.isdigit() and (len(size) > 18 or int(size) > site.max_upload):
+        raise _too_large(site)
     try:
         async for c in request.stream():
-            n += len(c); site.held += len(c)
-            if n > site.max_upload: raise _too_large(site)
+            n += len(c)
+            site.held += len(c)
+            if n > site.max_upload:
+                raise _too_large(site)
             if site.held > site.held_most and not site.connections.end_upload():
                 raise _busy('Too much is being uploaded at once.')
             yield c
-    finally: site.held -= n
+    finally:
+        site.held -= n
 
-def _busy(why): return Refusal(503, 'busy', f'{why} Try again in a second.', Retry_After=1, Connection='close')
 
-async def _uploaded(request, site)->bytes:
+def _busy(why):
+    return Refusal(503, 'busy', f'{why} Try again in a second.', Retry_After=1, Connection='close')
+
+
+async def _uploaded(request, site) -> bytes:
     "The picture in a request. Raises `Refusal`."
     kind = request.headers.get('content-type', '').split(';')[0].strip().lower()
-    if kind == 'multipart/form-data': data = await _form(request, site)
+    if kind == 'multipart/form-data':
+        data = await _form(request, site)
     elif kind in ('', 'application/octet-stream') or kind.startswith('image/'):
         data = b''.join([c async for c in _chunks(request, site)])
-    else: raise Refusal(
-        415, 'not a picture', 'Send the picture as the field image of a form (curl -F image=@photo.jpg), or as the body '
-        'with a content type of image/jpeg or application/octet-stream.', Connection='close')
-    if not data: raise Refusal(400, 'empty', 'The upload is empty. Send a picture.')
+    else:
+        raise Refusal(
+            415,
+            'not a picture',
+            'Send the picture as the field image of a form (curl -F image=@photo.jpg), or as the body '
+            'with a content type of image/jpeg or application/octet-stream.',
+            Connection='close',
+        )
+    if not data:
+        raise Refusal(400, 'empty', 'The upload is empty. Send a picture.')
     return data
 
 # %% ../nbs/08_serve.ipynb #4612006b
 async def _form(request, site):
     from starlette.formparsers import MultiPartException, MultiPartParser
-    class InMemory(MultiPartParser): spool_max_size = site.max_upload+1   # else larger ones go through the disk
-    wrong = lambda why: Refusal(400, 'bad form', f'{why.rstrip(".")}. Send one file in the field image.',
-                                Connection='close')
-    try: form = await InMemory(request.headers, _chunks(request, site), max_files=1, max_fields=10,
-                               max_part_size=2**16).parse()
-    except MultiPartException as e: raise wrong(str(e.message)) from e
-    except (ValueError, LookupError): raise wrong('The form can not be read') from None
+
+    class InMemory(MultiPartParser):
+        spool_max_size = site.max_upload + 1  # else larger ones go through the disk
+
+    wrong = lambda why: Refusal(
+        400, 'bad form', f'{why.rstrip(".")}. Send one file in the field image.', Connection='close'
+    )
+    try:
+        form = await InMemory(
+            request.headers, _chunks(request, site), max_files=1, max_fields=10, max_part_size=2**16
+        ).parse()
+    except MultiPartException as e:
+        raise wrong(str(e.message)) from e
+    except (ValueError, LookupError):
+        raise wrong('The form can not be read') from None
     file = form.get('image')
-    if not hasattr(file, 'file'): raise wrong('There is no file in the field image')
-    try: return file.file.read()
-    finally: file.file.close()
+    if not hasattr(file, 'file'):
+        raise wrong('There is no file in the field image')
+    try:
+        return file.file.read()
+    finally:
+        file.file.close()
 
 # %% ../nbs/08_serve.ipynb #8f901e14
 async def _within(seconds, work, refusal):
-    try: return await asyncio.wait_for(work, seconds)
-    except asyncio.TimeoutError: raise refusal from None
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        raise refusal from None
 
 # %% ../nbs/08_serve.ipynb #739907ac
 def _see_room(site):
-    if site.busy >= site.waiting: raise _busy(f'{site.busy} searches are under way.')
+    if site.busy >= site.waiting:
+        raise _busy(f'{site.busy} searches are under way.')
+
 
 @contextmanager
 def _admitted(site):
     _see_room(site)
     site.busy += 1
-    try: yield
-    finally: site.busy -= 1
+    try:
+        yield
+    finally:
+        site.busy -= 1
+
 
 @contextmanager
 def _admitted_large(site):
-    if site.busy_large >= site.most_large: raise _busy(f'{site.busy_large} large pictures are waiting.')
+    if site.busy_large >= site.most_large:
+        raise _busy(f'{site.busy_large} large pictures are waiting.')
     site.busy_large += 1
-    try: yield
-    finally: site.busy_large -= 1
+    try:
+        yield
+    finally:
+        site.busy_large -= 1
 
 # %% ../nbs/08_serve.ipynb #bff8fead
 @dataclass
 class _Picture:
     "What is known of a picture that is searched with"
-    content:bytes            # the first 16 bytes of the file's SHA-256
-    data:bytes=None          # the file, where it is still to be decoded
-    pixels:np.ndarray=None
-    ms:float=0.              # of decoding
+
+    content: bytes  # the first 16 bytes of the file's SHA-256
+    data: bytes = None  # the file, where it is still to be decoded
+    pixels: np.ndarray = None
+    ms: float = 0.0  # of decoding
+
 
 def _looked_at(site, searcher, source, most_pixels):
     "Runs in a thread: a `_Picture`, decoded unless it is large"
     data = source() if callable(source) else source
-    whole,needed = decoded_pixels(data, searcher.tower.prep['size'])
-    if most_pixels and whole > most_pixels: raise Refusal(
-        422, 'too many pixels', f'This picture has {whole/1e6:,.0f} megapixels, over the limit of '
-        f'{most_pixels/1e6:,.0f} (serve.max_upload_megapixels). Send a smaller one.')
+    whole, needed = decoded_pixels(data, searcher.tower.prep['size'])
+    if most_pixels and whole > most_pixels:
+        raise Refusal(
+            422,
+            'too many pixels',
+            f'This picture has {whole / 1e6:,.0f} megapixels, over the limit of '
+            f'{most_pixels / 1e6:,.0f} (serve.max_upload_megapixels). Send a smaller one.',
+        )
     picture = _Picture(hashlib.sha256(data).digest()[:16], data)
     return picture if needed > site.large else _decoded(searcher, picture)
 
+
 def _decoded(searcher, picture):
     start = time.perf_counter()
-    try: pixels = searcher.pixels(picture.data)
-    except BadImage as e: raise Refusal(
-        422, 'not readable', f'This is not a readable image ({e}). Send another picture ({", ".join(formats)}).') from e
-    return _Picture(picture.content, None, pixels, 1000*(time.perf_counter()-start))
+    try:
+        pixels = searcher.pixels(picture.data)
+    except BadImage as e:
+        raise Refusal(
+            422,
+            'not readable',
+            f'This is not a readable image ({e}). Send another picture ({", ".join(formats)}).',
+        ) from e
+    return _Picture(picture.content, None, pixels, 1000 * (time.perf_counter() - start))
+
 
 async def _pixels_of(site, searcher, source, most_pixels):
     loop = asyncio.get_running_loop()
@@ -462,100 +671,157 @@ async def _pixels_of(site, searcher, source, most_pixels):
     return picture
 
 # %% ../nbs/08_serve.ipynb #c5ed8f7a
-async def _searched(site, source, topk, most_pixels=None)->tuple:   # (what was searched in, answer)
+async def _searched(
+    site, source, topk, most_pixels=None
+) -> tuple:  # (what was searched in, answer)
     "Hits of one picture: its bytes, or a function that reads them"
-    now,start = site.now, time.perf_counter()
+    now = site.now
+    start = time.perf_counter()
     picture = await _pixels_of(site, now.searcher, source, most_pixels)
-    try: scores,rows,embed,search,n = await asyncio.wrap_future(site.batcher(now.searcher, picture.pixels, topk))
-    except InputError as e: raise Refusal(503, 'no memory', str(e)) from e   # of a GPU
-    ms = dict(decode=picture.ms, embed=embed, search=search, total=1000*(time.perf_counter()-start))
+    try:
+        scores, rows, embed, search, n = await asyncio.wrap_future(
+            site.batcher(now.searcher, picture.pixels, topk)
+        )
+    except InputError as e:
+        raise Refusal(503, 'no memory', str(e)) from e  # of a GPU
+    ms = dict(
+        decode=picture.ms, embed=embed, search=search, total=1000 * (time.perf_counter() - start)
+    )
     site.measures.searched(ms, n)
-    answer = dict(hits=_hits(now, rows, scores, picture.content), version=now.shows.version,
-                  latency_ms={k:round(v, 3) for k,v in ms.items()})
-    if now.searcher.threshold is not None: answer['threshold'] = now.searcher.threshold
+    answer = dict(
+        hits=_hits(now, rows, scores, picture.content),
+        version=now.shows.version,
+        latency_ms={k: round(v, 3) for k, v in ms.items()},
+    )
+    if now.searcher.threshold is not None:
+        answer['threshold'] = now.searcher.threshold
     return now, answer
+
 
 def _hits(now, rows, scores, content):
     same = now.searcher.index.same_picture(rows, content)
     hits = []
-    for i,row in enumerate(rows.tolist()):
-        hit = dict(rank=i+1, id=row, cand_path=now.shows.paths[row], score=round(float(scores[i]), 6))
-        if same[i]: hit['same_picture'] = True
-        else: hit |= _match(now, scores[i])
+    for i, row in enumerate(rows.tolist()):
+        hit = dict(
+            rank=i + 1, id=row, cand_path=now.shows.paths[row], score=round(float(scores[i]), 6)
+        )
+        if same[i]:
+            hit['same_picture'] = True
+        else:
+            hit |= _match(now, scores[i])
         hits.append(hit)
     return hits
 
+
 def _match(now, score):
     least = now.searcher.threshold
-    return {} if least is None else {'match':bool(score >= least)}
+    return {} if least is None else {'match': bool(score >= least)}
 
 # %% ../nbs/08_serve.ipynb #bba4cc4a
 def _example(now, i, answer):
     "Mark the right answers of an evaluation query"
-    q = now.shows.queries.iloc[i]; at = {p:j for j,p in enumerate(now.shows.paths)} if q.answers else {}
+    q = now.shows.queries.iloc[i]
+    at = {p: j for j, p in enumerate(now.shows.paths)} if q.answers else {}
     for h in answer['hits']:
         h['right'] = h['cand_path'] in q.answers
-        if h['right'] and h.pop('same_picture', False): h |= _match(now, h['score'])   # the truth says so
-    return answer | {'query':_told(q) | {'answers':[dict(cand_path=p, id=at.get(p)) for p in q.answers]}}
+        if h['right'] and h.pop('same_picture', False):
+            h |= _match(now, h['score'])  # the truth says so
+    return answer | {
+        'query': _told(q) | {'answers': [dict(cand_path=p, id=at.get(p)) for p in q.answers]}
+    }
 
-def _told(q): return dict(query_path=q.query_path, rank=None if pd.isna(q['rank']) else int(q['rank']),
-                          baseline_rank=None if pd.isna(q.baseline_rank) else int(q.baseline_rank), change=q.change)
+
+def _told(q):
+    return dict(
+        query_path=q.query_path,
+        rank=None if pd.isna(q['rank']) else int(q['rank']),
+        baseline_rank=None if pd.isna(q.baseline_rank) else int(q.baseline_rank),
+        change=q.change,
+    )
 
 # %% ../nbs/08_serve.ipynb #19c34305
-_policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+_policy = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
-_headers = [(b'content-security-policy', _policy.encode()), (b'x-content-type-options', b'nosniff'),
-            (b'referrer-policy', b'no-referrer'), (b'cross-origin-resource-policy', b'same-origin')]
+_headers = [
+    (b'content-security-policy', _policy.encode()),
+    (b'x-content-type-options', b'nosniff'),
+    (b'referrer-policy', b'no-referrer'),
+    (b'cross-origin-resource-policy', b'same-origin'),
+]
 
 # %% ../nbs/08_serve.ipynb #3490dafc
 class _Outgoing:
     "An answer on its way: with the headers of all answers, and without a body for HEAD"
+
     def __init__(self, site, scope, receive, send):
-        self.site,self.receive,self.send = site, receive, send
+        self.site = site
+        self.receive = receive
+        self.send = send
         self.only_head = scope['method'] == 'HEAD'
         self.status = None
 
     async def __call__(self, message):
         if message['type'] == 'http.response.start':
             self.status = message['status']
-            message = message | {'headers':[*message['headers'], *_headers]}
+            message = message | {'headers': [*message['headers'], *_headers]}
         if message['type'] == 'http.response.body' and self.only_head:
-            message = message | {'body':b''}
+            message = message | {'body': b''}
         ends = message['type'] == 'http.response.body' and not message.get('more_body')
-        if not (ends and self.status == 413): return await _given(self.site, message, self.send)
-        await self.send(message | {'more_body':True})
+        if not (ends and self.status == 413):
+            return await _given(self.site, message, self.send)
+        await self.send(message | {'more_body': True})
         await _drained(self.receive)
-        await self.send({'type':'http.response.body'})
+        await self.send({'type': 'http.response.body'})
+
 
 class _Guard:
     "Around all routes: who may ask, counts, and one form for what went wrong"
-    def __init__(self, app, site): self.app,self.site = app, site
+
+    def __init__(self, app, site):
+        self.app = app
+        self.site = site
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http': return await self.app(scope, receive, send)
+        if scope['type'] != 'http':
+            return await self.app(scope, receive, send)
         outgoing = _Outgoing(self.site, scope, receive, send)
-        inner = scope | {'method':'GET'} if outgoing.only_head else scope
+        inner = scope | {'method': 'GET'} if outgoing.only_head else scope
         try:
-            if self.site.crowded(): raise _busy(f'More than {self.site.most_tasks} requests are under way.')
+            if self.site.crowded():
+                raise _busy(f'More than {self.site.most_tasks} requests are under way.')
             await self.app(inner, receive, outgoing)
         except Exception as e:
-            if type(e).__name__ == 'ClientDisconnect': outgoing.status = 499   # nginx's number for it
-            elif outgoing.status is not None: raise
-            else: await _refused(e)(scope, receive, outgoing)
-        finally: self.site.measures.answered(getattr(inner.get('route'), 'path', 'other'), outgoing.status or 499)
+            if type(e).__name__ == 'ClientDisconnect':
+                outgoing.status = 499  # nginx's number for it
+            elif outgoing.status is not None:
+                raise
+            else:
+                await _refused(e)(scope, receive, outgoing)
+        finally:
+            self.site.measures.answered(
+                getattr(inner.get('route'), 'path', 'other'), outgoing.status or 499
+            )
 
 # %% ../nbs/08_serve.ipynb #451af8ae
 class _Door:
     "Lets a request pass, or answers it with a refusal"
-    def __init__(self, app, access): self.app,self.access = app, access
+
+    def __init__(self, app, access):
+        self.app = app
+        self.access = access
 
     async def __call__(self, scope, receive, send):
         app = self.app
         if scope['type'] == 'http':
-            try: self.access.check(scope)
-            except Refusal as refusal: app = _refused(refusal)
+            try:
+                self.access.check(scope)
+            except Refusal as refusal:
+                app = _refused(refusal)
         await app(scope, receive, send)
+
 
 def _add_rings(app, site):
     from starlette.middleware.cors import CORSMiddleware
@@ -563,45 +829,81 @@ def _add_rings(app, site):
     class Origins(CORSMiddleware):
         def preflight_response(self, request_headers):
             answer = super().preflight_response(request_headers)
-            if answer.status_code < 400: return answer
-            kept = {name:value for name,value in answer.headers.items() if name.startswith(('access-', 'vary'))}
+            if answer.status_code < 400:
+                return answer
+            kept = {
+                name: value
+                for name, value in answer.headers.items()
+                if name.startswith(('access-', 'vary'))
+            }
             refusal = Refusal(403, 'another site', f'{answer.body.decode()}. See serve.origins.')
             return json_answer(refusal.json(), 403, kept)
 
-    app.add_middleware(_Door, access=site.access)   # the last one added is the outermost
-    if site.access.origins: app.add_middleware(
-        Origins, allow_origins=site.access.origins, allow_methods=['GET','HEAD','POST'],
-        allow_headers=['Authorization','Content-Type'], expose_headers=['ETag','Retry-After'])
+    app.add_middleware(_Door, access=site.access)  # the last one added is the outermost
+    if site.access.origins:
+        app.add_middleware(
+            Origins,
+            allow_origins=site.access.origins,
+            allow_methods=['GET', 'HEAD', 'POST'],
+            allow_headers=['Authorization', 'Content-Type'],
+            expose_headers=['ETag', 'Retry-After'],
+        )
     app.add_middleware(_Guard, site=site)
 
 # %% ../nbs/08_serve.ipynb #3dbfbae9
 def _refused(e):
     "The answer to an exception"
-    if isinstance(e, Refusal): return json_answer(e.json(), e.status, e.headers)
-    warn(f'A request was answered with status 500 ({type(e).__name__}: {str(e)[:200]}). Please report this.')
-    return json_answer(Refusal(500, 'our fault', 'Something went wrong here. The server\'s log says more.').json(), 500)
+    if isinstance(e, Refusal):
+        return json_answer(e.json(), e.status, e.headers)
+    warn(
+        f'A request was answered with status 500 ({type(e).__name__}: {str(e)[:200]}). Please report this.'
+    )
+    return json_answer(
+        Refusal(500, 'our fault', 'Something went wrong here. The server\'s log says more.').json(),
+        500,
+    )
+
 
 async def _given(site, m, send):
     "Send a large body as fast as it is read, and count what waits for that"
     body = m.get('body', b'')
-    if len(body) <= 2**16: return await send(m)
+    if len(body) <= 2**16:
+        return await send(m)
     site.unread += len(body)
     try:
-        for i in range(0, len(body), 2**16): await send(m | {'body':body[i:i+2**16], 'more_body':True})
-        await send(m | {'body':b''})
-    finally: site.unread -= len(body)
+        for i in range(0, len(body), 2**16):
+            await send(m | {'body': body[i : i + 2**16], 'more_body': True})
+        await send(m | {'body': b''})
+    finally:
+        site.unread -= len(body)
+
 
 async def _drained(receive, seconds=2):
     "Read on and throw away: a client that is still sending would not see the answer when the connection is cut"
+
     async def rest():
-        while (m := await receive())['type'] == 'http.request' and m.get('more_body'): pass
-    with suppress(asyncio.TimeoutError): await asyncio.wait_for(rest(), seconds)
+        while (m := await receive())['type'] == 'http.request' and m.get('more_body'):
+            pass
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), seconds)
 
 # %% ../nbs/08_serve.ipynb #c6be918c
-_upload = {'requestBody':{'required':True, 'content':{
-    'multipart/form-data':{'schema':{'type':'object', 'required':['image'],
-                                     'properties':{'image':{'type':'string', 'format':'binary'}}}},
-    'application/octet-stream':{'schema':{'type':'string', 'format':'binary'}}}}}
+_upload = {
+    'requestBody': {
+        'required': True,
+        'content': {
+            'multipart/form-data': {
+                'schema': {
+                    'type': 'object',
+                    'required': ['image'],
+                    'properties': {'image': {'type': 'string', 'format': 'binary'}},
+                }
+            },
+            'application/octet-stream': {'schema': {'type': 'string', 'format': 'binary'}},
+        },
+    }
+}
 
 _most_hits = 1000
 
@@ -609,37 +911,61 @@ _most_hits = 1000
 def _add_search(app, site, topk):
     from fastapi import Query, Request
     from two_tower_vs.answers import SearchAnswer, refusals
-    k,pictures = Query(topk, ge=1, le=_most_hits, description='hits wanted'), _Pictures(site)
-    late = Refusal(504, 'too slow', f'The search took over {site.timeout} s (serve.timeout_s).')
-    found = {200:dict(model=SearchAnswer, description='The hits')}
 
-    @app.post('/search', openapi_extra=_upload, summary='Search with a picture', tags=['search'],
-              responses=found | refusals(400, 403, 408, 413, 415, 422, 504))
-    async def search(request:Request, topk:int=k):
+    k = Query(topk, ge=1, le=_most_hits, description='hits wanted')
+    pictures = _Pictures(site)
+    late = Refusal(504, 'too slow', f'The search took over {site.timeout} s (serve.timeout_s).')
+    found = {200: dict(model=SearchAnswer, description='The hits')}
+
+    @app.post(
+        '/search',
+        openapi_extra=_upload,
+        summary='Search with a picture',
+        tags=['search'],
+        responses=found | refusals(400, 403, 408, 413, 415, 422, 504),
+    )
+    async def search(request: Request, topk: int = k):
         "Hits of a picture: a form with one file in the field `image`, or the picture itself as the body."
-        _see_room(site)   # a place is taken when the picture is here: a slow upload keeps nobody out
-        slow = Refusal(408, 'slow upload', f'The upload took over {site.timeout} s (serve.timeout_s).',
-                       Connection='close')
+        _see_room(site)  # a place is taken when the picture is here: a slow upload keeps nobody out
+        slow = Refusal(
+            408,
+            'slow upload',
+            f'The upload took over {site.timeout} s (serve.timeout_s).',
+            Connection='close',
+        )
         data = await _within(site.timeout, _uploaded(request, site), slow)
         site.held += len(data)
         try:
             with _admitted(site):
-                _,answer = await _within(site.timeout, _searched(site, data, topk, site.max_upload_pixels), late)
-        finally: site.held -= len(data)
+                _, answer = await _within(
+                    site.timeout, _searched(site, data, topk, site.max_upload_pixels), late
+                )
+        finally:
+            site.held -= len(data)
         return json_answer(answer)
 
-    @app.get('/search', summary='Search with a picture that the server has', tags=['search'],
-             responses=found | refusals(404, 410, 422, 504))
-    async def search_again(id:int=Query(None, description='search with this candidate'),
-                           query:int=Query(None, description='search with this evaluation query'),
-                           v:str=Query(None, description='the version that the number belongs to'), topk:int=k):
+    @app.get(
+        '/search',
+        summary='Search with a picture that the server has',
+        tags=['search'],
+        responses=found | refusals(404, 410, 422, 504),
+    )
+    async def search_again(
+        id: int = Query(None, description='search with this candidate'),
+        query: int = Query(None, description='search with this evaluation query'),
+        v: str = Query(None, description='the version that the number belongs to'),
+        topk: int = k,
+    ):
         "Hits of a picture that the server has: a candidate, or an evaluation query."
-        if (id is None) == (query is None): raise Refusal(422, 'bad request', 'Give id or query, one of them.')
-        shows = site.catalog(v); path = pictures.cand(id, v) if query is None else pictures.query(query, v)
+        if (id is None) == (query is None):
+            raise Refusal(422, 'bad request', 'Give id or query, one of them.')
+        shows = site.catalog(v)
+        path = pictures.cand(id, v) if query is None else pictures.query(query, v)
         with _admitted(site):
             read = lambda: read_inside(site.root, path)[0]
-            now,answer = await _within(site.timeout, _searched(site, read, topk), late)
-        if query is not None and now.shows.version == shows.version: answer = _example(now, query, answer)
+            now, answer = await _within(site.timeout, _searched(site, read, topk), late)
+        if query is not None and now.shows.version == shows.version:
+            answer = _example(now, query, answer)
         return json_answer(answer)
 
 # %% ../nbs/08_serve.ipynb #64d434cc
@@ -647,45 +973,94 @@ def _add_pictures(app, site):
     from fastapi import Query, Request
     from starlette.responses import Response
     from two_tower_vs.answers import Examples, refusals
-    pictures = _Pictures(site); old = Query(None, description='the version that the number belongs to')
-    small = Query(None, ge=16, le=_largest_side, description='longest side of a thumbnail; left out: the file itself')
-    sent = {200:{'description':'The picture', 'content':{'image/*':{'schema':{'type':'string', 'format':'binary'}}}},
-            304:{'description':'The picture of If-None-Match is still the right one'}, **refusals(404, 410, 422, 504)}
+
+    pictures = _Pictures(site)
+    old = Query(None, description='the version that the number belongs to')
+    small = Query(
+        None,
+        ge=16,
+        le=_largest_side,
+        description='longest side of a thumbnail; left out: the file itself',
+    )
+    sent = {
+        200: {
+            'description': 'The picture',
+            'content': {'image/*': {'schema': {'type': 'string', 'format': 'binary'}}},
+        },
+        304: {'description': 'The picture of If-None-Match is still the right one'},
+        **refusals(404, 410, 422, 504),
+    }
     late = Refusal(504, 'too slow', 'The picture could not be read in time.')
 
-    async def made(path, side, known):   # (bytes or None, content type, tag)
+    async def made(path, side, known):  # (bytes or None, content type, tag)
         loop = asyncio.get_running_loop()
-        data,tag = await loop.run_in_executor(site.pool, pictures.read, path, side, known)
-        if data is None: return None, '', tag
+        data, tag = await loop.run_in_executor(site.pool, pictures.read, path, side, known)
+        if data is None:
+            return None, '', tag
         large = await loop.run_in_executor(site.pool, pictures.is_large, data, side)
         pool = site.large_pool if large else site.pool
         return *await loop.run_in_executor(pool, pictures.render, data, side), tag
 
     async def send(request, path, side):
-        if site.unread > site.held_most: raise _busy('Too many pictures wait to be read.')
-        data,kind,tag = await _within(site.timeout, made(path, side, request.headers.get('if-none-match')), late)
-        headers = {'ETag':tag, 'Cache-Control':'private, max-age=60'}
-        return Response(status_code=304, headers=headers) if data is None else Response(data, headers=headers,
-                                                                                        media_type=kind)
+        if site.unread > site.held_most:
+            raise _busy('Too many pictures wait to be read.')
+        data, kind, tag = await _within(
+            site.timeout, made(path, side, request.headers.get('if-none-match')), late
+        )
+        headers = {'ETag': tag, 'Cache-Control': 'private, max-age=60'}
+        return (
+            Response(status_code=304, headers=headers)
+            if data is None
+            else Response(data, headers=headers, media_type=kind)
+        )
 
-    @app.get('/image/{id}', summary="A candidate's picture", tags=['pictures'], response_class=Response, responses=sent)
-    async def image(request:Request, id:int, v:str=old, side:int=small):
+    @app.get(
+        '/image/{id}',
+        summary="A candidate's picture",
+        tags=['pictures'],
+        response_class=Response,
+        responses=sent,
+    )
+    async def image(request: Request, id: int, v: str = old, side: int = small):
         "A candidate's picture. Nothing else is served: no other file has a number."
         return await send(request, pictures.cand(id, v), side)
 
-    @app.get('/query/{i}', summary="An evaluation query's picture", tags=['pictures'], response_class=Response, responses=sent)
-    async def query_picture(request:Request, i:int, v:str=old, side:int=small):
+    @app.get(
+        '/query/{i}',
+        summary="An evaluation query's picture",
+        tags=['pictures'],
+        response_class=Response,
+        responses=sent,
+    )
+    async def query_picture(request: Request, i: int, v: str = old, side: int = small):
         "An evaluation query's picture, where examples are on."
         return await send(request, pictures.query(i, v), side)
 
-    @app.get('/examples', summary='Evaluation queries', tags=['pictures'],
-             responses={200:dict(model=Examples, description='Some of them')} | refusals(422))
-    async def examples(kind:str=Query('all', pattern='^(all|found|missed|gained|lost)$'),
-                       offset:int=Query(0, ge=0, le=10**9), limit:int=Query(24, ge=1, le=200)):
+    @app.get(
+        '/examples',
+        summary='Evaluation queries',
+        tags=['pictures'],
+        responses={200: dict(model=Examples, description='Some of them')} | refusals(422),
+    )
+    async def examples(
+        kind: str = Query('all', pattern='^(all|found|missed|gained|lost)$'),
+        offset: int = Query(0, ge=0, le=10**9),
+        limit: int = Query(24, ge=1, le=200),
+    ):
         "Evaluation queries: all, found at rank 1, missed there, gained or lost by training."
-        c = site.now.shows; masks = _kinds(c.queries); rows = np.flatnonzero(masks[kind])
-        return json_answer(dict(version=c.version, counts={n:int(m.sum()) for n,m in masks.items()},
-                           examples=[dict(i=int(i), **_told(c.queries.iloc[i])) for i in rows[offset:offset+limit]]))
+        c = site.now.shows
+        masks = _kinds(c.queries)
+        rows = np.flatnonzero(masks[kind])
+        return json_answer(
+            dict(
+                version=c.version,
+                counts={n: int(m.sum()) for n, m in masks.items()},
+                examples=[
+                    dict(i=int(i), **_told(c.queries.iloc[i]))
+                    for i in rows[offset : offset + limit]
+                ],
+            )
+        )
 
 # %% ../nbs/08_serve.ipynb #a1a772ba
 def _add_reports(app, site, topk):
@@ -693,30 +1068,64 @@ def _add_reports(app, site, topk):
     from starlette.responses import Response
     from two_tower_vs.answers import Health, Stats, refusals
 
-    @app.get('/health', summary='Is it well?', tags=['reports'],
-             responses={200:dict(model=Health, description='Ready')} | refusals())
-    async def health(request:Request):
+    @app.get(
+        '/health',
+        summary='Is it well?',
+        tags=['reports'],
+        responses={200: dict(model=Health, description='Ready')} | refusals(),
+    )
+    async def health(request: Request):
         "Ready, and with which model and index. Where the server wants a token, a request without it learns only that."
-        if not site.access.knows(request.scope): return json_answer(dict(ready=True, needs_token=True))
-        m,searcher = site.now.searcher.index.manifest, site.now.searcher
-        return json_answer(dict(
-            ready=True, needs_token=False, version=site.now.shows.version, candidates=m['rows'],
-            model_sha256=m['model_sha256'], index_sha256=m['index_sha256'], kind=m['kind'], engine=searcher.engine.name,
-            threshold=searcher.threshold, examples=len(site.now.shows.queries), topk=topk,
-            max_upload_mb=site.max_upload//2**20, max_upload_megapixels=site.max_upload_pixels//1_000_000))
+        if not site.access.knows(request.scope):
+            return json_answer(dict(ready=True, needs_token=True))
+        m = site.now.searcher.index.manifest
+        searcher = site.now.searcher
+        return json_answer(
+            dict(
+                ready=True,
+                needs_token=False,
+                version=site.now.shows.version,
+                candidates=m['rows'],
+                model_sha256=m['model_sha256'],
+                index_sha256=m['index_sha256'],
+                kind=m['kind'],
+                engine=searcher.engine.name,
+                threshold=searcher.threshold,
+                examples=len(site.now.shows.queries),
+                topk=topk,
+                max_upload_mb=site.max_upload // 2**20,
+                max_upload_megapixels=site.max_upload_pixels // 1_000_000,
+            )
+        )
 
-    @app.get('/stats', summary='Counts and times', tags=['reports'],
-             responses={200:dict(model=Stats, description='Since the start')} | refusals())
+    @app.get(
+        '/stats',
+        summary='Counts and times',
+        tags=['reports'],
+        responses={200: dict(model=Stats, description='Since the start')} | refusals(),
+    )
     async def stats():
         "The latency card of real requests."
-        return json_answer(site.measures.card() | dict(under_way=site.busy, queue=len(site.batcher.todo)))
+        return json_answer(
+            site.measures.card() | dict(under_way=site.busy, queue=len(site.batcher.todo))
+        )
 
-    @app.get('/metrics', summary='The same for Prometheus', tags=['reports'], response_class=Response,
-             responses={200:{'description':'Text', 'content':{'text/plain':{'schema':{'type':'string'}}}}} | refusals())
+    @app.get(
+        '/metrics',
+        summary='The same for Prometheus',
+        tags=['reports'],
+        response_class=Response,
+        responses={
+            200: {'description': 'Text', 'content': {'text/plain': {'schema': {'type': 'string'}}}}
+        }
+        | refusals(),
+    )
     async def metrics():
         "In Prometheus's text format."
-        return Response(site.measures.text(site.busy, len(site.now.shows.paths)),
-                        media_type='text/plain; version=0.0.4; charset=utf-8')
+        return Response(
+            site.measures.text(site.busy, len(site.now.shows.paths)),
+            media_type='text/plain; version=0.0.4; charset=utf-8',
+        )
 
 # %% ../nbs/08_serve.ipynb #4322f9cd
 def _add_login(app, site):
@@ -724,213 +1133,395 @@ def _add_login(app, site):
     from starlette.responses import Response
     from two_tower_vs.answers import refusals
 
-    @app.post('/login', summary='Get a cookie for the token', tags=['access'], status_code=204, response_class=Response,
-              responses={204:{'description':'The answer sets the cookie'}} | refusals(403))
-    async def login(request:Request):
+    @app.post(
+        '/login',
+        summary='Get a cookie for the token',
+        tags=['access'],
+        status_code=204,
+        response_class=Response,
+        responses={204: {'description': 'The answer sets the cookie'}} | refusals(403),
+    )
+    async def login(request: Request):
         "For browsers, which cannot send `Authorization: Bearer` with a picture's address: send it here, once."
-        if not site.access.token: return Response(status_code=204)
-        if not site.access.knows(request.scope): raise Refusal(401, 'no token', 'This is not the token of this server.')
-        name,value = site.access.cookie()
+        if not site.access.token:
+            return Response(status_code=204)
+        if not site.access.knows(request.scope):
+            raise Refusal(401, 'no token', 'This is not the token of this server.')
+        name, value = site.access.cookie()
         answer = Response(status_code=204)
-        answer.set_cookie(name, value, httponly=True, samesite='strict', secure=request.url.scheme == 'https')
+        answer.set_cookie(
+            name, value, httponly=True, samesite='strict', secure=request.url.scheme == 'https'
+        )
         return answer
 
 # %% ../nbs/08_serve.ipynb #4645318b
-_icon = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
-         '<rect width="16" height="16" rx="4" fill="#2563eb"/><path d="M4 12V6h3v6zm5 0V3h3v9z" fill="#fff"/></svg>')
+_icon = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
+    '<rect width="16" height="16" rx="4" fill="#2563eb"/><path d="M4 12V6h3v6zm5 0V3h3v9z" fill="#fff"/></svg>'
+)
+
 
 def _add_pages(app):
     from starlette.responses import FileResponse, Response
     import two_tower_vs
-    here,swagger = Path(two_tower_vs.__file__).parent, find_spec('fastapi_offline')
-    files = {'/':here/'page.html', '/docs':here/'docs.html',
-             **{f'/{n}':here/n for n in ('page.css','page.js','docs.js')}}
-    there = swagger and Path(swagger.origin).parent/'static'
-    if there: files |= {f'/{n}':there/n for n in ('swagger-ui.css','swagger-ui-bundle.js')}
-    for url,file in files.items():
-        app.add_api_route(url, lambda file=file: FileResponse(file, headers={'Cache-Control':'no-cache'}),
-                          include_in_schema=False)
-    app.add_api_route('/favicon.ico', lambda: Response(_icon, media_type='image/svg+xml'), include_in_schema=False)
+
+    here = Path(two_tower_vs.__file__).parent
+    swagger = find_spec('fastapi_offline')
+    files = {
+        '/': here / 'page.html',
+        '/docs': here / 'docs.html',
+        **{f'/{n}': here / n for n in ('page.css', 'page.js', 'docs.js')},
+    }
+    there = swagger and Path(swagger.origin).parent / 'static'
+    if there:
+        files |= {f'/{n}': there / n for n in ('swagger-ui.css', 'swagger-ui-bundle.js')}
+    for url, file in files.items():
+        app.add_api_route(
+            url,
+            lambda file=file: FileResponse(file, headers={'Cache-Control': 'no-cache'}),
+            include_in_schema=False,
+        )
+    app.add_api_route(
+        '/favicon.ico', lambda: Response(_icon, media_type='image/svg+xml'), include_in_schema=False
+    )
 
 # %% ../nbs/08_serve.ipynb #0abc6c7d
-_about = ('Search by picture. Every refusal has one form: `{"error":{"status":…,"reason":…,"detail":…}}`. '
-          'HEAD is answered wherever GET is.')
+_about = (
+    'Search by picture. Every refusal has one form: `{"error":{"status":…,"reason":…,"detail":…}}`. '
+    'HEAD is answered wherever GET is.'
+)
 
-limits = dict(topk=whole(1, _most_hits), max_pixels=whole(1, 2_000_000_000), max_upload_mb=whole(1, 256),
-              timeout_s=whole(1, 86_400), waiting=whole(1, 100_000), batch=whole(1, 1024),
-              max_upload_megapixels=whole(1, 2000), per_address=whole(0, 100_000))
+limits = dict(
+    topk=whole(1, _most_hits),
+    max_pixels=whole(1, 2_000_000_000),
+    max_upload_mb=whole(1, 256),
+    timeout_s=whole(1, 86_400),
+    waiting=whole(1, 100_000),
+    batch=whole(1, 1024),
+    max_upload_megapixels=whole(1, 2000),
+    per_address=whole(0, 100_000),
+)
+
 
 @bounded(**limits)
 def make_app(
-    out,              # the folder that a run left behind: model/, index/, per_query.csv
-    root,             # images_root, that all pictures are below
-    gt=None,          # query_gt.csv, for the examples
-    topk:int=10,      # hits, where a request doesn't say
-    max_pixels:int=100_000_000, # larger pictures are refused
-    max_upload_mb:int=20,
-    timeout_s:int=30, # for an upload, and again for its search
-    waiting:int=128,  # searches under way; more are asked to come again
-    batch:int=8,      # pictures that go through the model together, at most
-    examples:bool=True, # are the evaluation queries shown?
-    access:Access=None, # who may ask; None: everybody
-    every:float=1,    # seconds between looks for a new index
-    max_upload_megapixels:int=64, # larger uploads are refused
-    originals:str='clean', # how a picture's file is sent: clean, without its metadata; exact; or none, only thumbnails
-    per_address:int=100, # connections of one address; 0: no bound
-    embedding:dict=None, # engine and precision, as for Searcher
-):                    # a FastAPI app; app.state.site is its Site
+    out,  # the folder that a run left behind: model/, index/, per_query.csv
+    root,  # images_root, that all pictures are below
+    gt=None,  # query_gt.csv, for the examples
+    topk: int = 10,  # hits, where a request doesn't say
+    max_pixels: int = 100_000_000,  # larger pictures are refused
+    max_upload_mb: int = 20,
+    timeout_s: int = 30,  # for an upload, and again for its search
+    waiting: int = 128,  # searches under way; more are asked to come again
+    batch: int = 8,  # pictures that go through the model together, at most
+    examples: bool = True,  # are the evaluation queries shown?
+    access: Access = None,  # who may ask; None: everybody
+    every: float = 1,  # seconds between looks for a new index
+    max_upload_megapixels: int = 64,  # larger uploads are refused
+    originals: str = 'clean',  # how a picture's file is sent: clean, without its metadata; exact; or none, only thumbnails
+    per_address: int = 100,  # connections of one address; 0: no bound
+    embedding: dict = None,  # engine and precision, as for Searcher
+):  # a FastAPI app; app.state.site is its Site
     "The API and the page. Raises `InputError` where there is no model or no index."
     from fastapi import FastAPI, Security
     from fastapi.exceptions import RequestValidationError
     from fastapi.security import HTTPBearer
     from starlette.exceptions import HTTPException
     from two_tower_vs import __version__
-    logging.getLogger('python_multipart').addHandler(logging.NullHandler())   # the answer says it already
-    site = Site(out, root, gt, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples, max_upload_megapixels,
-                originals, per_address, access, embedding)
-    bearer = [Security(HTTPBearer(auto_error=False, description='serve.token'))] if site.access.token else []
-    app = FastAPI(title='two_tower_vs', version=__version__, docs_url=None, redoc_url=None, description=_about,
-                  lifespan=_watching(site, every), dependencies=bearer)
+
+    # The answer says it already
+    logging.getLogger('python_multipart').addHandler(logging.NullHandler())
+    site = Site(
+        out,
+        root,
+        gt,
+        max_pixels,
+        max_upload_mb,
+        timeout_s,
+        waiting,
+        batch,
+        examples,
+        max_upload_megapixels,
+        originals,
+        per_address,
+        access,
+        embedding,
+    )
+    bearer = (
+        [Security(HTTPBearer(auto_error=False, description='serve.token'))]
+        if site.access.token
+        else []
+    )
+    app = FastAPI(
+        title='two_tower_vs',
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        description=_about,
+        lifespan=_watching(site, every),
+        dependencies=bearer,
+    )
     app.state.site = site
     _add_rings(app, site)
-    _add_search(app, site, topk); _add_pictures(app, site); _add_reports(app, site, topk); _add_pages(app)
+    _add_search(app, site, topk)
+    _add_pictures(app, site)
+    _add_reports(app, site, topk)
+    _add_pages(app)
     _add_login(app, site)
-    async def refuse(request, e): return _refused(e)
-    async def http(request, e): return json_answer(Refusal(e.status_code, *_plainly(e)).json(), e.status_code, _allowed(e.headers))
-    async def invalid(request, e): return _refused(_invalid(e))
-    for kind,f in ((Refusal, refuse), (HTTPException, http),
-                   (RequestValidationError, invalid)): app.add_exception_handler(kind, f)
+
+    async def refuse(request, e):
+        return _refused(e)
+
+    async def http(request, e):
+        return json_answer(
+            Refusal(e.status_code, *_plainly(e)).json(), e.status_code, _allowed(e.headers)
+        )
+
+    async def invalid(request, e):
+        return _refused(_invalid(e))
+
+    for kind, f in ((Refusal, refuse), (HTTPException, http), (RequestValidationError, invalid)):
+        app.add_exception_handler(kind, f)
     return app
 
 # %% ../nbs/08_serve.ipynb #af7869e9
 def _plainly(e):
-    return {404:('not found', 'There is nothing at this address. /docs tells what there is.'),
-            405:('wrong method', 'This address does not take that method. /docs tells what there is.')
-            }.get(e.status_code, (str(e.detail).lower(), str(e.detail)))
+    return {
+        404: ('not found', 'There is nothing at this address. /docs tells what there is.'),
+        405: ('wrong method', 'This address does not take that method. /docs tells what there is.'),
+    }.get(e.status_code, (str(e.detail).lower(), str(e.detail)))
+
 
 def _allowed(headers):
     "The methods that an address takes: HEAD too where GET is"
-    return {name:f'{value}, HEAD' if name.lower() == 'allow' and 'GET' in value and 'HEAD' not in value else value
-            for name,value in (headers or {}).items()}
+    return {
+        name: f'{value}, HEAD'
+        if name.lower() == 'allow' and 'GET' in value and 'HEAD' not in value
+        else value
+        for name, value in (headers or {}).items()
+    }
+
 
 def _invalid(e):
     "FastAPI's list of what is wrong with the parameters, in a sentence"
-    return Refusal(422, 'bad request', '; '.join(f'{o["loc"][-1]}: {o["msg"]}' for o in e.errors()[:3])[:300] + '.')
+    return Refusal(
+        422,
+        'bad request',
+        '; '.join(f'{o["loc"][-1]}: {o["msg"]}' for o in e.errors()[:3])[:300] + '.',
+    )
+
 
 def _watching(site, every):
     @asynccontextmanager
     async def lifespan(app):
         async def watch():
-            while True: await asyncio.sleep(every); await asyncio.to_thread(site.reload)
-        task = asyncio.create_task(watch()); yield
-        task.cancel(); site.close()
+            while True:
+                await asyncio.sleep(every)
+                await asyncio.to_thread(site.reload)
+
+        task = asyncio.create_task(watch())
+        yield
+        task.cancel()
+        site.close()
+
     return lifespan
 
 # %% ../nbs/08_serve.ipynb #0716f264
 def _socket(host, port):
     "A listening socket. Raises `InputError`."
     try:
-        family,kind,_,_,at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         s = socket.socket(family, kind)
-    except (OSError, UnicodeError) as e: raise InputError(
-        f'serve.host is {host!r}, and that is no address ({e}). Use 127.0.0.1.') from e
+    except (OSError, UnicodeError) as e:
+        raise InputError(
+            f'serve.host is {host!r}, and that is no address ({e}). Use 127.0.0.1.'
+        ) from e
     try:
-        if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if unsent := getattr(socket, 'TCP_NOTSENT_LOWAT', 0): s.setsockopt(socket.IPPROTO_TCP, unsent, 2**16)
-        s.bind(at); s.listen(2048); return s
+        if os.name != 'nt':
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if unsent := getattr(socket, 'TCP_NOTSENT_LOWAT', 0):
+            s.setsockopt(socket.IPPROTO_TCP, unsent, 2**16)
+        s.bind(at)
+        s.listen(2048)
+        return s
     except OSError as e:
         s.close()
-        raise InputError(f'Port {port} of {host} can not be used ({e.strerror}). Stop what uses it, or give another '
-                                    'with --port.') from e
+        raise InputError(
+            f'Port {port} of {host} can not be used ({e.strerror}). Stop what uses it, or give another '
+            'with --port.'
+        ) from e
 
 # %% ../nbs/08_serve.ipynb #685e5ef0
-_most_head = 2**16   # bytes of a request that are not its body
-_strange = Refusal(400, 'bad request', 'This is no HTTP/1.1 request that can be understood. Most libraries write them well.')
+_most_head = 2**16  # bytes of a request that are not its body
+_strange = Refusal(
+    400,
+    'bad request',
+    'This is no HTTP/1.1 request that can be understood. Most libraries write them well.',
+)
 _full = Refusal(503, 'busy', 'Too many connections are open. Try again in a second.', Retry_After=1)
-_long = Refusal(431, 'headers too large', f'The headers are over the limit of {_most_head//1024} KB. Send fewer.')
+_long = Refusal(
+    431,
+    'headers too large',
+    f'The headers are over the limit of {_most_head // 1024} KB. Send fewer.',
+)
+
 
 class _Plain:
     "Limits and answers that uvicorn's protocol of httptools has not, or not in our form"
-    fed = 0   # bytes since something began or went on
-    def on_message_begin(self): self.fed = 0; super().on_message_begin()
-    def on_body(self, body): self.fed = 0; super().on_body(body)
+
+    fed = 0  # bytes since something began or went on
+
+    def on_message_begin(self):
+        self.fed = 0
+        super().on_message_begin()
+
+    def on_body(self, body):
+        self.fed = 0
+        super().on_body(body)
+
     def data_received(self, data):
-        self.fed += len(data); super().data_received(data)
-        if self.fed > _most_head and not self.transport.is_closing(): self._refuse(_long)
-    def send_400_response(self, msg): self._refuse(_strange)
+        self.fed += len(data)
+        super().data_received(data)
+        if self.fed > _most_head and not self.transport.is_closing():
+            self._refuse(_long)
+
+    def send_400_response(self, msg):
+        self._refuse(_strange)
+
     def _refuse(self, r):
         body = json.dumps(r.json()).encode()
-        more = [(name.encode(), value.encode()) for name,value in r.headers.items()]
-        headers = [*self.server_state.default_headers, *_headers, *more, (b'content-type', b'application/json'),
-                   (b'content-length', str(len(body)).encode()), (b'connection', b'close')]
+        more = [(name.encode(), value.encode()) for name, value in r.headers.items()]
+        headers = [
+            *self.server_state.default_headers,
+            *_headers,
+            *more,
+            (b'content-type', b'application/json'),
+            (b'content-length', str(len(body)).encode()),
+            (b'connection', b'close'),
+        ]
         head = f'HTTP/1.1 {r.status} {HTTPStatus(r.status).phrase}\r\n'.encode()
         if not (self.cycle and self.cycle.response_started and not self.cycle.response_complete):
-            self.transport.write(head + b''.join(b'%s: %s\r\n' % h for h in headers) + b'\r\n' + body)
+            self.transport.write(
+                head + b''.join(b'%s: %s\r\n' % h for h in headers) + b'\r\n' + body
+            )
         self.transport.close()
 
 # %% ../nbs/08_serve.ipynb #a9a3abaa
 class _Counted:
     "What `Connections` asks of a connection"
-    refused = False   # there is no place for it
-    begun = 0.        # when its request began to arrive
+
+    refused = False  # there is no place for it
+    begun = 0.0  # when its request began to arrive
+
     @property
-    def address(self): return self.client[0] if self.client else ''
+    def address(self):
+        return self.client[0] if self.client else ''
+
     def on_message_begin(self):
         self.begun = self.loop.time()
         super().on_message_begin()
+
     def waits(self):
         cycle = self.cycle
-        return cycle is None or cycle.response_complete or cycle.more_body and not cycle.response_started
-    def uploads(self): return self.cycle is not None and self.cycle.more_body and self.loop.time()-self.begun > 2
-    def cut(self): self.transport.close()
+        return (
+            cycle is None
+            or cycle.response_complete
+            or cycle.more_body
+            and not cycle.response_started
+        )
+
+    def uploads(self):
+        return self.cycle is not None and self.cycle.more_body and self.loop.time() - self.begun > 2
+
+    def cut(self):
+        self.transport.close()
 
 # %% ../nbs/08_serve.ipynb #5c93b9c8
 def _impatient(base, seconds, connections):
     "uvicorn's protocol, which ends a connection whose next request does not arrive, or whose answer is not read"
+
     class Impatient(_Plain, _Counted, base):
         timer = reader = None
+
         def _watch(self):
             idle = self.cycle is None or self.cycle.response_complete
-            if idle and not self.timer: self.timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
-            elif not idle and self.timer: self.timer.cancel(); self.timer = None
-        def _unread(self, was=0):   # no more is written while it looks again: what is left gets less, or nobody reads
-            if self.reader and not was: return
-            left,self.reader = self.transport.get_write_buffer_size(), None
-            if was and left >= was: self.transport.abort()
-            elif left: self.reader = self.loop.call_later(seconds, self._unread, left)
+            if idle and not self.timer:
+                self.timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+            elif not idle and self.timer:
+                self.timer.cancel()
+                self.timer = None
+
+        def _unread(
+            self, was=0
+        ):  # no more is written while it looks again: what is left gets less, or nobody reads
+            if self.reader and not was:
+                return
+            left = self.transport.get_write_buffer_size()
+            self.reader = None
+            if was and left >= was:
+                self.transport.abort()
+            elif left:
+                self.reader = self.loop.call_later(seconds, self._unread, left)
+
         def _stop(self, *timers):
-            for t in timers: t and t.cancel()
+            for t in timers:
+                t and t.cancel()
+
         def connection_made(self, transport):
             super().connection_made(transport)
             self._watch()
             if not connections.add(self):
-                self.refused = True   # and told so, if it asks soon
+                self.refused = True  # and told so, if it asks soon
                 self.loop.call_later(2, transport.close)
+
         def data_received(self, data):
-            if self.refused: return self._refuse(_full)
+            if self.refused:
+                return self._refuse(_full)
             super().data_received(data)
             self._watch()
-        def pause_writing(self): super().pause_writing(); self._unread()
+
+        def pause_writing(self):
+            super().pause_writing()
+            self._unread()
+
         def resume_writing(self):
             super().resume_writing()
-            if not self.transport.is_closing(): self._stop(self.reader); self.reader = None
+            if not self.transport.is_closing():
+                self._stop(self.reader)
+                self.reader = None
+
         def on_response_complete(self):
             super().on_response_complete()
             connections.answered(self)
-            if self.transport.is_closing(): self._unread()
-        def timeout_keep_alive_handler(self): super().timeout_keep_alive_handler(); self._unread()
+            if self.transport.is_closing():
+                self._unread()
+
+        def timeout_keep_alive_handler(self):
+            super().timeout_keep_alive_handler()
+            self._unread()
+
         def connection_lost(self, exc):
             connections.remove(self)
             self._stop(self.timer, self.reader)
             super().connection_lost(exc)
+
     return Impatient
 
 # %% ../nbs/08_serve.ipynb #beb12743
 def _uvicorn(app, timeout_s):
     "A server for the app, not running yet"
     import uvicorn
-    config = uvicorn.Config(app, http='httptools', ws='none', log_level='warning', access_log=False,
-                            server_header=False, timeout_graceful_shutdown=timeout_s); config.load()
+
+    config = uvicorn.Config(
+        app,
+        http='httptools',
+        ws='none',
+        log_level='warning',
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=timeout_s,
+    )
+    config.load()
     site = app.state.site
     config.http_protocol_class = _impatient(config.http_protocol_class, timeout_s, site.connections)
     server = uvicorn.Server(config)
@@ -938,46 +1529,70 @@ def _uvicorn(app, timeout_s):
     return server
 
 # %% ../nbs/08_serve.ipynb #3164a65d
-@bounded(port=whole(0, 65_535), **limits)   # port 0: any that is free
+@bounded(port=whole(0, 65_535), **limits)  # port 0: any that is free
 def serve(
-    out,                   # the folder that a run left behind
-    root,                  # images_root
-    gt,                    # query_gt.csv
-    topk,                  # hits, where a request doesn't say
-    max_pixels:int=100_000_000, # larger pictures are refused
-    host:str='127.0.0.1',  # the address to listen at; 0.0.0.0 is every address of this machine
-    port:int=8000,         # 0: any that is free
-    max_upload_mb:int=20,  # larger uploads are refused
-    timeout_s:int=30,      # seconds for an upload, and again for its search
-    waiting:int=128,       # searches under way; more are asked to come again
-    batch:int=8,           # pictures that go through the model together, at most
-    examples:bool=True,    # are the evaluation queries shown?
-    max_upload_megapixels:int=64, # uploads with more pixels are refused
-    originals:str='clean', # a picture's file is sent without its metadata (clean), as it is (exact), or not at all (none)
-    per_address:int=100,   # open connections of one address; 0: no bound, for a proxy that has its own
-    hosts:tuple=(),        # names that the server answers to, besides this machine's own; * is any
-    origins:tuple=(),      # of other sites' pages that may use the API: https://shop.example.org
-    token:str=None,        # that a request must bring; env:NAME or file:PATH say where it is
-    embedding:dict=None,   # engine and precision, as for Searcher
+    out,  # the folder that a run left behind
+    root,  # images_root
+    gt,  # query_gt.csv
+    topk,  # hits, where a request doesn't say
+    max_pixels: int = 100_000_000,  # larger pictures are refused
+    host: str = '127.0.0.1',  # the address to listen at; 0.0.0.0 is every address of this machine
+    port: int = 8000,  # 0: any that is free
+    max_upload_mb: int = 20,  # larger uploads are refused
+    timeout_s: int = 30,  # seconds for an upload, and again for its search
+    waiting: int = 128,  # searches under way; more are asked to come again
+    batch: int = 8,  # pictures that go through the model together, at most
+    examples: bool = True,  # are the evaluation queries shown?
+    max_upload_megapixels: int = 64,  # uploads with more pixels are refused
+    originals: str = 'clean',  # a picture's file is sent without its metadata (clean), as it is (exact), or not at all (none)
+    per_address: int = 100,  # open connections of one address; 0: no bound, for a proxy that has its own
+    hosts: tuple = (),  # names that the server answers to, besides this machine's own; * is any
+    origins: tuple = (),  # of other sites' pages that may use the API: https://shop.example.org
+    token: str = None,  # that a request must bring; env:NAME or file:PATH say where it is
+    embedding: dict = None,  # engine and precision, as for Searcher
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
     access = make_access(host, hosts, origins, token)
     sock = _socket(host, port)
     with sock:
-        app = make_app(out, root, gt, topk, max_pixels, max_upload_mb, timeout_s, waiting, batch, examples, access,
-                       max_upload_megapixels=max_upload_megapixels, originals=originals, per_address=per_address,
-                       embedding=embedding)
-        if access.any_address: warn(_open_to(host, access))
-        server = _uvicorn(app, timeout_s)   # before it is announced: imports take a while
-        at = sock.getsockname(); name = f'[{host}]' if ':' in host else host
-        print(f'serve: {len(app.state.site.now.shows.paths):,} candidates at http://{name}:{at[1]} (Ctrl-C ends it)',
-              flush=True)
-        with suppress(KeyboardInterrupt): server.run(sockets=[sock])   # it says again what it was told
+        app = make_app(
+            out,
+            root,
+            gt,
+            topk,
+            max_pixels,
+            max_upload_mb,
+            timeout_s,
+            waiting,
+            batch,
+            examples,
+            access,
+            max_upload_megapixels=max_upload_megapixels,
+            originals=originals,
+            per_address=per_address,
+            embedding=embedding,
+        )
+        if access.any_address:
+            warn(_open_to(host, access))
+        server = _uvicorn(app, timeout_s)  # before it is announced: imports take a while
+        at = sock.getsockname()
+        name = f'[{host}]' if ':' in host else host
+        print(
+            f'serve: {len(app.state.site.now.shows.paths):,} candidates at http://{name}:{at[1]} (Ctrl-C ends it)',
+            flush=True,
+        )
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[sock])  # it says again what it was told
 
 # %% ../nbs/08_serve.ipynb #9aea17ed
 def _open_to(host, access):
     "What to know about a server that others can reach"
-    if access.token: return (f'Whoever can reach {host} and has the token may search and see the candidates. '
-                             'Nothing is encrypted, the token neither: put a proxy with TLS in front.')
-    return (f'Anybody who can reach {host} may search and see the candidates. '
-            'Set serve.token, or leave --host out: then only this machine may.')
+    if access.token:
+        return (
+            f'Whoever can reach {host} and has the token may search and see the candidates. '
+            'Nothing is encrypted, the token neither: put a proxy with TLS in front.'
+        )
+    return (
+        f'Anybody who can reach {host} may search and see the candidates. '
+        'Set serve.token, or leave --host out: then only this machine may.'
+    )

@@ -17,23 +17,24 @@ from reprlib import repr as shorter
 @dataclass(frozen=True)
 class Bound:
     "The numbers that one setting may have."
-    kind:type              # Integral or Real
-    low:float
-    high:float
-    above:bool=False       # is `low` itself too small?
-    below:bool=False       # is `high` itself too large?
-    optional:bool=False    # may it be None, even if that is not the default?
 
-    def fits(self, value)->bool:
+    kind: type  # Integral or Real
+    low: float
+    high: float
+    above: bool = False  # is `low` itself too small?
+    below: bool = False  # is `high` itself too large?
+    optional: bool = False  # may it be None, even if that is not the default?
+
+    def fits(self, value) -> bool:
         "Is it a number, finite and in range?"
         if not isinstance(value, self.kind) or isinstance(value, bool):
             return False
-        if not (self.low <= value <= self.high):   # false for nan, too
+        if not (self.low <= value <= self.high):  # false for nan, too
             return False
         at_open_end = (self.above and value == self.low) or (self.below and value == self.high)
         return not at_open_end
 
-    def text(self)->str:
+    def text(self) -> str:
         "The range in words."
         noun = 'a whole number' if self.kind is Integral else 'a number'
         low = f'above {self.low:,}' if self.above else f'from {self.low:,}'
@@ -42,67 +43,77 @@ class Bound:
 
 # %% ../nbs/00_settings.ipynb #3cfcd3ee
 def whole(
-    low:int,
-    high:int,
-    optional:bool=False,  # may it be None, even if that is not the default?
-)->Bound:
+    low: int,
+    high: int,
+    optional: bool = False,  # may it be None, even if that is not the default?
+) -> Bound:
     "A whole number from `low` to `high`."
     return Bound(Integral, low, high, optional=optional)
 
+
 def number(
-    low:float=None,
-    high:float=None,
-    above:float=None,  # in place of low: the value itself is too small
-    below:float=None,  # in place of high: the value itself is too large
-)->Bound:
+    low: float = None,
+    high: float = None,
+    above: float = None,  # in place of low: the value itself is too small
+    below: float = None,  # in place of high: the value itself is too large
+) -> Bound:
     "A number, whole or not, between two ends."
     open_low = above is not None
     open_high = below is not None
-    return Bound(Real, above if open_low else low, below if open_high else high, open_low, open_high)
+    return Bound(
+        Real, above if open_low else low, below if open_high else high, open_low, open_high
+    )
 
 # %% ../nbs/00_settings.ipynb #a0f6c9a5
 @dataclass(frozen=True)
 class Several:
     "A list of numbers, each within the same bound."
-    each:Bound
-    least:int=0   # how many there are at least
-    most:int=100
-    optional:bool=False
 
-    def fits(self, values)->bool:
+    each: Bound
+    least: int = 0  # how many there are at least
+    most: int = 100
+    optional: bool = False
+
+    def fits(self, values) -> bool:
         "Is it a list of the right length whose members all fit?"
-        if not isinstance(values, (list, tuple, range, set, frozenset)) and not hasattr(values, '__array__'):
+        if not isinstance(values, (list, tuple, range, set, frozenset)) and not hasattr(
+            values, '__array__'
+        ):
             return False
         if getattr(values, 'ndim', 1) != 1 or not self.least <= len(values) <= self.most:
             return False
         return all(self.each.fits(value) for value in values)
 
-    def text(self)->str:
+    def text(self) -> str:
         "The range in words."
         return f'a list of {self.least} to {self.most} numbers, each {self.each.text()}'
 
+
 def wholes(
-    low:int,
-    high:int,
-    least:int=0,  # how many there are at least
-)->Several:
+    low: int,
+    high: int,
+    least: int = 0,  # how many there are at least
+) -> Several:
     "A list of whole numbers from `low` to `high`."
     return Several(whole(low, high), least)
 
 # %% ../nbs/00_settings.ipynb #a0983683
 def refuse_outside(
-    where:str,    # what a message calls the setting
+    where: str,  # what a message calls the setting
     value,
     bound,
-    optional:bool=False,  # may it be None, whatever the bound says?
+    optional: bool = False,  # may it be None, whatever the bound says?
 ):
     "Raise `InputError` unless the value fits its bound."
     optional = optional or bound.optional
     if bound.fits(value) or (value is None and optional):
         return
-    from two_tower_vs.catalog import InputError   # late, since it imports pandas: `--help` should not wait for that
+    # Late, since it imports pandas: `--help` should not wait for that
+    from two_tower_vs.catalog import InputError
+
     rest = ', or leave it out' if optional else ''
     raise InputError(f'{where} is {_shown(value)}. Use {bound.text()}{rest}.')
+
 
 def _shown(value):
     "A value in few characters, as YAML writes it"
@@ -112,7 +123,7 @@ def _shown(value):
         return str(value).lower()
     try:
         return shorter(value)
-    except ValueError:   # Python does not print numbers of more than 4,300 digits
+    except ValueError:  # Python does not print numbers of more than 4,300 digits
         return 'a number of thousands of digits'
 
 # %% ../nbs/00_settings.ipynb #1e374a94
@@ -120,37 +131,42 @@ def bounded(
     **bounds,  # parameter -> Bound or Several
 ):
     "A decorator: check these parameters whenever the function is called, and raise `InputError`."
+
     def decorate(f):
         sig = signature(f)
         name = f.__qualname__.removesuffix('.__init__')
         optional = {key: sig.parameters[key].default is None for key in bounds}
+
         @wraps(f)
         def checked(*args, **kwargs):
             try:
                 given = sig.bind(*args, **kwargs).arguments
-            except TypeError:   # f itself says best what is wrong with the call
+            except TypeError:  # f itself says best what is wrong with the call
                 return f(*args, **kwargs)
             for key in given:
                 if key in bounds:
                     refuse_outside(f'{name}: {key}', given[key], bounds[key], optional[key])
             return f(*args, **kwargs)
+
         checked.bounds = bounds
         return checked
+
     return decorate
 
+
 def bounds_of(
-    f,         # a function or a class
-)->dict:       # parameter -> its bound
+    f,  # a function or a class
+) -> dict:  # parameter -> its bound
     "The table of a function, or of a class's `__init__`."
     f = f.__init__ if isinstance(f, type) else f
     return getattr(f, 'bounds', {})
 
 # %% ../nbs/00_settings.ipynb #1037b0ec
 def configured(
-    where:str,    # what a message calls the setting
-    value,        # as YAML gives it
+    where: str,  # what a message calls the setting
+    value,  # as YAML gives it
     bound,
-    optional:bool=False,  # may it be None?
+    optional: bool = False,  # may it be None?
 ):
     "A number or list of a config file, as its function takes it. Raises `InputError`."
     meant = value
@@ -162,6 +178,7 @@ def configured(
         refuse_outside(where, value, bound, optional)
         return None
     return float(meant) if isinstance(bound, Bound) and bound.kind is Real else meant
+
 
 def _number_in(text):
     try:

@@ -12,25 +12,28 @@ import pandas as pd
 # %% ../nbs/00a_sheet.ipynb #78997573
 _formula = re.compile('[=+\\-@\t\r\n＝＋－＠]')
 _marked = re.compile("(\\./|')(?=[=+\\-@\t\r\n＝＋－＠])")
-_more_paths = 'file', 'other', 'top1', 'baseline_top1'   # columns of paths whose names do not end in path
+# Columns of paths whose names do not end in path
+_more_paths = ('file', 'other', 'top1', 'baseline_top1')
+
 
 def safe_cell(
-    text:str,
-    is_path:bool=False, # does it lead to a file?
-)->str:
+    text: str,
+    is_path: bool = False,  # does it lead to a file?
+) -> str:
     "The same text, so that a spreadsheet shows it and does not compute it."
     if not _formula.match(text):
         return text
     return ('./' if is_path else "'") + text
 
-def plain_cell(text:str)->str:
+
+def plain_cell(text: str) -> str:
     "What `safe_cell` was given."
     return _marked.sub('', text, count=1) if _marked.match(text) else text
 
 # %% ../nbs/00a_sheet.ipynb #b6afaec4
 def write_csv(
-    table:pd.DataFrame,
-    file,               # a path, or an open file
+    table: pd.DataFrame,
+    file,  # a path, or an open file
 ):
     "Write a table without its row names; no text in it becomes a formula."
     table = table.copy(deep=False)
@@ -38,13 +41,18 @@ def write_csv(
         if pd.api.types.is_numeric_dtype(table[name]):
             continue
         is_path = name.endswith('path') or name in _more_paths
-        table[name] = table[name].map(lambda cell: safe_cell(cell, is_path) if isinstance(cell, str) else cell)
+        table[name] = table[name].map(
+            lambda cell: safe_cell(cell, is_path) if isinstance(cell, str) else cell
+        )
     table.to_csv(file, index=False)
 
-def plain_cells(table:pd.DataFrame)->pd.DataFrame:
+
+def plain_cells(table: pd.DataFrame) -> pd.DataFrame:
     "A table that was read from such a file, with the cells that were written."
     table = table.copy(deep=False)
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name]):
-            table[name] = table[name].map(lambda cell: plain_cell(cell) if isinstance(cell, str) else cell)
+            table[name] = table[name].map(
+                lambda cell: plain_cell(cell) if isinstance(cell, str) else cell
+            )
     return table

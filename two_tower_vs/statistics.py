@@ -18,222 +18,273 @@ from .catalog import InputError
 
 # %% ../nbs/02_statistics.ipynb #dd1039c8
 def components(
-    queries,      # picture of each row (n,): paths or numbers
-    answers,      # the right answer of each row (n,)
-)->np.ndarray:    # int (n,): product of each row, numbered by first appearance
+    queries,  # picture of each row (n,): paths or numbers
+    answers,  # the right answer of each row (n,)
+) -> np.ndarray:  # int (n,): product of each row, numbered by first appearance
     "Connected components of queries and answers. Raises `InputError`."
     if len(queries) != len(answers):
-        raise InputError(f'{len(queries)} queries and {len(answers)} answers: each row needs one of both.')
+        raise InputError(
+            f'{len(queries)} queries and {len(answers)} answers: each row needs one of both.'
+        )
     rows = len(queries)
     if rows == 0:
         return np.zeros(0, dtype=np.int64)
     pictures = pd.concat([pd.Series(queries), pd.Series(answers)], ignore_index=True)
     nodes = pd.factorize(pictures, use_na_sentinel=False)[0]
-    count = nodes.max()+1
-    graph = csr_array((np.ones(rows, dtype=bool), (nodes[:rows], nodes[rows:])), shape=(count, count))
+    count = nodes.max() + 1
+    graph = csr_array(
+        (np.ones(rows, dtype=bool), (nodes[:rows], nodes[rows:])), shape=(count, count)
+    )
     labels = connected_components(graph, directed=False)[1]
     return pd.factorize(labels[nodes[:rows]])[0]
 
+
 def query_clusters(
-    queries,      # query of each row (n,)
-    answers,      # the right answer of each row (n,)
-)->pd.Series:     # query -> product, in the order of first appearance
+    queries,  # query of each row (n,)
+    answers,  # the right answer of each row (n,)
+) -> pd.Series:  # query -> product, in the order of first appearance
     "The product of each query. Raises `InputError`."
     labels = pd.Series(components(queries, answers), index=pd.Index(queries))
     return labels[~labels.index.duplicated()]
 
 # %% ../nbs/02_statistics.ipynb #27c6c5f2
-unknown_correlation = 0.3   # between queries of one product, where the data cannot say
-telling_products = 12       # so many products that vary show the correlation; a third of all, where that is less
+unknown_correlation = 0.3  # between queries of one product, where the data cannot say
+telling_products = (
+    12  # so many products that vary show the correlation; a third of all, where that is less
+)
+
 
 @dataclass(frozen=True)
 class Worth:
     "What n queries are worth, for each of m metrics."
-    mean:np.ndarray        # (m,)
-    spread:np.ndarray      # variance of one query's value (m,)
-    correlation:np.ndarray # between queries of one product (m,)
-    size:np.ndarray        # number of independent queries that would tell as much (m,)
-    freedom:float          # degrees of freedom of the variance
+
+    mean: np.ndarray  # (m,)
+    spread: np.ndarray  # variance of one query's value (m,)
+    correlation: np.ndarray  # between queries of one product (m,)
+    size: np.ndarray  # number of independent queries that would tell as much (m,)
+    freedom: float  # degrees of freedom of the variance
+
 
 def _freedom(weight, square, share):
     "Satterthwaite's degrees of freedom of the CR2 variance, for independent queries"
-    scale = 1/(1-share)
-    lever = scale*share
-    base = lever@share
-    own = scale - 2*lever + base
-    trace = own@square
-    cross = base**2*square.sum()**2 - 4*base*square.sum()*(lever@square)
-    cross += 2*(lever**2@square)*square.sum() + 2*(lever@square)**2
-    return trace**2/(cross + (square**2)@(scale**2 + 2*scale*(base-2*lever)))
+    scale = 1 / (1 - share)
+    lever = scale * share
+    base = lever @ share
+    own = scale - 2 * lever + base
+    trace = own @ square
+    cross = base**2 * square.sum() ** 2 - 4 * base * square.sum() * (lever @ square)
+    cross += 2 * (lever**2 @ square) * square.sum() + 2 * (lever @ square) ** 2
+    return trace**2 / (cross + (square**2) @ (scale**2 + 2 * scale * (base - 2 * lever)))
+
 
 def worth(
-    x:np.ndarray,        # values of n queries (n, m)
-    clusters:np.ndarray, # product of each query (n,), numbered from 0; at least two products
-    weight:np.ndarray,   # of each query (n,)
-    unknown:float=unknown_correlation, # least correlation where no product varies
-)->Worth:
+    x: np.ndarray,  # values of n queries (n, m)
+    clusters: np.ndarray,  # product of each query (n,), numbered from 0; at least two products
+    weight: np.ndarray,  # of each query (n,)
+    unknown: float = unknown_correlation,  # least correlation where no product varies
+) -> Worth:
     "Mean, correlation and effective number of queries."
-    members = csr_array((np.ones(len(x)), (clusters, np.arange(len(x)))))   # (products, n)
+    members = csr_array((np.ones(len(x)), (clusters, np.arange(len(x)))))  # (products, n)
     total = weight.sum()
-    mean = weight@x/total
-    deviation = x-mean
-    deviation[np.abs(deviation) < 1e-12] = 0   # what rounding left would look like correlation
-    spread = weight@deviation**2/total
-    sums,square = members@weight, members@weight**2
-    share = sums/total
-    scale = 1/(1-share)
-    raw = scale@(members@(weight[:,None]*deviation))**2
-    own = scale*(1-2*share) + scale@share**2
-    alone,together = own@square, own@sums**2     # what `raw` would be at correlations of 0 and 1
+    mean = weight @ x / total
+    deviation = x - mean
+    deviation[np.abs(deviation) < 1e-12] = 0  # what rounding left would look like correlation
+    spread = weight @ deviation**2 / total
+    sums = members @ weight
+    square = members @ weight**2
+    share = sums / total
+    scale = 1 / (1 - share)
+    raw = scale @ (members @ (weight[:, None] * deviation)) ** 2
+    own = scale * (1 - 2 * share) + scale @ share**2
+    alone = own @ square
+    together = own @ sums**2  # what `raw` would be at correlations of 0 and 1
     correlation = np.zeros(len(mean))
     if (np.bincount(clusters) > 1).any():
         varies = np.maximum(spread, 1e-300)
-        correlation = ((raw/varies-alone)/(together-alone)).clip(0, 1)
-        correlation = np.maximum(correlation, _least_correlation(members@deviation**2, unknown))
-    effect = 1 - correlation + correlation*(sums@sums)/(weight@weight)
-    return Worth(mean, spread, correlation, total**2/(weight@weight)/effect, _freedom(weight, square, share))
+        correlation = ((raw / varies - alone) / (together - alone)).clip(0, 1)
+        correlation = np.maximum(correlation, _least_correlation(members @ deviation**2, unknown))
+    effect = 1 - correlation + correlation * (sums @ sums) / (weight @ weight)
+    return Worth(
+        mean,
+        spread,
+        correlation,
+        total**2 / (weight @ weight) / effect,
+        _freedom(weight, square, share),
+    )
 
-def _least_correlation(varying, unknown):   # (products, m)
+
+def _least_correlation(varying, unknown):  # (products, m)
     "What the correlation counts as at least, where few products vary"
     total = np.maximum(varying.sum(0), 1e-300)
-    telling = total**2/np.maximum((varying**2).sum(0), 1e-300)
+    telling = total**2 / np.maximum((varying**2).sum(0), 1e-300)
     telling = np.where(varying.sum(0) > 0, telling, 0)
-    enough = min(telling_products, len(varying)/3)
-    return unknown*(1-telling/enough).clip(0)
+    enough = min(telling_products, len(varying) / 3)
+    return unknown * (1 - telling / enough).clip(0)
 
 # %% ../nbs/02_statistics.ipynb #31c57f16
-two_sided = float(ndtri(.975))
+two_sided = float(ndtri(0.975))
+
 
 @dataclass(frozen=True)
 class Interval:
     "A mean over queries and its 95 % interval; arrays (m,) where there are m metrics."
-    mean:float     # plain mean over queries
-    low:float
-    high:float
-    unit:str       # what varies independently: product or query
-    clusters:int   # how many of them
-    queries:int
+
+    mean: float  # plain mean over queries
+    low: float
+    high: float
+    unit: str  # what varies independently: product or query
+    clusters: int  # how many of them
+    queries: int
 
     @property
-    def ci95(self)->list:   # [low, high]
+    def ci95(self) -> list:  # [low, high]
         "The two ends, as metrics.json has them."
         return [self.low, self.high]
 
 # %% ../nbs/02_statistics.ipynb #177b5b19
-def _unit(clusters, queries): return 'product' if clusters < queries else 'query'
+def _unit(clusters, queries):
+    return 'product' if clusters < queries else 'query'
+
 
 def _checked(x, clusters, weight, low, high):
     "(values (n, m), products numbered from 0, weights), or an `InputError`"
     values = np.asarray(x, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) == 0:
-        raise InputError(f'The values have the shape {values.shape}. Give (n,) or (n, metrics), n from 1.')
+        raise InputError(
+            f'The values have the shape {values.shape}. Give (n,) or (n, metrics), n from 1.'
+        )
     values = values.reshape(len(values), -1)
-    within = (values >= low-1e-9) & (values <= high+1e-9)   # False for nan
+    within = (values >= low - 1e-9) & (values <= high + 1e-9)  # False for nan
     if not within.all():
-        raise InputError(f'A value is no number from {low} to {high}. Find out which query it comes from.')
+        raise InputError(
+            f'A value is no number from {low} to {high}. Find out which query it comes from.'
+        )
     clusters = np.arange(len(values)) if clusters is None else pd.factorize(np.asarray(clusters))[0]
     weight = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=np.float64)
     if not len(values) == len(clusters) == len(weight):
-        raise InputError(f'{len(values)} values, {len(clusters)} products and {len(weight)} weights: '
-                         'each query needs one of each.')
+        raise InputError(
+            f'{len(values)} values, {len(clusters)} products and {len(weight)} weights: '
+            'each query needs one of each.'
+        )
     if not (np.isfinite(weight).all() and (weight > 0).all()):
         raise InputError('A weight is not a positive number. Leave the query out.')
     return values, clusters, weight
 
+
 def _wilson(mean, size, z):
     "Ends of Wilson's interval"
-    middle = (mean + z*z/(2*size))/(1 + z*z/size)
-    half = z/(1 + z*z/size)*np.sqrt(mean*(1-mean)/size + (z/(2*size))**2)
-    return (middle-half).clip(0), (middle+half).clip(None, 1)
+    middle = (mean + z * z / (2 * size)) / (1 + z * z / size)
+    half = z / (1 + z * z / size) * np.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
+    return (middle - half).clip(0), (middle + half).clip(None, 1)
 
-def _bernoulli_size(x, weight, value:Worth):   # (m,)
+
+def _bernoulli_size(x, weight, value: Worth):  # (m,)
     "So many hits and misses would tell as much about the mean"
-    kish = weight.sum()**2/(weight@weight)
+    kish = weight.sum() ** 2 / (weight @ weight)
     mean = value.mean
     binary = ((x == 0) | (x == 1)).all(0)
-    guess = (mean*kish + .5)/(kish+1)
-    spread = (value.spread*kish*kish/(kish-1) + guess*(1-guess))/(kish+1)
-    gain = np.where(binary, 1, mean*(1-mean)/spread)
-    known = np.where(binary, stdtrit(len(x)-1, .975), two_sided)
-    return value.size*gain*(known/stdtrit(value.freedom, .975))**2
+    guess = (mean * kish + 0.5) / (kish + 1)
+    spread = (value.spread * kish * kish / (kish - 1) + guess * (1 - guess)) / (kish + 1)
+    gain = np.where(binary, 1, mean * (1 - mean) / spread)
+    known = np.where(binary, stdtrit(len(x) - 1, 0.975), two_sided)
+    return value.size * gain * (known / stdtrit(value.freedom, 0.975)) ** 2
 
 # %% ../nbs/02_statistics.ipynb #938b31f5
 def interval(
-    x,                # values of n queries (n,), or of m metrics (n, m), from 0 to 1
-    clusters=None,    # product of each query (n,); default: each query is one
-    paired=False,     # are they differences of two models, from -1 to 1?
-    weight=None,      # of each query (n,); default: equal
-)->Interval:
+    x,  # values of n queries (n,), or of m metrics (n, m), from 0 to 1
+    clusters=None,  # product of each query (n,); default: each query is one
+    paired=False,  # are they differences of two models, from -1 to 1?
+    weight=None,  # of each query (n,); default: equal
+) -> Interval:
     "Mean and 95 % interval for new products like these. Raises `InputError`."
-    values,labels,weight = _checked(x, clusters, weight, -1 if paired else 0, 1)
-    mean = (weight@values/weight.sum()).clip(-1 if paired else 0, 1)
-    count = int(labels.max())+1
+    values, labels, weight = _checked(x, clusters, weight, -1 if paired else 0, 1)
+    mean = (weight @ values / weight.sum()).clip(-1 if paired else 0, 1)
+    count = int(labels.max()) + 1
     if count == 1:
-        low,high = np.zeros(len(mean)), np.ones(len(mean))
+        low = np.zeros(len(mean))
+        high = np.ones(len(mean))
     else:
-        unit_range = ((1+values)/2 if paired else values).clip(0, 1)
+        unit_range = ((1 + values) / 2 if paired else values).clip(0, 1)
         value = worth(unit_range, labels, weight)
-        low,high = _wilson(value.mean, _bernoulli_size(unit_range, weight, value), two_sided)
+        low, high = _wilson(value.mean, _bernoulli_size(unit_range, weight, value), two_sided)
     if paired:
-        low,high = 2*low-1, 2*high-1
-    low,high = np.minimum(low, mean), np.maximum(high, mean)
+        low = 2 * low - 1
+        high = 2 * high - 1
+    low = np.minimum(low, mean)
+    high = np.maximum(high, mean)
     if np.ndim(x) == 1:
-        mean,low,high = float(mean[0]), float(low[0]), float(high[0])
+        mean = float(mean[0])
+        low = float(low[0])
+        high = float(high[0])
     return Interval(mean, low, high, _unit(count, len(values)), count, len(values))
 
 # %% ../nbs/02_statistics.ipynb #bd4c211f
-exact_products = 19   # so many products that differ are tested exactly
-fewest_products = 6   # fewer can't show a gain, since 2**-5 > 0.025
-chance = 0.025        # one-sided
+exact_products = 19  # so many products that differ are tested exactly
+fewest_products = 6  # fewer can't show a gain, since 2**-5 > 0.025
+chance = 0.025  # one-sided
+
 
 @dataclass(frozen=True)
 class Comparison:
     "The difference of two models on the same queries."
-    value:float    # mean difference
-    ci95:list      # its interval; 0 is inside unless the models differ beyond chance
-    p:float        # one-sided: how often chance alone would give such a gain
-    decision:str   # better, worse, equal, too few or cannot tell
-    unit:str       # product or query
-    clusters:int
-    queries:int
 
-def _sign_flips(totals):   # (k,) not 0
+    value: float  # mean difference
+    ci95: list  # its interval; 0 is inside unless the models differ beyond chance
+    p: float  # one-sided: how often chance alone would give such a gain
+    decision: str  # better, worse, equal, too few or cannot tell
+    unit: str  # product or query
+    clusters: int
+    queries: int
+
+
+def _sign_flips(totals):  # (k,) not 0
     "Share of all signs with a sum as large, and with one as small"
     sums = np.zeros(1)
     for total in np.abs(totals):
-        sums = np.concatenate([sums-total, sums+total])
-    near = 1e-9*np.abs(totals).sum()
-    return float((sums >= totals.sum()-near).mean()), float((sums <= totals.sum()+near).mean())
+        sums = np.concatenate([sums - total, sums + total])
+    near = 1e-9 * np.abs(totals).sum()
+    return float((sums >= totals.sum() - near).mean()), float((sums <= totals.sum() + near).mean())
+
 
 def _chances(difference, labels, weight, found):
     "One-sided p-values of a gain and of a loss"
-    totals = np.bincount(labels, weight*difference)
-    totals = totals[np.abs(totals) > 1e-9*weight.max()]
+    totals = np.bincount(labels, weight * difference)
+    totals = totals[np.abs(totals) > 1e-9 * weight.max()]
     if len(totals) <= exact_products:
         return _sign_flips(totals)
-    value = worth(difference[:,None], labels, weight)
-    error = np.sqrt(value.spread/value.size)[0]
-    gain = float(stdtr(value.freedom, -found.mean/max(error, 1e-12)))
-    return gain, 1-gain
+    value = worth(difference[:, None], labels, weight)
+    error = np.sqrt(value.spread / value.size)[0]
+    gain = float(stdtr(value.freedom, -found.mean / max(error, 1e-12)))
+    return gain, 1 - gain
+
 
 def compare(
-    a,              # values of one model, of n queries (n,), from 0 to 1
-    b,              # values of the other
+    a,  # values of one model, of n queries (n,), from 0 to 1
+    b,  # values of the other
     clusters=None,  # product of each query (n,); default: each query is one
-    weight=None,    # of each query (n,); default: equal
-)->Comparison:
+    weight=None,  # of each query (n,); default: equal
+) -> Comparison:
     "By how much is a better than b, and is it beyond chance? Raises `InputError`."
     if np.shape(a) != np.shape(b):
-        raise InputError(f'{np.shape(a)} values of one model, {np.shape(b)} of the other: '
-                         'give the same queries.')
-    values,labels,weight = _checked(np.subtract(a, b, dtype=np.float64), clusters, weight, -1, 1)
-    difference = values[:,0]
+        raise InputError(
+            f'{np.shape(a)} values of one model, {np.shape(b)} of the other: give the same queries.'
+        )
+    values, labels, weight = _checked(np.subtract(a, b, dtype=np.float64), clusters, weight, -1, 1)
+    difference = values[:, 0]
     found = interval(difference, labels, paired=True, weight=weight)
-    gain,loss = _chances(difference, labels, weight, found)
-    low = found.low if gain <= chance else min(found.low, 0.)
-    high = found.high if loss <= chance else max(found.high, 0.)
-    return Comparison(found.mean, [low, high], gain, _decision(difference, low, high, found.clusters),
-                      found.unit, found.clusters, found.queries)
+    gain, loss = _chances(difference, labels, weight, found)
+    low = found.low if gain <= chance else min(found.low, 0.0)
+    high = found.high if loss <= chance else max(found.high, 0.0)
+    return Comparison(
+        found.mean,
+        [low, high],
+        gain,
+        _decision(difference, low, high, found.clusters),
+        found.unit,
+        found.clusters,
+        found.queries,
+    )
+
 
 def _decision(difference, low, high, clusters):
     if not difference.any():
@@ -248,105 +299,126 @@ def _decision(difference, low, high, clusters):
 @dataclass(frozen=True)
 class Verdict:
     "Whether a model is promoted, and why."
-    promote:bool
-    reason:str     # better, worse, equal, too few, cannot tell, or recall worse
-    difference:float
-    ci95:list
-    p:float        # one-sided
-    unit:str       # product or query
-    clusters:int
-    queries:int
+
+    promote: bool
+    reason: str  # better, worse, equal, too few, cannot tell, or recall worse
+    difference: float
+    ci95: list
+    p: float  # one-sided
+    unit: str  # product or query
+    clusters: int
+    queries: int
+
 
 def not_worse(
-    a,              # values of one model, of n queries (n,), from 0 to 1
-    b,              # values of the other
+    a,  # values of one model, of n queries (n,), from 0 to 1
+    b,  # values of the other
     clusters=None,  # product of each query (n,); default: each query is one
-    margin=.01,     # largest loss seen; one query, where that is more
-    weight=None,    # of each query (n,); default: equal
-)->bool:
+    margin=0.01,  # largest loss seen; one query, where that is more
+    weight=None,  # of each query (n,); default: equal
+) -> bool:
     "Is there no loss beyond chance, and none beyond the margin? Raises `InputError`."
     found = compare(a, b, clusters, weight)
-    return found.ci95[1] >= 0 and found.value >= -max(margin, 1/found.queries)-1e-9
+    return found.ci95[1] >= 0 and found.value >= -max(margin, 1 / found.queries) - 1e-9
+
 
 def promotion(
-    metric_a,       # what must be better, of the new model (n,), from 0 to 1
-    metric_b,       # of the old one
-    recall_a,       # what must not be worse, of the new model (n,)
-    recall_b,       # of the old one
+    metric_a,  # what must be better, of the new model (n,), from 0 to 1
+    metric_b,  # of the old one
+    recall_a,  # what must not be worse, of the new model (n,)
+    recall_b,  # of the old one
     clusters=None,  # product of each query (n,); default: each query is one
-    margin=.01,     # largest loss of recall seen; one query, where that is more
-    weight=None,    # of each query (n,); default: equal
-)->Verdict:
+    margin=0.01,  # largest loss of recall seen; one query, where that is more
+    weight=None,  # of each query (n,); default: equal
+) -> Verdict:
     "Better beyond chance in one metric, and not worse in the other? Raises `InputError`."
     found = compare(metric_a, metric_b, clusters, weight)
     reason = found.decision
     if reason == 'better' and not not_worse(recall_a, recall_b, clusters, margin, weight):
         reason = 'recall worse'
-    return Verdict(reason == 'better', reason, found.value, found.ci95, found.p,
-                   found.unit, found.clusters, found.queries)
+    return Verdict(
+        reason == 'better',
+        reason,
+        found.value,
+        found.ci95,
+        found.p,
+        found.unit,
+        found.clusters,
+        found.queries,
+    )
 
 # %% ../nbs/02_statistics.ipynb #c2bb3845
-match_correlation = .1   # of matches of one product, where the data cannot say
+match_correlation = 0.1  # of matches of one product, where the data cannot say
+
 
 @dataclass(frozen=True)
 class Threshold:
     "A score from which a first hit counts as a match."
-    threshold:float
-    precision:float  # promised share of right ones among matches, of queries that have an answer
-    bound:float      # lower confidence bound of that share
-    coverage:float   # share of queries with a match
-    refused:float    # share of queries without an answer that get no match
-    queries:int      # held-out queries behind it
+
+    threshold: float
+    precision: float  # promised share of right ones among matches, of queries that have an answer
+    bound: float  # lower confidence bound of that share
+    coverage: float  # share of queries with a match
+    refused: float  # share of queries without an answer that get no match
+    queries: int  # held-out queries behind it
+
 
 def _effective(right, labels, weight, error):
     "Mean, and the effective number of queries behind a one-sided bound"
     labels = pd.factorize(labels)[0]
     if labels.max() == 0:
-        return float(weight@right/weight.sum()), 0.
-    value = worth(right[:,None], labels, weight, match_correlation)
-    known,unsure = stdtrit([len(right)-1, value.freedom], 1-error)
+        return float(weight @ right / weight.sum()), 0.0
+    value = worth(right[:, None], labels, weight, match_correlation)
+    known, unsure = stdtrit([len(right) - 1, value.freedom], 1 - error)
     sums = np.bincount(labels, weight)
-    most = sums.sum()**2/(sums@sums)/unknown_correlation
-    return float(value.mean[0]), min(value.size[0]*(known/unsure)**2, max(most, 1))
+    most = sums.sum() ** 2 / (sums @ sums) / unknown_correlation
+    return float(value.mean[0]), min(value.size[0] * (known / unsure) ** 2, max(most, 1))
+
 
 def _fewest(precision, error, most):
     "So many queries bear one wrong answer, of at most `most`"
-    count = np.arange(2, most+1)
-    return int(count[betaincinv(count-1, 2, error) >= precision].min(initial=most))
+    count = np.arange(2, most + 1)
+    return int(count[betaincinv(count - 1, 2, error) >= precision].min(initial=most))
 
 # %% ../nbs/02_statistics.ipynb #417e46b0
 @dataclass(frozen=True)
 class _Ranked:
     "Held-out answers, the best score first."
-    scores:np.ndarray
-    right:np.ndarray
-    labels:np.ndarray
-    weight:np.ndarray
+
+    scores: np.ndarray
+    right: np.ndarray
+    labels: np.ndarray
+    weight: np.ndarray
 
     def cautious_size(self, at, error):
         "Effective number of the queries up to a place, before it is known which are right"
-        return _effective(np.ones(at+1), self.labels[:at+1], self.weight[:at+1], error)[1]
+        return _effective(np.ones(at + 1), self.labels[: at + 1], self.weight[: at + 1], error)[1]
 
     def bound(self, at, error):
         "Lower confidence bound of the precision up to a place"
-        mean,size = _effective(self.right[:at+1], self.labels[:at+1], self.weight[:at+1], error)
-        hits = size*mean
-        return float(betaincinv(hits, size-hits+1, error)) if hits > 0 else 0.
+        mean, size = _effective(
+            self.right[: at + 1], self.labels[: at + 1], self.weight[: at + 1], error
+        )
+        hits = size * mean
+        return float(betaincinv(hits, size - hits + 1, error)) if hits > 0 else 0.0
+
 
 def _places(answers, fewest, error):
     "Places of the thresholds, the strictest first; of equal scores all pass, or none"
     ends = np.flatnonzero(np.r_[answers.scores[1:] != answers.scores[:-1], True])
-    steps = fewest*1.15**np.arange(200)
-    wanted = np.minimum(steps[steps < 1.15*len(answers.scores)], len(answers.scores)).astype(int)
-    places = np.unique(ends[np.searchsorted(ends, wanted-1)])
-    enough = np.array([answers.cautious_size(at, error) >= fewest-1e-6 for at in places])
-    return places[int(enough.argmax()):] if enough.any() else places[-1:]
+    steps = fewest * 1.15 ** np.arange(200)
+    wanted = np.minimum(steps[steps < 1.15 * len(answers.scores)], len(answers.scores)).astype(int)
+    places = np.unique(ends[np.searchsorted(ends, wanted - 1)])
+    enough = np.array([answers.cautious_size(at, error) >= fewest - 1e-6 for at in places])
+    return places[int(enough.argmax()) :] if enough.any() else places[-1:]
+
 
 def _starts(answers, places, fewest, error):
     "Numbers of the places where a sequence of tests starts"
-    if answers.cautious_size(places[-1], error) < 3*fewest:
+    if answers.cautious_size(places[-1], error) < 3 * fewest:
         return [0]
-    return [0, len(places)//2, len(places)-1]
+    return [0, len(places) // 2, len(places) - 1]
+
 
 def _allowed(answers, precision, error):
     "Place -> lower bound of its precision, for those that keep the promise"
@@ -356,7 +428,7 @@ def _allowed(answers, precision, error):
     allowed = {}
     for start in starts:
         for at in places[start:]:
-            bound = answers.bound(at, error/len(starts))
+            bound = answers.bound(at, error / len(starts))
             if bound < precision:
                 break
             allowed[int(at)] = bound
@@ -364,41 +436,44 @@ def _allowed(answers, precision, error):
 
 # %% ../nbs/02_statistics.ipynb #cc80686c
 def threshold(
-    score,           # of the first hit of each query (n,)
-    right,           # is it a right answer? (n,)
-    wrong_score,     # best score of a wrong candidate, as if the right answers were gone (n,); nan: there is none
-    weight=None,     # of each query (n,); default: equal
-    clusters=None,   # product of each query (n,); default: each query is one
-    precision=.9,    # promised share of right ones among matches, of queries that have an answer
-    absent=.5,       # expected share of queries that have none
-    confidence=.95,  # share of held-out samples for which the promise is kept
-)->Threshold:        # None where no threshold can be promised
+    score,  # of the first hit of each query (n,)
+    right,  # is it a right answer? (n,)
+    wrong_score,  # best score of a wrong candidate, as if the right answers were gone (n,); nan: there is none
+    weight=None,  # of each query (n,); default: equal
+    clusters=None,  # product of each query (n,); default: each query is one
+    precision=0.9,  # promised share of right ones among matches, of queries that have an answer
+    absent=0.5,  # expected share of queries that have none
+    confidence=0.95,  # share of held-out samples for which the promise is kept
+) -> Threshold:  # None where no threshold can be promised
     "The threshold that decides most queries rightly, of those that keep the promise. Raises `InputError`."
-    values,labels,weight = _checked(np.asarray(right, dtype=np.float64), clusters, weight, 0, 1)
+    values, labels, weight = _checked(np.asarray(right, dtype=np.float64), clusters, weight, 0, 1)
     score = np.asarray(score, dtype=np.float64)
     strangers = np.nan_to_num(np.asarray(wrong_score, dtype=np.float64), nan=-np.inf)
     if not len(score) == len(strangers) == len(values) or not np.isfinite(score).all():
         raise InputError('The scores of first hits must be numbers, one for each query.')
-    weight = weight/weight.sum()
+    weight = weight / weight.sum()
     order = np.argsort(-score, kind='stable')
-    answers = _Ranked(score[order], values[order,0], labels[order], weight[order])
-    best,most = None, -1.
-    for at,bound in sorted(_allowed(answers, precision, 1-confidence).items()):
-        passed = answers.weight[:at+1]
-        refused = float((weight@(strangers < answers.scores[at])).round(12))
-        decided = (1-absent)*(passed@answers.right[:at+1]) + absent*refused
-        if decided >= most-1e-9:   # of equals, the lowest threshold
+    answers = _Ranked(score[order], values[order, 0], labels[order], weight[order])
+    best = None
+    most = -1.0
+    for at, bound in sorted(_allowed(answers, precision, 1 - confidence).items()):
+        passed = answers.weight[: at + 1]
+        refused = float((weight @ (strangers < answers.scores[at])).round(12))
+        decided = (1 - absent) * (passed @ answers.right[: at + 1]) + absent * refused
+        if decided >= most - 1e-9:  # of equals, the lowest threshold
             coverage = float(passed.sum().round(12))
-            best = Threshold(float(answers.scores[at]), precision, bound, coverage, refused, len(score))
+            best = Threshold(
+                float(answers.scores[at]), precision, bound, coverage, refused, len(score)
+            )
             most = decided
     return best
 
 # %% ../nbs/02_statistics.ipynb #9956aba2
 def unit_sentence(
-    unit:str,      # product or query
-    clusters:int,  # how many of them
-    queries:int,   # number of queries
-)->str:
+    unit: str,  # product or query
+    clusters: int,  # how many of them
+    queries: int,  # number of queries
+) -> str:
     "What an interval stands for."
     if unit == 'product':
         some = f'{clusters:,} of them' if clusters > 1 else 'one alone'

@@ -20,16 +20,37 @@ from .settings import bounded, number, whole, wholes
 from .loss import loss_by_name, prefixes
 from .heads import PairHeads
 from .baselines import LinearHeads, centred_heads, plain_heads, put_heads
-from .validation import Answers, PairTable, Validation, balanced, joined, photo_series, standard_error
+from two_tower_vs.validation import (
+    Answers,
+    PairTable,
+    Validation,
+    balanced,
+    joined,
+    photo_series,
+    standard_error,
+)
 from .promotion import Judgement, calibrate, judge, verdict_sentence
 from .promotion import metrics as promotion_metrics
-from .fit import Objective, State, best_blend, blend, copied, direct, main_process, put, run_phase
+from two_tower_vs.fit import (
+    Objective,
+    State,
+    best_blend,
+    blend,
+    copied,
+    direct,
+    main_process,
+    put,
+    run_phase,
+)
 from .finetune import PictureBatches, from_main, layer_groups, pick_precision
 
 # %% ../nbs/03_train.ipynb #5bcd4779
 class PairFeatures:
     "Unit features of all pictures of a table: `q` (1 + views, n, f) and `c` (1 + views, m, f)."
-    def __init__(self, table, q, c, own=None):   # own: number of the backbone's own features, which come first
+
+    def __init__(
+        self, table, q, c, own=None
+    ):  # own: number of the backbone's own features, which come first
         self.table = table
         self.q = q
         self.c = c
@@ -37,11 +58,18 @@ class PairFeatures:
 
     def heads(self, model, seed):
         "`vectors` for `run_phase`: the model's heads on randomly chosen views."
+
         def vectors(rows, epoch):
             rng = np.random.default_rng([seed, epoch, int(rows[0])])
-            view = lambda x,i: x[rng.integers(0, len(x), len(i)), i]
-            return (F.normalize(t.head(view(x, i)), dim=-1) for t,x,i in
-                    ((model.query, self.q, self.table.qi[rows]), (model.cand, self.c, self.table.ci[rows])))
+            view = lambda x, i: x[rng.integers(0, len(x), len(i)), i]
+            return (
+                F.normalize(t.head(view(x, i)), dim=-1)
+                for t, x, i in (
+                    (model.query, self.q, self.table.qi[rows]),
+                    (model.cand, self.c, self.table.ci[rows]),
+                )
+            )
+
         return vectors
 
     @torch.no_grad()
@@ -51,162 +79,236 @@ class PairFeatures:
 
     def answers(self, model, v):
         "Answers by the model's heads."
-        return self.answered(v, lambda x: F.normalize(model.query.head(x), dim=-1),
-                             lambda x: F.normalize(model.cand.head(x), dim=-1))
+        return self.answered(
+            v,
+            lambda x: F.normalize(model.query.head(x), dim=-1),
+            lambda x: F.normalize(model.cand.head(x), dim=-1),
+        )
 
     def plain(self, v):
         "Answers by the backbone's own features."
-        own = lambda x: F.normalize(x[:, :self.own], dim=-1)
+        own = lambda x: F.normalize(x[:, : self.own], dim=-1)
         return self.answered(v, own, own)
 
-    def score(self, model, v): return v.score(self.answers(model, v))
+    def score(self, model, v):
+        return v.score(self.answers(model, v))
 
-    def baseline(self, kind:str, rows, dim:int, common:bool)->LinearHeads:   # kind: plain or centred
+    def baseline(
+        self, kind: str, rows, dim: int, common: bool
+    ) -> LinearHeads:  # kind: plain or centred
         "The heads of a baseline, from the pictures of these rows alone."
         q = self.q[0][np.unique(self.table.qi[rows])].cpu()
         c = self.c[0][np.unique(self.table.ci[rows])].cpu()
-        heads = plain_heads(q, c, dim, self.own) if kind == 'plain' else centred_heads(q, c, dim, common)
+        heads = (
+            plain_heads(q, c, dim, self.own)
+            if kind == 'plain'
+            else centred_heads(q, c, dim, common)
+        )
         return LinearHeads(*(getattr(heads, f.name).to(self.q.device) for f in fields(heads)))
 
 # %% ../nbs/03_train.ipynb #25e5b3d8
-def _bare(t): return Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features).to(t.mean.device)   # features are all it gives
+def _bare(t):
+    # Features are all it gives
+    return Tower(t.backbone, torch.nn.Identity(), t.prep, t.n_features).to(t.mean.device)
+
 
 @dataclass
 class _Side:
     "Features of the pictures of one side of a table"
-    features:torch.Tensor  # (1 + views, n, f); None where a picture can't be read
-    contents:np.ndarray    # uint8 (n, 16), start of each file's SHA-256
-    bad:dict               # path -> why it can't be read
+
+    features: torch.Tensor  # (1 + views, n, f); None where a picture can't be read
+    contents: np.ndarray  # uint8 (n, 16), start of each file's SHA-256
+    bad: dict  # path -> why it can't be read
+
 
 def _side(tower, paths, what, root, cache, views, kw):
-    views = [embed(_bare(tower), paths, root, cache, view=v, desc=what + (f', view {v}' if v else ''), **kw)
-             for v in range(views+1)]
+    views = [
+        embed(
+            _bare(tower), paths, root, cache, view=v, desc=what + (f', view {v}' if v else ''), **kw
+        )
+        for v in range(views + 1)
+    ]
     first = views[0]
     if first.bad:
         return _Side(None, None, first.bad)
     features = torch.from_numpy(np.stack([e.vectors for e in views])).to(tower.mean.device)
     return _Side(features, first.contents, {})
 
+
 def pair_features(model, pairs, root, cache, views=1, **kw):
     "Embed the pictures of pairs with the bare backbones: (PairFeatures, path -> reason for unreadable ones)"
     q = _side(model.query, list(pairs.query_path.unique()), 'queries', root, cache, views, kw)
     c = _side(model.cand, list(pairs.cand_path.unique()), 'candidates', root, cache, views, kw)
     bad = q.bad | c.bad
-    if bad: return None, bad
+    if bad:
+        return None, bad
     table = PairTable(pairs, q.contents, c.contents)
-    return PairFeatures(table, q.features, c.features, getattr(model.query.backbone, 'own', None)), {}
+    return PairFeatures(
+        table, q.features, c.features, getattr(model.query.backbone, 'own', None)
+    ), {}
 
 # %% ../nbs/03_train.ipynb #21b74588
 @torch.no_grad()
 def image_answers(model, table, root, kw, v, locked=None):
     "First hits of held-out queries, through the whole towers; `locked`: features (m, f) of the candidates, where they are known."
-    side = lambda tower,names: lambda i: torch.from_numpy(
-        embed(tower, [names[j] for j in i], root, **{**kw, 'progress':False}).vectors)
+    side = lambda tower, names: (
+        lambda i: torch.from_numpy(
+            embed(tower, [names[j] for j in i], root, **{**kw, 'progress': False}).vectors
+        )
+    )
     known = lambda i: F.normalize(model.cand.head(locked[i]), dim=-1).cpu()
-    return v.answers(side(model.query, table.queries), side(model.cand, table.cands) if locked is None else known)
+    return v.answers(
+        side(model.query, table.queries), side(model.cand, table.cands) if locked is None else known
+    )
 
 # %% ../nbs/03_train.ipynb #3f93baad
 @dataclass(frozen=True)
 class Choice:
     "What validation chose."
-    gap:float            # weight of the gaps between the sides in the closed form
-    pull:float           # of candidates towards their queries
-    shrink:float=.1      # of the closed form: the more, the nearer to the centred baseline
-    epochs:int=0         # of the heads
-    blend:float=1.       # how far to go from the closed form to the trained heads
-    finetune_epochs:int=0
-    renewed:bool=False   # are the heads computed once more after fine-tuning?
+
+    gap: float  # weight of the gaps between the sides in the closed form
+    pull: float  # of candidates towards their queries
+    shrink: float = 0.1  # of the closed form: the more, the nearer to the centred baseline
+    epochs: int = 0  # of the heads
+    blend: float = 1.0  # how far to go from the closed form to the trained heads
+    finetune_epochs: int = 0
+    renewed: bool = False  # are the heads computed once more after fine-tuning?
+
 
 @dataclass
 class Training:
     "What a training run did."
-    history:pd.DataFrame # a row for each setting and epoch: phase, epoch, gap, pull, loss, new, known, recall@1, …
-    baseline:dict        # of the plain backbone, on the queries that judge: new, known, recall@1
-    trained:dict         # the same of what was chosen, trained without these queries
-    judgement:Judgement  # metrics of trained, plain and centred, and the verdict; None where nothing could be held out
-    chosen:dict          # as Choice
-    kept:str             # what the model is now: trained, plain or centred
-    bad:pd.DataFrame     # rows of the pairs that were skipped, as in bad_images.csv
-    state:State=None     # clear it when the model is saved: a crash before that would cost the whole run
+
+    history: (
+        pd.DataFrame
+    )  # a row for each setting and epoch: phase, epoch, gap, pull, loss, new, known, recall@1, …
+    baseline: dict  # of the plain backbone, on the queries that judge: new, known, recall@1
+    trained: dict  # the same of what was chosen, trained without these queries
+    judgement: Judgement  # metrics of trained, plain and centred, and the verdict; None where nothing could be held out
+    chosen: dict  # as Choice
+    kept: str  # what the model is now: trained, plain or centred
+    bad: pd.DataFrame  # rows of the pairs that were skipped, as in bad_images.csv
+    state: State = (
+        None  # clear it when the model is saved: a crash before that would cost the whole run
+    )
 
     @property
-    def promoted(self)->bool: return self.kept == 'trained'
+    def promoted(self) -> bool:
+        return self.kept == 'trained'
 
     @property
-    def gain(self)->dict:   # None where nothing could be held out
+    def gain(self) -> dict:  # None where nothing could be held out
         "The difference to the better baseline in the metric that decides, and what it rests on."
         return self.judgement and self.judgement.gain
 
-def _heads(model): return list({id(p):p for t in (model.query, model.cand) for p in t.head.parameters()}.values())
-def _backbones(model): return list({id(t.backbone):t.backbone for t in (model.query, model.cand)}.values())
-def _weights(model): return [p for b in _backbones(model) for p in b.parameters()]
+
+def _heads(model):
+    return list({id(p): p for t in (model.query, model.cand) for p in t.head.parameters()}.values())
+
+
+def _backbones(model):
+    return list({id(t.backbone): t.backbone for t in (model.query, model.cand)}.values())
+
+
+def _weights(model):
+    return [p for b in _backbones(model) for p in b.parameters()]
 
 # %% ../nbs/03_train.ipynb #37d1b231
-@bounded(lr=number(above=0, high=1_000_000), decay=number(above=0, high=1), frozen=number(0, below=1),
-         batch_size=whole(2, 65_536), chunk=whole(1, 4096), size=whole(8, 4096), hard_negatives=whole(0, 1000),
-         margin=number(0, 1), clip=number(above=0, high=1_000_000), patience=whole(1, 100_000))
+@bounded(
+    lr=number(above=0, high=1_000_000),
+    decay=number(above=0, high=1),
+    frozen=number(0, below=1),
+    batch_size=whole(2, 65_536),
+    chunk=whole(1, 4096),
+    size=whole(8, 4096),
+    hard_negatives=whole(0, 1000),
+    margin=number(0, 1),
+    clip=number(above=0, high=1_000_000),
+    patience=whole(1, 100_000),
+)
 def finetune(
-    lr:float=1e-3,              # highest learning rate of the backbone's last block; the heads have train.lr
-    decay:float=.8,             # of the learning rate, from each block to the one before it
-    frozen:float=.5,            # share of the blocks, from the first, that stays as it is
-    towers:str='both',          # both, or query: the candidates' backbone stays as it is, which needs share: none
-    batch_size:int=64,          # pairs a step
-    chunk:int=64,               # pictures whose activations are held at once; lower it when memory is short
-    augmentation:str='photo',   # photo, drawing, document or none
-    size:int=None,              # pixels a side in training; default: as the model works
-    hard_negatives:int=0,       # mined for each pair, anew in each epoch; a locked tower needs none
-    margin:float=.95,           # of mined negatives, against the right answer's score
-    clip:float=1.,              # largest norm of the gradient
-    patience:int=5,             # epochs without a better one before it stops
-    precision:str='fp32',       # fp32, bf16, or auto: what is faster here
-)->dict:
+    lr: float = 1e-3,  # highest learning rate of the backbone's last block; the heads have train.lr
+    decay: float = 0.8,  # of the learning rate, from each block to the one before it
+    frozen: float = 0.5,  # share of the blocks, from the first, that stays as it is
+    towers: str = 'both',  # both, or query: the candidates' backbone stays as it is, which needs share: none
+    batch_size: int = 64,  # pairs a step
+    chunk: int = 64,  # pictures whose activations are held at once; lower it when memory is short
+    augmentation: str = 'photo',  # photo, drawing, document or none
+    size: int = None,  # pixels a side in training; default: as the model works
+    hard_negatives: int = 0,  # mined for each pair, anew in each epoch; a locked tower needs none
+    margin: float = 0.95,  # of mined negatives, against the right answer's score
+    clip: float = 1.0,  # largest norm of the gradient
+    patience: int = 5,  # epochs without a better one before it stops
+    precision: str = 'fp32',  # fp32, bf16, or auto: what is faster here
+) -> dict:
     "The section `finetune`: how the backbone is tuned when train.finetune_epochs is above 0. Raises `InputError`."
-    d = dict(locals()); preset_by_name(augmentation)
-    if precision not in ('fp32','bf16','auto'): raise InputError(f'finetune: precision is {precision!r}. Use fp32, bf16 or auto.')
-    if towers not in ('both','query'): raise InputError(f'finetune: towers is {towers!r}. Use both or query.')
+    d = dict(locals())
+    preset_by_name(augmentation)
+    if precision not in ('fp32', 'bf16', 'auto'):
+        raise InputError(f'finetune: precision is {precision!r}. Use fp32, bf16 or auto.')
+    if towers not in ('both', 'query'):
+        raise InputError(f'finetune: towers is {towers!r}. Use both or query.')
     return d
 
 # %% ../nbs/03_train.ipynb #8ad1f286
-@bounded(epochs=whole(0, 100_000), batch_size=whole(2, 65_536), lr=number(above=0, high=1_000_000), weight_decay=number(0, 100),
-         temperature=number(0.01, 1), matryoshka=wholes(1, 16_384), views=whole(0, 1000), val_frac=number(0, 0.9),
-         precision=number(above=0, high=1), absent=number(0, below=1), finetune_epochs=whole(0, 100_000),
-         seed=whole(0, 2**31-1))
+@bounded(
+    epochs=whole(0, 100_000),
+    batch_size=whole(2, 65_536),
+    lr=number(above=0, high=1_000_000),
+    weight_decay=number(0, 100),
+    temperature=number(0.01, 1),
+    matryoshka=wholes(1, 16_384),
+    views=whole(0, 1000),
+    val_frac=number(0, 0.9),
+    precision=number(above=0, high=1),
+    absent=number(0, below=1),
+    finetune_epochs=whole(0, 100_000),
+    seed=whole(0, 2**31 - 1),
+)
 def train(
-    model:TwoTower,               # is trained in place
-    pairs:pd.DataFrame,           # what read_pairs gave
-    images_root,                  # the folder that its paths start from
-    cache=None,                   # a folder for features
-    folder=None,                  # a folder for the state of an interrupted run
-    epochs:int=20,                # over the features, at most
-    batch_size:int=512,           # pairs a step, heads on features
-    lr:float=3e-4,                # highest learning rate of the heads
-    weight_decay:float=0.01,
-    loss:str='info_nce',          # info_nce, decoupled or sigmoid
-    logq:bool=False,              # correct the loss for popular candidates?
-    temperature:float=0.07,       # where the learnable temperature starts
-    matryoshka:list=None,         # shorter sizes of the embedding that shall work on their own, such as [64, 128]
-    views:int=1,                  # augmented copies of each picture among the features
-    augmentation:str='photo',     # of the views: photo, drawing, document or none
-    val_frac:float=0.15,          # share of products, and of other queries, held out to judge, and again to choose
-    precision:float=.9,           # wanted of first hits above the threshold for a match
-    absent:float=.5,              # share of future queries without an answer, as expected; moves that threshold
-    promote:str='better',         # better: keep the better baseline unless the model beats it; or always
-    metric:str='mrr',             # what must be better: mrr, hit@1, hit@5 or hit@10; hit@1 must not be worse
-    finetune_epochs:int=0,        # over the pictures, at most, with gradients to the backbone
-    tuning:dict=None,             # options of finetune
-    embedding:dict=None,          # options of embed: batch_size, engine, max_pixels
-    on_bad:str='error',           # rows with unreadable pictures: error or skip
-    candidates=None,              # paths of what will be searched; weighs known against new products in validation
-    name:str='pairs.csv',         # what messages call the pairs
-    seed:int=42,
-    progress:bool=None,           # progress bars; default: when somebody is watching
-)->Training:
+    model: TwoTower,  # is trained in place
+    pairs: pd.DataFrame,  # what read_pairs gave
+    images_root,  # the folder that its paths start from
+    cache=None,  # a folder for features
+    folder=None,  # a folder for the state of an interrupted run
+    epochs: int = 20,  # over the features, at most
+    batch_size: int = 512,  # pairs a step, heads on features
+    lr: float = 3e-4,  # highest learning rate of the heads
+    weight_decay: float = 0.01,
+    loss: str = 'info_nce',  # info_nce, decoupled or sigmoid
+    logq: bool = False,  # correct the loss for popular candidates?
+    temperature: float = 0.07,  # where the learnable temperature starts
+    matryoshka: list = None,  # shorter sizes of the embedding that shall work on their own, such as [64, 128]
+    views: int = 1,  # augmented copies of each picture among the features
+    augmentation: str = 'photo',  # of the views: photo, drawing, document or none
+    val_frac: float = 0.15,  # share of products, and of other queries, held out to judge, and again to choose
+    precision: float = 0.9,  # wanted of first hits above the threshold for a match
+    absent: float = 0.5,  # share of future queries without an answer, as expected; moves that threshold
+    promote: str = 'better',  # better: keep the better baseline unless the model beats it; or always
+    metric: str = 'mrr',  # what must be better: mrr, hit@1, hit@5 or hit@10; hit@1 must not be worse
+    finetune_epochs: int = 0,  # over the pictures, at most, with gradients to the backbone
+    tuning: dict = None,  # options of finetune
+    embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
+    on_bad: str = 'error',  # rows with unreadable pictures: error or skip
+    candidates=None,  # paths of what will be searched; weighs known against new products in validation
+    name: str = 'pairs.csv',  # what messages call the pairs
+    seed: int = 42,
+    progress: bool = None,  # progress bars; default: when somebody is watching
+) -> Training:
     "Train two towers on pairs of pictures. Raises `InputError`."
     progress = progress if main_process() else False
     options = _check(dict(locals()))
     model.to(best_device())
-    features,skipped = _readable(model, pairs, images_root, cache, views, on_bad, name,
-                                 {**(embedding or {}), 'preset':augmentation, 'progress':progress})
+    features, skipped = _readable(
+        model,
+        pairs,
+        images_root,
+        cache,
+        views,
+        on_bad,
+        name,
+        {**(embedding or {}), 'preset': augmentation, 'progress': progress},
+    )
     pairs = pairs[~pairs.index.isin(skipped.row)]
     share = _known_share(candidates, features.table)
     state = State(folder, _run_key(options, pairs, features, share))
@@ -218,58 +320,92 @@ def train(
 # %% ../nbs/03_train.ipynb #bc1f6c87
 def _check(options):
     "The options, with those of finetune; refuses what does not go together"
-    if options['promote'] not in ('better','always'):
+    if options['promote'] not in ('better', 'always'):
         raise InputError(f'promote is {options["promote"]!r}. Use better or always.')
     if options['metric'] not in promotion_metrics:
-        raise InputError(f'train.metric is {options["metric"]!r}. Use {", ".join(promotion_metrics)}.')
+        raise InputError(
+            f'train.metric is {options["metric"]!r}. Use {", ".join(promotion_metrics)}.'
+        )
     model = options['model']
     if isinstance(model.query.head, Own):
-        raise InputError('The model has no heads to train. Set model.embed_dim, to 256 for example.')
+        raise InputError(
+            'The model has no heads to train. Set model.embed_dim, to 256 for example.'
+        )
     preset_by_name(options['augmentation'])
     loss_by_name(options['loss'])
     prefixes(torch.zeros(1, model.config['embed_dim']), options['matryoshka'] or ())
     options['tuning'] = finetune(**(options['tuning'] or {}))
-    if options['finetune_epochs'] and options['tuning']['towers'] == 'query' and model.config['share'] != 'none':
-        raise InputError('finetune: towers: query tunes one of two backbones. Set model.share to none, so that there are two.')
+    if (
+        options['finetune_epochs']
+        and options['tuning']['towers'] == 'query'
+        and model.config['share'] != 'none'
+    ):
+        raise InputError(
+            'finetune: towers: query tunes one of two backbones. Set model.share to none, so that there are two.'
+        )
     return options
 
 # %% ../nbs/03_train.ipynb #b211fd06
 def _readable(model, pairs, root, cache, views, on_bad, name, kw):
     "(features, rows that were skipped) without rows whose pictures can't be read"
-    features,bad = pair_features(model, pairs, root, cache, views, **kw)
-    if not bad: return features, bad_rows(pairs, {}, name)
+    features, bad = pair_features(model, pairs, root, cache, views, **kw)
+    if not bad:
+        return features, bad_rows(pairs, {}, name)
     good = drop_bad(pairs, bad, name, on_bad)
     return pair_features(model, good, root, cache, views, **kw)[0], bad_rows(pairs, bad, name)
 
+
 def _known_share(candidates, table):
-    if candidates is None: return .5
+    if candidates is None:
+        return 0.5
     return float(pd.Series(list(candidates)).isin(table.cands).mean())
+
 
 def _run_key(options, pairs, features, share):
     "A hash of all that decides the result: settings, pairs, features"
-    skip = ('model','pairs','images_root','cache','folder','progress','on_bad','name','candidates','embedding','promote','metric')
-    settings = {k:x for k,x in options.items() if k not in skip}
-    h = hashlib.sha256(json.dumps([3, share, options['model'].config, settings], sort_keys=True).encode())
+    skip = (
+        'model',
+        'pairs',
+        'images_root',
+        'cache',
+        'folder',
+        'progress',
+        'on_bad',
+        'name',
+        'candidates',
+        'embedding',
+        'promote',
+        'metric',
+    )
+    settings = {k: x for k, x in options.items() if k not in skip}
+    h = hashlib.sha256(
+        json.dumps([3, share, options['model'].config, settings], sort_keys=True).encode()
+    )
     h.update(pairs.to_csv().encode())
-    for x in (features.q, features.c): h.update(x.cpu().contiguous().numpy())
+    for x in (features.q, features.c):
+        h.update(x.cpu().contiguous().numpy())
     return h.hexdigest()
 
 # %% ../nbs/03_train.ipynb #e555c909
 def _accelerator(device, epochs):
     "Accelerate's, which waits for the other processes; heads alone need none"
-    if not epochs: return SimpleNamespace(num_processes=1, process_index=0)
+    if not epochs:
+        return SimpleNamespace(num_processes=1, process_index=0)
     from accelerate import Accelerator
-    acc = Accelerator(cpu=device.type == 'cpu'); acc.wait_for_everyone()   # all have read the state before one writes it
+
+    acc = Accelerator(cpu=device.type == 'cpu')
+    acc.wait_for_everyone()  # all have read the state before one writes it
     return acc
 
 # %% ../nbs/03_train.ipynb #9ff243db
 class _Run:
     "One training run: what it works on, and its steps."
-    forms = (.01,.1), (.1,.1), (.1,1.), (.1,10.)   # gap and shrink of the closed form
-    pulls = 0,.25,.5,.75,1
-    enough_queries = 100   # to judge by
+
+    forms = (0.01, 0.1), (0.1, 0.1), (0.1, 1.0), (0.1, 10.0)  # gap and shrink of the closed form
+    pulls = 0, 0.25, 0.5, 0.75, 1
+    enough_queries = 100  # to judge by
     enough_products = 20
-    most_divisions = 7     # to judge by
+    most_divisions = 7  # to judge by
 
     def __init__(self, model, features, share, root, state, options):
         self.model = model
@@ -280,7 +416,7 @@ class _Run:
         self.state = state
         self.options = options
         self.embedding = options['embedding'] or {}
-        self.kw = {k:options[k] for k in ('weight_decay','seed','progress')}
+        self.kw = {k: options[k] for k in ('weight_decay', 'seed', 'progress')}
         self.raw = copied(_weights(model))
         self.device = features.q.device
         self.closed = PairHeads(model, features.q[0], features.c[0])
@@ -288,259 +424,401 @@ class _Run:
         self.acc = _accelerator(self.device, options['finetune_epochs'])
         self.all_rows = np.arange(len(self.table))
         self.products = self.table.query_products()
-        self.series = photo_series(features.q[0][:, :features.own].cpu().numpy(), self.table, seed=options['seed'])
+        self.series = photo_series(
+            features.q[0][:, : features.own].cpu().numpy(), self.table, seed=options['seed']
+        )
 
-    def divide(self, number, rows=None)->Validation:
+    def divide(self, number, rows=None) -> Validation:
         "A division of these rows; each number gives another one."
         options = self.options
-        return Validation(self.table, rows, options['val_frac'], options['seed']+number, self.share, self.series)
+        return Validation(
+            self.table, rows, options['val_frac'], options['seed'] + number, self.share, self.series
+        )
 
     def objective(self):
         options = self.options
-        return Objective(self.table, options['loss'], options['temperature'], options['logq'],
-                         tuple(options['matryoshka'] or ()), self.device)
+        return Objective(
+            self.table,
+            options['loss'],
+            options['temperature'],
+            options['logq'],
+            tuple(options['matryoshka'] or ()),
+            self.device,
+        )
 
 # %% ../nbs/03_train.ipynb #1cf43481
 @patch
-def all(self:_Run, skipped)->Training:
+def all(self: _Run, skipped) -> Training:
     "Choose, judge, and do it again with all pairs"
     outer = self.divide(0)
-    if not outer.qi: return self.unjudged(skipped)
+    if not outer.qi:
+        return self.unjudged(skipped)
     choice = from_main(self.choose(outer.rows), self.acc)
     answers = from_main(self.judged(outer, choice), self.acc)
-    models = {model:answers[model] for model in ('trained','plain','centred')}
+    models = {model: answers[model] for model in ('trained', 'plain', 'centred')}
     judgement = judge(models, outer.weight, self.products, self.options['metric'])
     kept = self.kept(judgement, answers, outer.weight)
     sentence = verdict_sentence(judgement, kept)
-    if sentence: warn(sentence)
+    if sentence:
+        warn(sentence)
     self.finish(choice, kept)
-    baseline,trained = (outer.score(answers[model]) for model in ('plain','trained'))
+    baseline, trained = (outer.score(answers[model]) for model in ('plain', 'trained'))
     own = answers['short' if kept == 'plain' else kept]
-    match = calibrate(own, outer.weight, self.products, self.options['precision'], self.options['absent'])
-    validation = dict(trained=trained, untrained=baseline, metrics=judgement.metrics, gain=judgement.gain)
-    self.model.training_info = dict(match=match, matryoshka=list(self.options['matryoshka'] or ()), chosen=asdict(choice),
-                                    validation=validation, promoted=kept == 'trained', kept=kept)
-    history = pd.DataFrame([{'phase':'untrained', 'epoch':0, **baseline}, *self.state.d['history']])
+    match = calibrate(
+        own, outer.weight, self.products, self.options['precision'], self.options['absent']
+    )
+    validation = dict(
+        trained=trained, untrained=baseline, metrics=judgement.metrics, gain=judgement.gain
+    )
+    self.model.training_info = dict(
+        match=match,
+        matryoshka=list(self.options['matryoshka'] or ()),
+        chosen=asdict(choice),
+        validation=validation,
+        promoted=kept == 'trained',
+        kept=kept,
+    )
+    history = pd.DataFrame(
+        [{'phase': 'untrained', 'epoch': 0, **baseline}, *self.state.d['history']]
+    )
     return Training(history, baseline, trained, judgement, asdict(choice), kept, skipped)
 
-@patch
-def kept(self:_Run, judgement, answers, weight)->str:
-    "The trained model if it is promoted, else the better baseline in the form in which it is kept"
-    if judgement.promoted or self.options['promote'] == 'always': return 'trained'
-    short = judge({'trained':answers['trained'], 'plain':answers['short'], 'centred':answers['centred']},
-                  weight, self.products, self.options['metric'])
-    return short.baseline
 
 @patch
-def finish(self:_Run, choice, kept):
+def kept(self: _Run, judgement, answers, weight) -> str:
+    "The trained model if it is promoted, else the better baseline in the form in which it is kept"
+    if judgement.promoted or self.options['promote'] == 'always':
+        return 'trained'
+    short = judge(
+        {'trained': answers['trained'], 'plain': answers['short'], 'centred': answers['centred']},
+        weight,
+        self.products,
+        self.options['metric'],
+    )
+    return short.baseline
+
+
+@patch
+def finish(self: _Run, choice, kept):
     "The model as it is kept, from all pairs"
     put(_weights(self.model), self.raw)
     centre = self.heads_of('centred', self.all_rows)
     if kept == 'trained':
         self.refit(choice)
     else:
-        put_heads(self.model, centre if kept == 'centred' else self.heads_of('plain', self.all_rows))
+        put_heads(
+            self.model, centre if kept == 'centred' else self.heads_of('plain', self.all_rows)
+        )
     self.model.set_centre(centre.weight, centre.query_bias, centre.cand_bias)
 
-@patch
-def heads_of(self:_Run, kind, rows)->LinearHeads:
-    "A baseline's heads, of the size of the model's own"
-    return self.features.baseline(kind, rows, self.model.query.head.out_features, self.model.query is self.model.cand)
 
 @patch
-def unjudged(self:_Run, skipped)->Training:
+def heads_of(self: _Run, kind, rows) -> LinearHeads:
+    "A baseline's heads, of the size of the model's own"
+    return self.features.baseline(
+        kind, rows, self.model.query.head.out_features, self.model.query is self.model.cand
+    )
+
+
+@patch
+def unjudged(self: _Run, skipped) -> Training:
     "Too little to hold anything out"
-    choice = Choice(.01, 0.)
+    choice = Choice(0.01, 0.0)
     kept = 'trained' if self.options['promote'] == 'always' else 'plain'
-    end = 'The trained heads are kept, as train.promote asks' if kept == 'trained' else 'The untrained backbone is kept'
-    warn(f'Too few products to hold any out, so nothing can tell whether training helps. {end}. '
-         'Bring pairs of more products, or set train.promote to always.')
+    end = (
+        'The trained heads are kept, as train.promote asks'
+        if kept == 'trained'
+        else 'The untrained backbone is kept'
+    )
+    warn(
+        f'Too few products to hold any out, so nothing can tell whether training helps. {end}. '
+        'Bring pairs of more products, or set train.promote to always.'
+    )
     self.finish(choice, kept)
-    self.model.training_info = dict(match=None, matryoshka=[], chosen=asdict(choice), validation=None,
-                                    promoted=kept == 'trained', kept=kept)
-    nothing = {'recall@1':float('nan')}
-    history = pd.DataFrame([{'phase':'untrained', 'epoch':0, 'recall@1':None}, *self.state.d['history']])
+    self.model.training_info = dict(
+        match=None,
+        matryoshka=[],
+        chosen=asdict(choice),
+        validation=None,
+        promoted=kept == 'trained',
+        kept=kept,
+    )
+    nothing = {'recall@1': float('nan')}
+    history = pd.DataFrame(
+        [{'phase': 'untrained', 'epoch': 0, 'recall@1': None}, *self.state.d['history']]
+    )
     return Training(history, nothing, nothing, None, asdict(choice), kept, skipped)
 
 # %% ../nbs/03_train.ipynb #c7822bba
 @patch
-def judged(self:_Run, outer, choice)->dict:   # model -> kind -> Answers; models: trained, plain, short (plain at embed_dim), centred
+def judged(
+    self: _Run, outer, choice
+) -> dict:  # model -> kind -> Answers; models: trained, plain, short (plain at embed_dim), centred
     "Answers to held-out queries that chose nothing"
     if choice.finetune_epochs:
         return self.told(outer, self.tuned_answers(outer))
     parts = [self.division_answers(0, outer, choice)]
     asked = np.concatenate(list(outer.qi.values()))
     for number in range(1, self.most_divisions):
-        enough = len(asked) >= self.enough_queries and len(np.unique(self.products[asked])) >= self.enough_products
-        if enough: break
-        v = self.divide(10*number)
-        fresh = {kind:np.setdiff1d(qi, asked) for kind,qi in v.qi.items() if kind in outer.qi}
-        v.qi = {kind:qi for kind,qi in fresh.items() if len(qi)}
-        if not v.qi: continue
+        enough = (
+            len(asked) >= self.enough_queries
+            and len(np.unique(self.products[asked])) >= self.enough_products
+        )
+        if enough:
+            break
+        v = self.divide(10 * number)
+        fresh = {kind: np.setdiff1d(qi, asked) for kind, qi in v.qi.items() if kind in outer.qi}
+        v.qi = {kind: qi for kind, qi in fresh.items() if len(qi)}
+        if not v.qi:
+            continue
         asked = np.concatenate([asked, *v.qi.values()])
         parts.append(self.division_answers(number, v))
-    return {model:_joined_kinds([part[model] for part in parts]) for model in parts[0]}
+    return {model: _joined_kinds([part[model] for part in parts]) for model in parts[0]}
+
 
 @patch
-def division_answers(self:_Run, number, v, choice=None)->dict:
+def division_answers(self: _Run, number, v, choice=None) -> dict:
     "What is trained without this division's queries, and the baselines, asked with them"
     done = self.state.d['done']
-    key = f'division {number+1}'
+    key = f'division {number + 1}'
     if key not in done:
-        mark = f', division {number+1}' if number else ''
-        choice = choice or self.choose(v.rows, 10*number, tune=False)
+        mark = f', division {number + 1}' if number else ''
+        choice = choice or self.choose(v.rows, 10 * number, tune=False)
         self.as_chosen(f'judged heads{mark}', v.rows, choice)
         answers = self.told(v, self.features.answers(self.model, v))
-        done[key] = {model:{kind:[torch.from_numpy(x) for x in _columns(a)] for kind,a in kinds.items()}
-                     for model,kinds in answers.items()}
-        for name in [name for name in done if mark and name.endswith(mark)]: del done[name]   # weights that nobody needs
+        done[key] = {
+            model: {kind: [torch.from_numpy(x) for x in _columns(a)] for kind, a in kinds.items()}
+            for model, kinds in answers.items()
+        }
+        for name in [name for name in done if mark and name.endswith(mark)]:
+            del done[name]  # weights that nobody needs
         self.state.save(force=True)
-    return {model:{kind:Answers(*(x.numpy() for x in columns)) for kind,columns in kinds.items()}
-            for model,kinds in done[key].items()}
+    return {
+        model: {kind: Answers(*(x.numpy() for x in columns)) for kind, columns in kinds.items()}
+        for model, kinds in done[key].items()
+    }
 
-def _columns(a): return a.queries, a.score, a.rank, a.wrong
+
+def _columns(a):
+    return a.queries, a.score, a.rank, a.wrong
+
 
 def _joined_kinds(parts):
     "Answers of several divisions, kind by kind"
     kinds = list(dict.fromkeys(kind for part in parts for kind in part))
-    return {kind:joined([part[kind] for part in parts if kind in part]) for kind in kinds}
+    return {kind: joined([part[kind] for part in parts if kind in part]) for kind in kinds}
 
 # %% ../nbs/03_train.ipynb #1ce1895a
 @patch
-def told(self:_Run, v, trained)->dict:
+def told(self: _Run, v, trained) -> dict:
     "Answers of the trained model beside those of the baselines, from the rows that the division leaves"
-    plain,centre = self.heads_of('plain', v.rows), self.heads_of('centred', v.rows)
-    return {'trained':trained, 'plain':self.features.plain(v),
-            'short':self.features.answered(v, plain.query, plain.cand),
-            'centred':self.features.answered(v, centre.query, centre.cand)}
+    plain = self.heads_of('plain', v.rows)
+    centre = self.heads_of('centred', v.rows)
+    return {
+        'trained': trained,
+        'plain': self.features.plain(v),
+        'short': self.features.answered(v, plain.query, plain.cand),
+        'centred': self.features.answered(v, centre.query, centre.cand),
+    }
+
 
 @patch
-def tuned_answers(self:_Run, v)->dict:
+def tuned_answers(self: _Run, v) -> dict:
     "Answers of the whole towers, as they are now"
     locked = self.features.c[0] if self.options['tuning']['towers'] == 'query' else None
     return image_answers(self.model, self.table, self.root, self.embedding, v, locked)
 
 # %% ../nbs/03_train.ipynb #b4373a31
 @patch
-def dials(self:_Run, divisions, mark)->Choice:
+def dials(self: _Run, divisions, mark) -> Choice:
     "gap and pull by their validation on all divisions"
     done = self.state.d['done']
     name = f'dials{mark}'
     if name not in done:
-        rows = [_mean_row(form, pull, scores, mark) for (form,pull),scores in self.tried(divisions).items()]
+        rows = [
+            _mean_row(form, pull, scores, mark)
+            for (form, pull), scores in self.tried(divisions).items()
+        ]
         for r in rows:
-            rates = {kind:r[kind] for kind in ('new','known') if kind in r}
+            rates = {kind: r[kind] for kind in ('new', 'known') if kind in r}
             r['recall@1'] = balanced(rates, divisions[0].weight)
         self.state.d['history'] += rows
         top = max(rows, key=lambda r: r['recall@1'])
-        near = [r for r in rows if r['shrink'] == top['shrink'] and r['recall@1'] >= top['recall@1']-top['error']]
+        near = [
+            r
+            for r in rows
+            if r['shrink'] == top['shrink'] and r['recall@1'] >= top['recall@1'] - top['error']
+        ]
         best = min(near, key=lambda r: (r['pull'], r['gap']))
-        done[name] = {key:best[key] for key in ('gap','pull','shrink')}
+        done[name] = {key: best[key] for key in ('gap', 'pull', 'shrink')}
         self.state.save(force=True)
     return Choice(**done[name])
 
+
 @patch
-def tried(self:_Run, divisions)->dict:   # ((gap, shrink), pull) -> validation of each division
+def tried(self: _Run, divisions) -> dict:  # ((gap, shrink), pull) -> validation of each division
     "Score every setting of the closed form"
     scores = {}
     for v in divisions:
         for form in self.forms:
-            stats,maps = self.closed_maps(v.rows, *form)
+            stats, maps = self.closed_maps(v.rows, *form)
             for pull in self.pulls if not self.closed.common else (0,):
                 self.closed.put(stats, maps, pull)
                 scores.setdefault((form, pull), []).append(self.features.score(self.model, v))
     return scores
 
+
 def _mean_row(form, pull, scores, mark):
     "A row of the history; the mean of several divisions errs less than one of them"
-    gap,shrink = form
-    row = dict(phase=f'closed form{mark}', epoch=0, gap=gap, pull=pull, shrink=shrink, **pd.DataFrame(scores).mean().to_dict())
-    row['error'] /= len(scores)**.5
+    gap, shrink = form
+    row = dict(
+        phase=f'closed form{mark}',
+        epoch=0,
+        gap=gap,
+        pull=pull,
+        shrink=shrink,
+        **pd.DataFrame(scores).mean().to_dict(),
+    )
+    row['error'] /= len(scores) ** 0.5
     return row
 
+
 @patch
-def put_closed(self:_Run, rows, choice):   # the weights that the heads now have
+def put_closed(self: _Run, rows, choice):  # the weights that the heads now have
     "Set the heads to the closed form"
     self.closed.put(*self.closed_maps(rows, choice.gap, choice.shrink), choice.pull)
     return copied(_heads(self.model))
 
+
 @patch
-def closed_maps(self:_Run, rows, gap, shrink):   # statistics of these rows, and the maps
+def closed_maps(self: _Run, rows, gap, shrink):  # statistics of these rows, and the maps
     "The closed form for these rows; the last few are kept, since the dials and the loop ask for the same"
     key = rows.tobytes(), gap, shrink
     if key not in self.maps:
         stats = self.closed.stats(self.table.qi[rows], self.table.ci[rows])
         self.maps[key] = stats, self.closed.maps(stats, gap, shrink)
-    while len(self.maps) > len(self.forms): self.maps.pop(next(iter(self.maps)))
+    while len(self.maps) > len(self.forms):
+        self.maps.pop(next(iter(self.maps)))
     return self.maps[key]
 
 # %% ../nbs/03_train.ipynb #2f0729c4
 @patch
-def train_heads(self:_Run, name, rows, choice, stop=None, score=None):
+def train_heads(self: _Run, name, rows, choice, stop=None, score=None):
     "What `run_phase` kept, and the weights that the heads started with"
     options = self.options
     start = self.put_closed(rows, choice)
     heads = _heads(self.model)
     learn = direct(self.features.heads(self.model, options['seed']))
-    best = run_phase(name, [dict(params=heads, lr=options['lr'])], learn, self.objective(), rows, self.state,
-                     options['epochs'], stop, options['batch_size'],
-                     validate=score and partial(best_blend, heads, start, score), cautious=True, **self.kw)
+    best = run_phase(
+        name,
+        [dict(params=heads, lr=options['lr'])],
+        learn,
+        self.objective(),
+        rows,
+        self.state,
+        options['epochs'],
+        stop,
+        options['batch_size'],
+        validate=score and partial(best_blend, heads, start, score),
+        cautious=True,
+        **self.kw,
+    )
     return best, start
 
+
 @patch
-def as_chosen(self:_Run, name, rows, choice):
+def as_chosen(self: _Run, name, rows, choice):
     "Train the heads as was chosen"
-    _,start = self.train_heads(name, rows, choice, choice.epochs)
+    _, start = self.train_heads(name, rows, choice, choice.epochs)
     heads = _heads(self.model)
     blend(heads, start, copied(heads), choice.blend)
 
 # %% ../nbs/03_train.ipynb #dc88875e
 @patch
-def tune(self:_Run, name, rows, stop=None, validate=None):
+def tune(self: _Run, name, rows, stop=None, validate=None):
     "Fine-tune heads and backbones"
-    model,tuning,objective = self.model, self.options['tuning'], self.objective()
+    model = self.model
+    tuning = self.options['tuning']
+    objective = self.objective()
     locked = tuning['towers'] == 'query'
-    batches = PictureBatches(model, self.table, self.root, self.options['seed'], self.acc,
-                             tuning['augmentation'], tuning['size'], tuning['chunk'], tuning['hard_negatives'], tuning['margin'],
-                             max_pixels=self.embedding.get('max_pixels', 100_000_000), embedding=self.embedding,
-                             locked=self.features.c if locked else None, rows=rows)
+    batches = PictureBatches(
+        model,
+        self.table,
+        self.root,
+        self.options['seed'],
+        self.acc,
+        tuning['augmentation'],
+        tuning['size'],
+        tuning['chunk'],
+        tuning['hard_negatives'],
+        tuning['margin'],
+        max_pixels=self.embedding.get('max_pixels', 100_000_000),
+        embedding=self.embedding,
+        locked=self.features.c if locked else None,
+        rows=rows,
+    )
     nets = _backbones(model)[:1] if locked else _backbones(model)
-    groups = [g for net in nets for g in layer_groups(net, tuning['lr'], tuning['decay'], tuning['frozen'])]
+    groups = [
+        g
+        for net in nets
+        for g in layer_groups(net, tuning['lr'], tuning['decay'], tuning['frozen'])
+    ]
     groups.append(dict(params=_heads(model), lr=self.options['lr']))
     everything = [*_heads(model), *_weights(model)]
     put(everything, from_main(copied(everything), self.acc))
     model.to(memory_format=torch.channels_last)
     try:
-        batches.precision = self.pick(batches, rows[:tuning['batch_size']], objective)
-        return run_phase(name, groups, batches, objective, rows, self.state, self.options['finetune_epochs'], stop,
-                         tuning['batch_size'], clip=tuning['clip'], patience=tuning['patience'] if validate else None,
-                         validate=validate, **self.kw)
+        batches.precision = self.pick(batches, rows[: tuning['batch_size']], objective)
+        return run_phase(
+            name,
+            groups,
+            batches,
+            objective,
+            rows,
+            self.state,
+            self.options['finetune_epochs'],
+            stop,
+            tuning['batch_size'],
+            clip=tuning['clip'],
+            patience=tuning['patience'] if validate else None,
+            validate=validate,
+            **self.kw,
+        )
     except torch.OutOfMemoryError as e:
-        raise InputError('The GPU has too little memory for this batch. Lower '
-                         f'finetune.chunk (now {tuning["chunk"]}) or take a smaller backbone.') from e
+        raise InputError(
+            'The GPU has too little memory for this batch. Lower '
+            f'finetune.chunk (now {tuning["chunk"]}) or take a smaller backbone.'
+        ) from e
     finally:
-        for p in _weights(model): p.requires_grad_(True)
+        for p in _weights(model):
+            p.requires_grad_(True)
+
 
 @patch
-def pick(self:_Run, batches, rows, objective):
+def pick(self: _Run, batches, rows, objective):
     "Measured once in a run, and kept when it is resumed"
-    done,p = self.state.d['done'], self.options['tuning']['precision']
-    if p == 'auto': done['precision'] = p = done.get('precision') or pick_precision(batches, rows, objective)
+    done = self.state.d['done']
+    p = self.options['tuning']['precision']
+    if p == 'auto':
+        done['precision'] = p = done.get('precision') or pick_precision(batches, rows, objective)
     return p
 
 # %% ../nbs/03_train.ipynb #9f846094
 @patch
-def choose(self:_Run, rows, number=0, tune=True)->Choice:
+def choose(self: _Run, rows, number=0, tune=True) -> Choice:
     "What is best on a part of these rows, trained on the others; the model is left as it was there"
-    mark = f', division {number//10+1}' if number else ''
-    divisions = [self.divide(number+i, rows) for i in ((1,) if number else (1,2,3))]   # one is enough for those that judge further
+    mark = f', division {number // 10 + 1}' if number else ''
+    # One is enough for those that judge further
+    divisions = [self.divide(number + i, rows) for i in ((1,) if number else (1, 2, 3))]
     v = divisions[0]
-    if not v.qi: return Choice(.01, 0.)
+    if not v.qi:
+        return Choice(0.01, 0.0)
     dial = self.dials(divisions, mark)
     score = partial(self.features.score, self.model, v)
-    best,start = self.train_heads(f'choose heads{mark}', v.rows, dial, score=score)
+    best, start = self.train_heads(f'choose heads{mark}', v.rows, dial, score=score)
     choice = replace(dial, epochs=best['epoch'], blend=best['blend'])
-    if not (tune and self.options['finetune_epochs']): return choice
+    if not (tune and self.options['finetune_epochs']):
+        return choice
     put(_heads(self.model), start)
     tuned = self.choose_tuning(v, dial)
     if tuned.score['recall@1'] > best['recall@1'] + best.get('error', 0):
@@ -548,56 +826,67 @@ def choose(self:_Run, rows, number=0, tune=True)->Choice:
     put(_weights(self.model), self.raw)
     return choice
 
+
 @dataclass(frozen=True)
 class _Tuned:
     "The best epoch of fine-tuning"
-    epochs:int
-    renewed:bool  # are the heads those of the closed form on tuned features?
-    score:dict    # validation of it
+
+    epochs: int
+    renewed: bool  # are the heads those of the closed form on tuned features?
+    score: dict  # validation of it
+
 
 @patch
-def choose_tuning(self:_Run, v, dial)->_Tuned:
+def choose_tuning(self: _Run, v, dial) -> _Tuned:
     "Fine-tune on a part of the pairs; the model is left at its best"
     answered = lambda: from_main(v.score(self.tuned_answers(v)), self.acc)
     tuned = self.tune('choose fine-tuning', v.rows, validate=answered)
     score = answered()
-    if not tuned['epoch']: return _Tuned(0, False, score)
+    if not tuned['epoch']:
+        return _Tuned(0, False, score)
     heads = copied(_heads(self.model))
     self.renew(v.rows, dial)
     renewed = answered()
     done = self.state.d['done']
     if 'renewed' not in done:
-        self.state.d['history'].append(dict(phase='choose renewed heads', epoch=0, gap=dial.gap, pull=dial.pull, **renewed))
+        self.state.d['history'].append(
+            dict(phase='choose renewed heads', epoch=0, gap=dial.gap, pull=dial.pull, **renewed)
+        )
         done['renewed'] = True
         self.state.save(force=True)
-    if renewed['recall@1'] >= score['recall@1']-score.get('error', 0):   # the more cautious of two
+    if renewed['recall@1'] >= score['recall@1'] - score.get('error', 0):  # the more cautious of two
         return _Tuned(tuned['epoch'], True, renewed)
     put(_heads(self.model), heads)
     return _Tuned(tuned['epoch'], False, score)
 
 # %% ../nbs/03_train.ipynb #b0b8282a
 @patch
-def renew(self:_Run, rows, choice):
+def renew(self: _Run, rows, choice):
     "Heads in closed form once more, on the features of the tuned towers"
-    model,table = self.model, self.table
+    model = self.model
+    table = self.table
     q = self.features_now(model.query, table.queries, np.unique(table.qi[rows]))
     c = self.features_now(model.cand, table.cands, np.unique(table.ci[rows]))
     closed = PairHeads(model, q, c)
     stats = closed.stats(table.qi[rows], table.ci[rows])
     closed.put(stats, closed.maps(stats, choice.gap, choice.shrink), choice.pull)
 
+
 @patch
-def features_now(self:_Run, tower, names, some):   # (n, f), zeros for others than `some`
+def features_now(self: _Run, tower, names, some):  # (n, f), zeros for others than `some`
     "Features of a tower as it is now"
     features = torch.zeros(len(names), self.model.n_features)
     paths = [names[i] for i in some]
-    vectors = embed(_bare(tower), paths, self.root, **{**self.embedding, 'progress':False}).vectors
+    vectors = embed(_bare(tower), paths, self.root, **{**self.embedding, 'progress': False}).vectors
     features[some] = torch.from_numpy(vectors)
     return features
 
+
 @patch
-def refit(self:_Run, choice):
+def refit(self: _Run, choice):
     "Train on all pairs as was chosen"
     self.as_chosen('heads', self.all_rows, choice)
-    if choice.finetune_epochs: self.tune('fine-tuning', self.all_rows, choice.finetune_epochs)
-    if choice.renewed: self.renew(self.all_rows, choice)
+    if choice.finetune_epochs:
+        self.tune('fine-tuning', self.all_rows, choice.finetune_epochs)
+    if choice.renewed:
+        self.renew(self.all_rows, choice)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 # %% ../nbs/02_truth.ipynb #1a1bc5cb
 def picture_numbers(
-    queries,              # paths of queries, n
-    cands,                # paths of candidates, m
+    queries,  # paths of queries, n
+    cands,  # paths of candidates, m
     query_contents=None,  # uint8 (n, 16), start of each file's SHA-256; None: not known
-    cand_contents=None,   # uint8 (m, 16)
-)->tuple:                 # int64 (n,), int64 (m,)
+    cand_contents=None,  # uint8 (m, 16)
+) -> tuple:  # int64 (n,), int64 (m,)
     "Numbers of the pictures behind two lists of paths; the same picture has the same number in both."
     if query_contents is None or cand_contents is None:
         both = np.concatenate([np.asarray(queries, dtype=object), np.asarray(cands, dtype=object)])
@@ -23,16 +23,18 @@ def picture_numbers(
     else:
         both = np.ascontiguousarray(np.concatenate([query_contents, cand_contents]))
         numbers = np.unique(both.view('V16').ravel(), return_inverse=True)[1]
-    return numbers[:len(queries)], numbers[len(queries):]
+    return numbers[: len(queries)], numbers[len(queries) :]
 
 # %% ../nbs/02_truth.ipynb #d5adb6a1
 class SamePictures:
     "Which candidates are the query itself without being marked as right."
-    def __init__(self,
-        query_numbers:np.ndarray, # picture of each query (n,)
-        cand_numbers:np.ndarray,  # picture of each candidate (m,)
-        qrow:np.ndarray,          # query of each right answer (a,)
-        crow:np.ndarray,          # candidate of each right answer (a,); -1: not among the candidates
+
+    def __init__(
+        self,
+        query_numbers: np.ndarray,  # picture of each query (n,)
+        cand_numbers: np.ndarray,  # picture of each candidate (m,)
+        qrow: np.ndarray,  # query of each right answer (a,)
+        crow: np.ndarray,  # candidate of each right answer (a,); -1: not among the candidates
     ):
         self.query_numbers = query_numbers
         self.cand_numbers = cand_numbers
@@ -41,11 +43,13 @@ class SamePictures:
         same = (crow >= 0) & (query_numbers[qrow] == cand_numbers[crow])
         self.marked = np.unique(self._keys(qrow[same], crow[same]))
 
-    def _keys(self, queries, cands): return queries.astype(np.int64)*len(self.cand_numbers) + cands
+    def _keys(self, queries, cands):
+        return queries.astype(np.int64) * len(self.cand_numbers) + cands
 
-    def own(self,
-        queries:np.ndarray,  # numbers of queries (b,)
-    )->tuple:                # positions in `queries` (c,), candidates (c,): the cells that do not count
+    def own(
+        self,
+        queries: np.ndarray,  # numbers of queries (b,)
+    ) -> tuple:  # positions in `queries` (c,), candidates (c,): the cells that do not count
         "Cells of these queries' rows that hold the query itself."
         numbers = self.query_numbers[queries]
         first = np.searchsorted(self.sorted, numbers, 'left')
@@ -56,9 +60,9 @@ class SamePictures:
         counts = ~np.isin(self._keys(queries[row], cand), self.marked)
         return row[counts], cand[counts]
 
-    def left_out(self)->np.ndarray:   # int64 (n,)
+    def left_out(self) -> np.ndarray:  # int64 (n,)
         "How many candidates are left out of each query's list."
         count = np.searchsorted(self.sorted, self.query_numbers, 'right')
         count -= np.searchsorted(self.sorted, self.query_numbers, 'left')
-        marked = self.marked//len(self.cand_numbers)
+        marked = self.marked // len(self.cand_numbers)
         return count - np.bincount(marked, minlength=len(count))

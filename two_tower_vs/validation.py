@@ -17,98 +17,107 @@ from .loss import known_positives, pair_keys
 # %% ../nbs/02b_validation.ipynb #59432b43
 class PairTable:
     "Pairs as numbers: `queries[qi[r]]` and `cands[ci[r]]` are the pictures of row r."
-    def __init__(self,
-        pairs:pd.DataFrame,   # query_path, cand_path
+
+    def __init__(
+        self,
+        pairs: pd.DataFrame,  # query_path, cand_path
         query_contents=None,  # uint8 (queries, 16), start of each file's SHA-256; None: paths tell which pictures are the same
-        cand_contents=None,   # uint8 (candidates, 16)
+        cand_contents=None,  # uint8 (candidates, 16)
     ):
-        self.qi,queries = pd.factorize(pairs.query_path)
-        self.ci,cands = pd.factorize(pairs.cand_path)
+        self.qi, queries = pd.factorize(pairs.query_path)
+        self.ci, cands = pd.factorize(pairs.cand_path)
         self.queries = list(queries)
         self.cands = list(cands)
         self.keys = pair_keys(self.qi, self.ci, len(cands))
         numbers = picture_numbers(self.queries, self.cands, query_contents, cand_contents)
         self.same = SamePictures(*numbers, self.qi, self.ci)
-        self.product = _products(numbers[0][self.qi], numbers[1][self.ci], self.ci)   # of each row
+        self.product = _products(numbers[0][self.qi], numbers[1][self.ci], self.ci)  # of each row
 
-    def __len__(self): return len(self.qi)
+    def __len__(self):
+        return len(self.qi)
 
-    def known(self, rows:np.ndarray, more=())->torch.Tensor:   # bool (b, b + len(more))
+    def known(self, rows: np.ndarray, more=()) -> torch.Tensor:  # bool (b, b + len(more))
         "What is no wrong answer off the diagonal of a batch of rows, and among further candidates."
         ci = np.r_[self.ci[rows], np.asarray(more, dtype=np.int64)]
         right = known_positives(self.qi[rows], ci, self.keys, len(self.cands))
-        own = self.same.query_numbers[self.qi[rows]][:,None] == self.same.cand_numbers[ci][None]
+        own = self.same.query_numbers[self.qi[rows]][:, None] == self.same.cand_numbers[ci][None]
         np.fill_diagonal(own, False)
         return right | torch.from_numpy(own)
 
-    def right(self, qi, ci)->np.ndarray:   # bool, as qi
+    def right(self, qi, ci) -> np.ndarray:  # bool, as qi
         "Is candidate `ci` a right answer to query `qi`?"
-        return np.isin(qi*len(self.cands) + ci, self.keys)
+        return np.isin(qi * len(self.cands) + ci, self.keys)
 
-    def query_products(self)->np.ndarray:   # int (number of queries,)
+    def query_products(self) -> np.ndarray:  # int (number of queries,)
         "The product of each query."
         product = np.empty(len(self.queries), np.int64)
         product[self.qi] = self.product
         return product
 
+
 def _products(queries, answers, cands):
     "Numbers of products, one for each row"
     products = components(queries, answers)
-    return cands if np.bincount(products).max() > .9*len(products) else products
+    return cands if np.bincount(products).max() > 0.9 * len(products) else products
 
 # %% ../nbs/02b_validation.ipynb #4c858a98
 @dataclass(frozen=True)
 class Division:
     "Rows of a table of pairs, in three parts."
-    train:np.ndarray
-    new:np.ndarray    # of products that training does not see
-    known:np.ndarray  # further queries of products that it does see
+
+    train: np.ndarray
+    new: np.ndarray  # of products that training does not see
+    known: np.ndarray  # further queries of products that it does see
+
 
 def divide(
-    table:PairTable,
-    rows:np.ndarray=None, # to divide; default: all
-    frac:float=0.15,      # share of the products, then of the other queries, to hold out
-    seed:int=42,
-    series=None,          # int (queries,): queries of one series are held out together; default: each is its own
-)->Division:
+    table: PairTable,
+    rows: np.ndarray = None,  # to divide; default: all
+    frac: float = 0.15,  # share of the products, then of the other queries, to hold out
+    seed: int = 42,
+    series=None,  # int (queries,): queries of one series are held out together; default: each is its own
+) -> Division:
     "Divide pairs: by product, then by query where a candidate keeps another one."
     rows = np.arange(len(table)) if rows is None else rows
     rng = np.random.default_rng(seed)
     products = rng.permutation(pd.unique(table.product[rows]))
     count = np.bincount(table.product[rows])
-    small = products[count[products] <= len(rows)/2]   # the largest is never held out if most pairs are its own
-    held = small[:max(1, round(frac*len(products)))] if len(products) > 1 else products[:0]
+    # The largest is never held out if most pairs are its own
+    small = products[count[products] <= len(rows) / 2]
+    held = small[: max(1, round(frac * len(products)))] if len(products) > 1 else products[:0]
     is_new = np.isin(table.product[rows], held)
     new = rows[is_new]
     rest = rows[~is_new & ~np.isin(table.qi[rows], table.qi[new])]
     if not len(rest):
-        return Division(rows, rows[:0], rows[:0])   # one product: nothing can be held out
+        return Division(rows, rows[:0], rows[:0])  # one product: nothing can be held out
     is_known = np.isin(table.qi[rest], _spare_queries(table, rest, frac, rng, series))
     return Division(rest[~is_known], new, rest[is_known])
+
 
 def _spare_queries(table, rows, frac, rng, series):
     "About a share `frac` of the rows' queries, none of them the last of its candidate"
     series = np.arange(len(table.queries)) if series is None else series
     shuffled = rows[rng.permutation(len(rows))]
-    first = shuffled[np.unique(table.ci[shuffled], return_index=True)[1]]   # each candidate keeps this pair
+    # Each candidate keeps this pair
+    first = shuffled[np.unique(table.ci[shuffled], return_index=True)[1]]
     numbers = table.same.query_numbers[table.qi[rows]]
     also_candidate = np.isin(numbers, table.same.cand_numbers[table.ci[rows]])
     needed = np.concatenate([series[table.qi[first]], series[table.qi[rows[also_candidate]]]])
     labels = series[table.qi[rows]]
     spare = rng.permutation(pd.unique(labels[~np.isin(labels, needed)]))
     queries = pd.unique(table.qi[rows])
-    size = np.bincount(series[queries], minlength=series.max()+1)[spare]
-    chosen = spare[np.cumsum(size) - size < round(frac*len(queries))]
+    size = np.bincount(series[queries], minlength=series.max() + 1)[spare]
+    chosen = spare[np.cumsum(size) - size < round(frac * len(queries))]
     return queries[np.isin(series[queries], chosen)]
 
 # %% ../nbs/02b_validation.ipynb #098ed9fa
 def photo_series(
-    features:np.ndarray,  # of the table's queries (n, f), unit rows
-    table:PairTable,
-    clusters:int=5,       # of a candidate's queries, at most
-    cands:int=2000,       # candidates looked at, taken at random; queries of others are in no series
-    seed:int=42,
-)->np.ndarray:            # int (n,): a number for each series; a query in no series has its own
+    features: np.ndarray,  # of the table's queries (n, f), unit rows
+    table: PairTable,
+    clusters: int = 5,  # of a candidate's queries, at most
+    cands: int = 2000,  # candidates looked at, taken at random; queries of others are in no series
+    seed: int = 42,
+) -> np.ndarray:  # int (n,): a number for each series; a query in no series has its own
     "Queries of one candidate that look alike, by spherical k-means."
     order = np.argsort(table.ci, kind='stable')
     groups = np.split(order, np.flatnonzero(np.diff(table.ci[order])) + 1)
@@ -116,14 +125,17 @@ def photo_series(
     series = np.full(n, -1)
     for i in np.random.default_rng(seed).permutation(len(groups))[:cands]:
         queries = np.unique(table.qi[groups[i]])
-        if len(queries) < 3: continue
-        k = min(clusters, max(2, len(queries)//2))
+        if len(queries) < 3:
+            continue
+        k = min(clusters, max(2, len(queries) // 2))
         x = np.ascontiguousarray(features[queries], dtype=np.float32)
-        kmeans = faiss.Kmeans(x.shape[1], k, niter=10, seed=seed, spherical=True, min_points_per_centroid=1)
+        kmeans = faiss.Kmeans(
+            x.shape[1], k, niter=10, seed=seed, spherical=True, min_points_per_centroid=1
+        )
         kmeans.train(x)
-        cluster = kmeans.index.search(x, 1)[1][:,0]
-        free = series[queries] < 0   # a query of two candidates stays with the first
-        series[queries[free]] = (n + i*clusters + cluster)[free]
+        cluster = kmeans.index.search(x, 1)[1][:, 0]
+        free = series[queries] < 0  # a query of two candidates stays with the first
+        series[queries[free]] = (n + i * clusters + cluster)[free]
     alone = series < 0
     series[alone] = np.flatnonzero(alone)
     return np.unique(series, return_inverse=True)[1]
@@ -132,156 +144,190 @@ def photo_series(
 @dataclass(frozen=True)
 class Answers:
     "What a model answers to held-out queries."
-    queries:np.ndarray  # their numbers in the table (n,)
-    score:np.ndarray    # of the first hit (n,), float32
-    rank:np.ndarray     # of the best right answer (n,), from 1; a huge number where none was searched
-    wrong:np.ndarray    # score of the best hit that is not right (n,), float32
 
-    def __len__(self): return len(self.queries)
+    queries: np.ndarray  # their numbers in the table (n,)
+    score: np.ndarray  # of the first hit (n,), float32
+    rank: np.ndarray  # of the best right answer (n,), from 1; a huge number where none was searched
+    wrong: np.ndarray  # score of the best hit that is not right (n,), float32
+
+    def __len__(self):
+        return len(self.queries)
 
     @property
-    def right(self): return self.rank == 1   # bool (n,)
+    def right(self):
+        return self.rank == 1  # bool (n,)
 
     @property
-    def reciprocal(self): return np.where(self.rank == _never, 0., 1/self.rank)   # (n,)
+    def reciprocal(self):
+        return np.where(self.rank == _never, 0.0, 1 / self.rank)  # (n,)
 
-    def hit(self, k): return (self.rank <= k).astype(float)   # (n,)
+    def hit(self, k):
+        return (self.rank <= k).astype(float)  # (n,)
+
 
 _never = np.iinfo(np.int64).max
 
+
 def joined(
-    parts:list,   # of Answers
-)->Answers:
+    parts: list,  # of Answers
+) -> Answers:
     "Several answers as one."
-    columns = [[getattr(p, name) for p in parts] for name in ('queries','score','rank','wrong')]
+    columns = [[getattr(p, name) for p in parts] for name in ('queries', 'score', 'rank', 'wrong')]
     return Answers(*map(np.concatenate, columns))
 
 # %% ../nbs/02b_validation.ipynb #cef56c34
 @torch.no_grad()
 def first_hits(
-    q:torch.Tensor,   # query vectors (n, d)
-    c:torch.Tensor,   # candidate vectors (m, d)
-    qi:np.ndarray,    # numbers of these queries in the table (n,)
-    ci:np.ndarray,    # numbers of these candidates (m,), ascending
-    table:PairTable,
-)->Answers:
+    q: torch.Tensor,  # query vectors (n, d)
+    c: torch.Tensor,  # candidate vectors (m, d)
+    qi: np.ndarray,  # numbers of these queries in the table (n,)
+    ci: np.ndarray,  # numbers of these candidates (m,), ascending
+    table: PairTable,
+) -> Answers:
     "What the nearest candidates of each query are worth."
     blocks = np.split(qi, range(1024, len(qi), 1024))
-    return joined([_answered(x@c.T, numbers, ci, table) for x,numbers in zip(q.split(1024), blocks)])
+    return joined(
+        [_answered(x @ c.T, numbers, ci, table) for x, numbers in zip(q.split(1024), blocks)]
+    )
 
-def _answered(scores, qi, ci, table):   # scores (b, m) are changed
-    own_row,own = table.same.own(qi)
-    _fill(scores, own_row, own, ci, -2.)         # below any cosine
+
+def _answered(scores, qi, ci, table):  # scores (b, m) are changed
+    own_row, own = table.same.own(qi)
+    _fill(scores, own_row, own, ci, -2.0)  # below any cosine
     best = scores.max(1).values
-    row,right = _right_cells(qi, table)
-    row,column = _searched(row, right, ci)
+    row, right = _right_cells(qi, table)
+    row, column = _searched(row, right, ci)
     rank = _first_rank(scores, row, column)
-    scores[row, column] = -1.
+    scores[row, column] = -1.0
     wrong = scores.max(1).values
     as_numpy = lambda x: x.cpu().numpy().astype(np.float32)
     return Answers(qi, as_numpy(best), rank, as_numpy(wrong))
 
+
 def _right_cells(qi, table):
     "Positions in qi, and the candidates that are right for them"
     m = len(table.cands)
-    first,last = (np.searchsorted(table.keys, x*m) for x in (qi, qi+1))
+    first, last = (np.searchsorted(table.keys, x * m) for x in (qi, qi + 1))
     count = last - first
     row = np.repeat(np.arange(len(qi)), count)
     nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     return row, table.keys[np.repeat(first, count) + nth] % m
 
+
 def _searched(row, cands, ci):
     "Rows and columns of those candidates that are searched"
-    column = np.searchsorted(ci, cands).clip(max=len(ci)-1)
+    column = np.searchsorted(ci, cands).clip(max=len(ci) - 1)
     there = ci[column] == cands
     return row[there], column[there]
 
+
 def _fill(scores, row, cands, ci, value):
-    row,column = _searched(row, cands, ci)
+    row, column = _searched(row, cands, ci)
     scores[row, column] = value
 
-def _first_rank(scores, row, column):   # int64 (b,)
+
+def _first_rank(scores, row, column):  # int64 (b,)
     "The rank of the best of these cells in each row; scores within 1e-6 are equal and go in their order"
-    n,m = scores.shape
+    n, m = scores.shape
     best = torch.full((n,), -torch.inf, device=scores.device)
     at = torch.full((n,), m, dtype=torch.int64, device=scores.device)
-    row,column = (torch.from_numpy(x).to(scores.device) for x in (row, column))
+    row, column = (torch.from_numpy(x).to(scores.device) for x in (row, column))
     best.scatter_reduce_(0, row, scores[row, column].to(best.dtype), 'amax')
     leading = scores[row, column] >= best[row] - 1e-6
     at.scatter_reduce_(0, row[leading], column[leading], 'amin')
-    before = torch.arange(m, device=scores.device)[None] < at[:,None]
-    ahead = (scores > best[:,None] + 1e-6) | ((scores - best[:,None]).abs() <= 1e-6) & before
+    before = torch.arange(m, device=scores.device)[None] < at[:, None]
+    ahead = (scores > best[:, None] + 1e-6) | ((scores - best[:, None]).abs() <= 1e-6) & before
     rank = 1 + ahead.sum(1)
     return torch.where(best == -torch.inf, _never, rank).cpu().numpy()
 
 # %% ../nbs/02b_validation.ipynb #714ad374
 def balanced(
-    rates:dict,  # of new and known, or one of them
-    weight:dict, # of both
-)->float:
+    rates: dict,  # of new and known, or one of them
+    weight: dict,  # of both
+) -> float:
     "Weighted harmonic mean."
     r = np.array(list(rates.values()))
     w = np.array([weight[k] for k in rates])
-    if not (r > 0).all(): return 0.
-    return float(w.sum()/(w/np.maximum(r, 1e-9)).sum().clip(1e-9))
+    if not (r > 0).all():
+        return 0.0
+    return float(w.sum() / (w / np.maximum(r, 1e-9)).sum().clip(1e-9))
+
 
 def rate_error(
-    x:np.ndarray,        # a value of each query (n,)
-    clusters:np.ndarray, # its product (n,)
-)->float:
+    x: np.ndarray,  # a value of each query (n,)
+    clusters: np.ndarray,  # its product (n,)
+) -> float:
     "Standard error of the mean, where queries of one product are alike (linearised, between clusters)."
-    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=x-x.mean())
-    few = len(sums)/max(1, len(sums)-1)
-    return float((few*(sums**2).sum())**.5/len(x))
+    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=x - x.mean())
+    few = len(sums) / max(1, len(sums) - 1)
+    return float((few * (sums**2).sum()) ** 0.5 / len(x))
+
 
 def standard_error(
-    rates:dict,  # of new and known, or one of them
-    weight:dict, # of both
-    errors:dict, # standard error of each rate
-)->float:
+    rates: dict,  # of new and known, or one of them
+    weight: dict,  # of both
+    errors: dict,  # standard error of each rate
+) -> float:
     "Of `balanced`, by the delta method."
     mean = balanced(rates, weight)
     total = sum(weight[k] for k in rates)
-    slopes = {k:mean*mean*weight[k]/total/max(rate, 1e-9)**2 for k,rate in rates.items()}
-    return sum((slopes[k]*errors[k])**2 for k in rates)**.5
+    slopes = {
+        k: mean * mean * weight[k] / total / max(rate, 1e-9) ** 2 for k, rate in rates.items()
+    }
+    return sum((slopes[k] * errors[k]) ** 2 for k in rates) ** 0.5
 
 # %% ../nbs/02b_validation.ipynb #cc73aa58
 class Validation:
     "Held-out pairs of a table: which rows train, and how the others are answered."
-    def __init__(self,
-        table:PairTable,
-        rows:np.ndarray=None,   # of the table, to divide; default: all
-        frac:float=0.15,        # as in divide, with seed and series
-        seed:int=42,
-        known_share:float=0.5,  # of what will be searched, the share that has training pairs
+
+    def __init__(
+        self,
+        table: PairTable,
+        rows: np.ndarray = None,  # of the table, to divide; default: all
+        frac: float = 0.15,  # as in divide, with seed and series
+        seed: int = 42,
+        known_share: float = 0.5,  # of what will be searched, the share that has training pairs
         series=None,
-        queries:int=1000,       # of each kind, at most
-        cands:int=20_000,       # searched, at most, apart from right answers
+        queries: int = 1000,  # of each kind, at most
+        cands: int = 20_000,  # searched, at most, apart from right answers
     ):
         parts = divide(table, rows, frac, seed, series)
         rng = np.random.default_rng(seed)
-        pick = lambda numbers,most: np.sort(rng.permutation(numbers)[:most])
-        held = {'new':parts.new, 'known':parts.known}
+        pick = lambda numbers, most: np.sort(rng.permutation(numbers)[:most])
+        held = {'new': parts.new, 'known': parts.known}
         self.table = table
         self.rows = parts.train
-        self.qi = {kind:pick(np.unique(table.qi[r]), queries) for kind,r in held.items() if len(r)}
+        self.qi = {
+            kind: pick(np.unique(table.qi[r]), queries) for kind, r in held.items() if len(r)
+        }
         asked = np.isin(table.qi, np.concatenate([*self.qi.values(), []]))
         self.ci = np.union1d(np.unique(table.ci[asked]), pick(np.arange(len(table.cands)), cands))
-        new = max(min(.5, 2*(1-known_share)), 1/(2+len(table.cands)))
-        self.weight = {'new':new, 'known':1-new}
+        new = max(min(0.5, 2 * (1 - known_share)), 1 / (2 + len(table.cands)))
+        self.weight = {'new': new, 'known': 1 - new}
         self.product = table.query_products()
 
-    def answers(self, query_vectors, cand_vectors)->dict:   # {'new': Answers, 'known': Answers}
+    def answers(self, query_vectors, cand_vectors) -> dict:  # {'new': Answers, 'known': Answers}
         "First hits, by two functions from numbers of pictures to unit vectors."
         c = cand_vectors(self.ci)
-        return {kind:first_hits(query_vectors(qi), c, qi, self.ci, self.table) for kind,qi in self.qi.items()}
+        return {
+            kind: first_hits(query_vectors(qi), c, qi, self.ci, self.table)
+            for kind, qi in self.qi.items()
+        }
 
-    def score(self, answers)->dict:   # {'new':, 'known':, 'recall@1': their balance, 'error'}
+    def score(self, answers) -> dict:  # {'new':, 'known':, 'recall@1': their balance, 'error'}
         "Recall@1 of each kind, and what to choose by."
-        rates = {kind:float(a.right.mean()) for kind,a in answers.items()}
-        if not rates: return {'recall@1':float('nan')}
-        errors = {kind:rate_error(a.right.astype(float), self.product[a.queries]) for kind,a in answers.items()}
-        return {**rates, 'recall@1':balanced(rates, self.weight), 'error':standard_error(rates, self.weight, errors)}
+        rates = {kind: float(a.right.mean()) for kind, a in answers.items()}
+        if not rates:
+            return {'recall@1': float('nan')}
+        errors = {
+            kind: rate_error(a.right.astype(float), self.product[a.queries])
+            for kind, a in answers.items()
+        }
+        return {
+            **rates,
+            'recall@1': balanced(rates, self.weight),
+            'error': standard_error(rates, self.weight, errors),
+        }
 
-    def __call__(self, query_vectors, cand_vectors)->dict:
+    def __call__(self, query_vectors, cand_vectors) -> dict:
         return self.score(self.answers(query_vectors, cand_vectors))

