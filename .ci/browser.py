@@ -8,7 +8,22 @@ on a free port, and against a map as `Explorer` writes it.
 Prints a line for each test; exit status 1 if one failed. Needs Chromium; axe-core comes from npm, once.
 """
 
-import argparse, base64, contextlib, csv, io, json, math, os, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
+import argparse
+import base64
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +89,7 @@ def axe_file():  # axe-core's script, or None where npm is missing
     file = cache / 'node_modules/axe-core/axe.min.js'
     if not file.exists():
         if not shutil.which('npm'):
-            return
+            return None
         cache.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
             ['npm', 'install', '--prefix', cache, '--no-audit', '--no-fund', 'axe-core@4'],
@@ -142,7 +157,7 @@ class Visit:
         if r.status >= 400:
             self.refused.append(r.status)
         if r.url.startswith(self.url) and not (
-            'nosniff' == r.headers.get('x-content-type-options')
+            r.headers.get('x-content-type-options') == 'nosniff'
             and {"default-src 'none'", "frame-ancestors 'none'"}
             <= set(r.headers.get('content-security-policy', '').split('; '))
         ):
@@ -429,7 +444,10 @@ def same(v, pic):
 @test
 def examples(v, pic):
     "browse all queries, successes and failures: the kinds, their counts and their pictures are those of per_query.csv"
-    strip = lambda: [b.get_attribute('title') for b in v.page.locator('#strip button').all()]
+
+    def strip():
+        return [b.get_attribute('title') for b in v.page.locator('#strip button').all()]
+
     names = dict(
         all='All',
         found='Found first',
@@ -476,7 +494,10 @@ def examples(v, pic):
 @test
 def right(v, pic):
     "right answers are marked with a tick and the word, and no others; those beyond the hits are shown beside the query"
-    place = lambda r: f'rank {r}' if r else 'not found'
+
+    def place(r):
+        return f'rank {r}' if r else 'not found'
+
     for i, q in enumerate(v.truth.queries[:6]):
         v.answer(lambda: v.page.goto(f'{v.url}/?query={i}'))
         answers = v.truth.right[q['query_path']]
@@ -792,8 +813,10 @@ def shapes(browser, url, truth, pic, shots, axe):  # yields (name, problems)
 
 def make_map(project, file):
     "A map of the project's candidates and evaluation queries, as `Explorer` writes it; None without scikit-learn"
-    import yaml
     from importlib.util import find_spec
+
+    import yaml
+
     from two_tower_vs.embed import Embeddings, embed
     from two_tower_vs.explore import Explorer
     from two_tower_vs.query import load_searcher

@@ -1,7 +1,17 @@
 """The checks of `make test`.  usage: .venv/bin/python .ci/checks.py [name …]   (without a name: all of them)
 Only `notebooks` and `docs` write to the working tree, and only to ignored paths: the others work on a copy."""
 
-import difflib, json, os, re, shutil, subprocess, sys, sysconfig, tempfile, time, zipfile
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 

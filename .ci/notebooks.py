@@ -2,9 +2,12 @@
 Cells that nbdev_test skips (`tst_flags`, `eval: false`) and notebooks beside a .notest keep their stored outputs;
 with FLAGS=slow in the environment the slow cells run too."""
 
-import os, sys, time
+import os
+import sys
+import time
 from multiprocessing import get_context
 from pathlib import Path
+
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
 from nbdev.config import get_config

@@ -1,8 +1,14 @@
 """README.md and its figures from nbs/index.ipynb, without Quarto.  usage: readme.py [--check]"""
 
-import re, subprocess, sys, tempfile
+import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
-import nbformat, pypandoc, yaml
+
+import nbformat
+import pypandoc
+import yaml
 from nbconvert import MarkdownExporter
 from nbdev import serve_drv
 from nbdev.processors import FilterDefaults
@@ -75,7 +81,10 @@ def committed():
 
 def problems(text, figures):
     "What is wrong with the README in the working tree"
-    squeeze = lambda s: ' '.join(s.split())  # nbconvert's versions differ in white space
+
+    def squeeze(s):
+        return ' '.join(s.split())  # nbconvert's versions differ in white space
+
     readme = ROOT / 'README.md'
     have = committed()
     if not readme.exists() or squeeze(readme.read_text(encoding='utf-8')) != squeeze(text):

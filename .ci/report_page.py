@@ -2,7 +2,11 @@
 No request leaves it, nothing is said on the console, it fits a phone, and axe-core finds nothing serious, light and dark:
 as it is, and as it would be with all that a report can hold. Whether its numbers are right is tested in nbs/07_report.ipynb."""
 
-import json, shutil, subprocess, sys, tempfile
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 FLAGS = (
@@ -107,7 +111,10 @@ def full(out, to):
     from two_tower_vs.report import report
 
     shutil.copytree(out, to, ignore=shutil.ignore_patterns('cache'))
-    read = lambda n: json.loads((to / n).read_text(encoding='utf-8'))
+
+    def read(n):
+        return json.loads((to / n).read_text(encoding='utf-8'))
+
     m = read('metrics.json')
     x = read('index/manifest.json')
     three = {

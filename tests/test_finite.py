@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.numpy import load_file as load_arrays, save_file as save_arrays
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from two_tower_vs.data import InputError

@@ -222,8 +222,9 @@ def test_queries_that_come_later_tune_the_index(tmp_path):
 
 def forged(index, folder, **manifest):
     "Save, and give the manifest other values with a seal that fits"
-    from two_tower_vs.index import _seal
     import json
+
+    from two_tower_vs.index import _seal
 
     m = dict(save_index(index, folder), **manifest)
     m = {k: v for k, v in m.items() if v is not Ellipsis}

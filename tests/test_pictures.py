@@ -571,7 +571,10 @@ def profile_of(space, pcs, kind, tags, padding=0):
 
 def primaries_profile(primaries, gamma, padding=0):
     "A display profile with white D65"
-    xyz = lambda x, y: np.array([x / y, 1, (1 - x - y) / y])
+
+    def xyz(x, y):
+        return np.array([x / y, 1, (1 - x - y) / y])
+
     matrix = np.stack([xyz(*p) for p in primaries], 1)
     white = xyz(0.3127, 0.3290)
     matrix = matrix * np.linalg.solve(matrix, white)
@@ -780,6 +783,7 @@ def test_cached_features_depend_on_the_decoding(monkeypatch, tmp_path):
 def test_models_of_before_load(tmp_path):
     from safetensors import safe_open
     from safetensors.torch import save_file
+
     from two_tower_vs.model import file_sha256
 
     save_model(TwoTower(pretrained=False, image_size=32, embed_dim=8), tmp_path)

@@ -10,10 +10,10 @@ import socket
 import threading
 import time
 
+import attack
 import numpy as np
 import pytest
 import web  # of nbs/attacks
-import attack
 from PIL import Image
 from starlette.testclient import TestClient
 

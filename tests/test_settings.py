@@ -228,6 +228,7 @@ def test_flags_have_the_same_bounds(fresh, cli, flags):
 
 def test_comments_of_parameters_survive_the_table():
     from fastcore.docments import docments
+
     from two_tower_vs.train import finetune, train
 
     assert docments(finetune)['chunk'].startswith('pictures whose activations')

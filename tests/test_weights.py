@@ -10,9 +10,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from two_tower_vs import weights as weights_module
 from two_tower_vs.data import InputError
 from two_tower_vs.model import TwoTower, load_model, make_backbone, save_model
-from two_tower_vs import weights as weights_module
 
 NAME = 'timm/test_resnet'
 

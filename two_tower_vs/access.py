@@ -6,10 +6,17 @@
 __all__ = ['Refusal', 'json_answer', 'host_name', 'own_names', 'read_token', 'at_config', 'Access', 'make_access']
 
 # %% ../nbs/07a_access.ipynb #9370ea36
-import hmac, ipaddress, json, os, re, socket
+import hmac
+import ipaddress
+import json
+import os
+import re
+import socket
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from pathlib import Path
+
+from fastcore.basics import patch
+
 from .catalog import InputError
 
 # %% ../nbs/07a_access.ipynb #a88dfb37

@@ -7,10 +7,14 @@ __all__ = ['kinds', 'tolerance', 'flat_enough', 'factory', 'megabytes', 'check_f
            'nearest', 'agreement', 'throughput', 'speed', 'configure', 'tune', 'thorough', 'choose']
 
 # %% ../nbs/04a_ann.ipynb #0b18d8d6
-import math, time
-import numpy as np, pandas as pd
+import math
+import time
 from dataclasses import dataclass
 from warnings import warn
+
+import numpy as np
+import pandas as pd
+
 from .data import InputError
 
 # %% ../nbs/04a_ann.ipynb #4be76d9b
@@ -92,7 +96,10 @@ def new_index(
 
     if x.ndim != 2 or not len(x):
         raise InputError(f'Vectors of shape {x.shape} make no index. Give (n, d), one at least.')
-    said = lambda e: str(e).splitlines()[-1][-120:]
+
+    def said(e):
+        return str(e).splitlines()[-1][-120:]
+
     try:
         index = faiss.index_factory(x.shape[1], spec, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as e:
@@ -220,7 +227,9 @@ def _grids(index, kind, fixed):
     "What may be set, by FAISS's names: (settings, name, values from fast to thorough)"
     import faiss
 
-    steps = lambda low, top: [low * 2**i for i in range(20) if low * 2**i < top] + [top]
+    def steps(low, top):
+        return [low * 2**i for i in range(20) if low * 2**i < top] + [top]
+
     if kind == 'hnsw':
         grids = [({}, 'efSearch', steps(12, 1024))]
     elif kind.startswith('ivf'):

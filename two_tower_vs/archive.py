@@ -7,11 +7,15 @@ __all__ = ['max_members', 'max_bytes', 'in_tar', 'stat_stamp', 'refuse_large', '
            'member_names']
 
 # %% ../nbs/00_archive.ipynb #770f4d56
-import os, re, tarfile, threading
-import numpy as np
+import os
+import re
+import tarfile
+import threading
 from collections import OrderedDict
 from posixpath import basename, normpath
 from warnings import warn
+
+import numpy as np
 
 # %% ../nbs/00_archive.ipynb #84dbb9b2
 _ending = re.compile(r'\.(tar|tar\.\w+|tgz|tbz2?|txz|tzst)(?=/)', re.I)

@@ -6,10 +6,14 @@
 __all__ = ['LinearHeads', 'centred_heads', 'plain_heads', 'put_heads']
 
 # %% ../nbs/02a_baselines.ipynb #13ae7b5b
-import numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass
-from .model import TwoTower
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 from .heads import principal_axes
+from .model import TwoTower
 
 # %% ../nbs/02a_baselines.ipynb #33bc5648
 @dataclass(frozen=True)

@@ -8,17 +8,21 @@ __all__ = ['InputError', 'BadImage', 'read_stamped', 'read_bytes', 'file_stamp',
            'list_images']
 
 # %% ../nbs/00_catalog.ipynb #e25cc4bf
-import os, re, stat
-import pandas as pd
+import os
+import re
+import stat
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from csv import Error, reader
 from difflib import get_close_matches
-from fastcore.basics import patch_to
 from itertools import chain, islice
 from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
 from warnings import warn
+
+import pandas as pd
+from fastcore.basics import patch_to
+
 from two_tower_vs.archive import (
     in_tar,
     member_names,
@@ -66,7 +70,10 @@ def read_stamped(
             raise OSError('a folder' if stat.S_ISDIR(st.st_mode) else 'a pipe or a device')
         refuse_large(st.st_size)
         with open(path, 'rb') as f:
-            state = lambda: stat_stamp(os.fstat(f.fileno()))
+
+            def state():
+                return stat_stamp(os.fstat(f.fileno()))
+
             was = state()
             b = f.read()
             return b, was if state() == was else None
@@ -441,7 +448,7 @@ def _folder(images_root):
 def _absent(root, p):
     "Why there is no picture `p`; None where there is one"
     if file_stamp(os.path.join(root, p)):
-        return
+        return None
     try:
         read_bytes(os.path.join(root, p))
         why = 'not a file'

@@ -7,8 +7,8 @@ __all__ = ['blank', 'remedies', 'severities', 'fingerprints', 'nearest_hashes', 
            'find_turned', 'find_contradictions', 'find_unmarked', 'Check', 'check', 'show_check', 'save_check']
 
 # %% ../nbs/01b_check.ipynb #2dd5f66f
-import hashlib, json
-import numpy as np, pandas as pd
+import hashlib
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,22 +16,26 @@ from io import BytesIO
 from os.path import abspath, join
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
 from PIL import Image
+
 from .catalog import expand
 from .data import BadImage, image_grid, load_pixels, replacing, thumb
-from .settings import bounded, number, whole
-from .sheet import write_csv
 from two_tower_vs.embed import (
     Engine,
     FeatureCache,
+    _bar,
     _Batches,
     _Damaged,
-    _bar,
     _stored,
     apply_head,
     embed,
 )
 from .pictures import decoding_version, picture_header
+from .settings import bounded, number, whole
+from .sheet import write_csv
 
 # %% ../nbs/01b_check.ipynb #856f6497
 def _fingerprint(
@@ -119,7 +123,10 @@ def nearest_hashes(
     if len(a) * len(b) > most:
         index = faiss.IndexBinaryMultiHash(64, 4, 16)
         index.nflip = 1
-    words = lambda h: np.ascontiguousarray(h).view(np.uint8).reshape(-1, 8)
+
+    def words(h):
+        return np.ascontiguousarray(h).view(np.uint8).reshape(-1, 8)
+
     index.add(words(b))
     return index.search(words(a), min(k, len(b)))
 
@@ -282,10 +289,15 @@ def find_turned(
     engine = Engine(tower, kw.get('engine', 'auto'), cache, precision=kw.get('precision', 'auto'))
     x = np.stack(px)
     C = c.vectors[c.rows([a for _, a in paths])]
-    turned = lambda t: np.ascontiguousarray(np.rot90(x, t, (2, 3)))
-    run = lambda x: apply_head(
-        tower, np.concatenate([engine(x[i : i + 32]) for i in range(0, len(x), 32)])
-    )
+
+    def turned(t):
+        return np.ascontiguousarray(np.rot90(x, t, (2, 3)))
+
+    def run(x):
+        return apply_head(
+            tower, np.concatenate([engine(x[i : i + 32]) for i in range(0, len(x), 32)])
+        )
+
     cos = np.stack([(run(turned(t)) * C).sum(1) for t in range(4)], 1)  # (n, 4)
     best = cos.argmax(1)
     up = cos.max(1) - cos[:, 0]
@@ -395,7 +407,10 @@ severities = dict.fromkeys(remedies, 'warning') | dict.fromkeys(
 
 def _rows(finding, table, paths, other='', why='', severity=None):  # paths: a Series, row -> path
     s = paths.drop_duplicates()
-    look = lambda o: [o.get(p, '') for p in s] if isinstance(o, dict) else o
+
+    def look(o):
+        return [o.get(p, '') for p in s] if isinstance(o, dict) else o
+
     return pd.DataFrame(
         {
             'severity': severity or severities[finding],
@@ -709,7 +724,10 @@ def show_check(
     titles = []
     names = []
     side = int(128 * cell)
-    short = lambda p: p if len(p) < 14 else '…' + p[-12:]
+
+    def short(p):
+        return p if len(p) < 14 else '…' + p[-12:]
+
     f = c.findings()
     for finding in f.finding[(f.finding != 'unused') & (f.finding != 'missing')].unique()[
         :findings

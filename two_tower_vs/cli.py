@@ -8,11 +8,20 @@ __all__ = ['stages', 'about', 'examples', 'Data', 'sections', 'schema', 'read_co
            'demo_stage', 'init_stage', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #965f0d8f
-import argparse, errno, os, re, shlex, signal, sys, threading, time
+import argparse
+import errno
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import cache, cached_property, wraps
-from reprlib import repr as shorter  # a value may be as long as a config file
 from pathlib import Path
+from reprlib import repr as shorter  # a value may be as long as a config file
+
 import two_tower_vs
 from .settings import bounded, bounds_of, configured, refuse_outside, whole
 
@@ -45,15 +54,15 @@ class Data:
 @cache
 def sections() -> dict:  # section -> the function or class that takes its keys
     "Whose signatures are the sections of config.yaml."
-    from two_tower_vs.model import TwoTower
     from two_tower_vs.check import check
     from two_tower_vs.embed import embed
-    from two_tower_vs.train import finetune, train
     from two_tower_vs.eval import evaluate
-    from two_tower_vs.index import build_index
-    from two_tower_vs.query import query
     from two_tower_vs.export import export
+    from two_tower_vs.index import build_index
+    from two_tower_vs.model import TwoTower
+    from two_tower_vs.query import query
     from two_tower_vs.serve import serve
+    from two_tower_vs.train import finetune, train
 
     return dict(
         data=Data,
@@ -98,18 +107,21 @@ def schema() -> dict:  # section -> {key: its parameter}
     "What config.yaml may hold."
     from inspect import signature
 
-    keys = lambda n, f: {
-        k: p
-        for k, p in signature(f).parameters.items()
-        if p.default is not p.empty
-        and (n == 'data' or k not in _wired | {'on_bad', 'max_pixels', 'background'})
-        and (n, k) != ('index', 'chunk')
-    }
+    def keys(n, f):
+        return {
+            k: p
+            for k, p in signature(f).parameters.items()
+            if p.default is not p.empty
+            and (n == 'data' or k not in _wired | {'on_bad', 'max_pixels', 'background'})
+            and (n, k) != ('index', 'chunk')
+        }
+
     return {n: keys(n, f) for n, f in sections().items()}
 
 # %% ../nbs/09_cli.ipynb #48707854
 def _bad(where, problem, options=(), key=None):
     from difflib import get_close_matches
+
     from two_tower_vs.data import InputError
 
     near = get_close_matches(str(key)[:60], list(options), 1) if options else []
@@ -316,6 +328,7 @@ class Run:
     def record_bad(self, rows, *files):
         "Replace what bad_images.csv says of these CSV files"
         import pandas as pd
+
         from two_tower_vs.data import replacing
         from two_tower_vs.sheet import write_csv
 
@@ -329,6 +342,7 @@ class Run:
 
     def _old_bad(self, path):
         import pandas as pd
+
         from two_tower_vs.sheet import plain_cells
 
         try:
@@ -589,7 +603,10 @@ def _more(e):
         )
     lines += [_indent(t) for t in (e.by_group(), e.leak_free(), e.by_size()) if len(t)]
     if 'match' in m:
-        pct = lambda x: f'{100 * x["value"]:.1f} %' if x['value'] is not None else 'none'
+
+        def pct(x):
+            return f'{100 * x["value"]:.1f} %' if x['value'] is not None else 'none'
+
         o = m['match']
         lines.append(
             f'  match: of first hits scoring {o["threshold"]:.2f} or more {pct(o["precision"])} are right '
@@ -657,6 +674,7 @@ def _tried(tries):
 def _real_queries(r, model, most=1000):
     "Query-tower vectors to tune on: of the evaluation queries, or else of the training pairs; None where there are neither"
     import numpy as np
+
     from two_tower_vs.embed import embed
 
     if not (r.file('query_gt').exists() or r.file('pairs').exists()):
@@ -668,6 +686,7 @@ def _real_queries(r, model, most=1000):
 # %% ../nbs/09_cli.ipynb #b80ae533
 def query_stage(r: Run):
     from warnings import warn
+
     from two_tower_vs.index import edited
     from two_tower_vs.query import load_searcher, query, save_answers
 
@@ -722,7 +741,10 @@ def export_stage(r: Run):
 
     model = load_model(r.out / 'model')
     _same_settings(r, model)
-    has = lambda n: r.file(n).exists()
+
+    def has(n):
+        return r.file(n).exists()
+
     d = export(
         model,
         r.candidates,
@@ -890,6 +912,7 @@ def _knows_locks(folder):
 @contextmanager
 def _only_run(out):
     from filelock import FileLock, SoftFileLock, Timeout
+
     from two_tower_vs.data import InputError, tidy
 
     try:
@@ -1013,8 +1036,9 @@ def main(argv=None) -> int:  # exit status
     for s in (sys.stdout, sys.stderr):  # a name may hold what the terminal can't show
         if hasattr(s, 'reconfigure'):
             s.reconfigure(errors='backslashreplace')
-    from two_tower_vs.data import InputError
     import warnings
+
+    from two_tower_vs.data import InputError
 
     warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
     r = None

@@ -11,8 +11,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from io import BytesIO
+
 import numpy as np
 from PIL import Image, ImageCms, ImageColor
+
 from .catalog import InputError
 
 # %% ../nbs/00_color.ipynb #96ab840b

@@ -7,6 +7,7 @@ __all__ = ['Connections']
 
 # %% ../nbs/07c_connections.ipynb #956079f6
 from collections import Counter
+
 from fastcore.basics import patch
 
 # %% ../nbs/07c_connections.ipynb #fc223d66

@@ -7,15 +7,21 @@ __all__ = ['refusals', 'credit', 'demo_config', 'DiskError', 'disk_errors', 'rep
            'in_threads', 'picture', 'image_grid', 'thumb', 'show_pairs', 'line_drawing', 'demo_catalog']
 
 # %% ../nbs/00_data.ipynb #e4996adb
-import errno, os, re, shutil
-import numpy as np, pandas as pd
+import errno
+import os
+import re
+import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from PIL import Image
 from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
 from two_tower_vs.catalog import (
     BadImage,
     InputError,
@@ -31,9 +37,9 @@ from two_tower_vs.catalog import (
     read_stamped,
     read_table,
 )
-from .sheet import write_csv
 from .color import to_rgb
 from .pictures import formats, load_image, load_pixels
+from .sheet import write_csv
 
 # %% ../nbs/00_data.ipynb #d15c0001
 class DiskError(InputError, OSError):

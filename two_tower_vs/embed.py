@@ -7,8 +7,14 @@ __all__ = ['engines', 'precisions', 'presets', 'Embeddings', 'backbone_key', 'op
            'augment', 'preset_by_name', 'FeatureCache', 'embed', 'apply_head']
 
 # %% ../nbs/01a_embed.ipynb #019b1c70
-import ctypes, hashlib, json, os, random, sys, threading, time
-import numpy as np, torch
+import ctypes
+import hashlib
+import json
+import os
+import random
+import sys
+import threading
+import time
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +22,15 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from warnings import warn, catch_warnings, simplefilter
+from warnings import catch_warnings, simplefilter, warn
 from weakref import WeakSet
+
+import numpy as np
+import torch
 from fastcore.basics import patch
 from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
+
 from .catalog import expand
 from two_tower_vs.data import (
     BadImage,

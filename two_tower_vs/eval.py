@@ -8,19 +8,23 @@ __all__ = ['never', 'ranks', 'per_query', 'query_products', 'column_names', 'bet
 
 # %% ../nbs/04_eval.ipynb #39cdba9f
 import json
-import numpy as np, pandas as pd, torch
 from dataclasses import dataclass
-from fastcore.basics import patch
 from pathlib import Path
 from warnings import warn
+
+import numpy as np
+import pandas as pd
+import torch
+from fastcore.basics import patch
+
 from .catalog import expand
-from .data import bad_rows, drop_bad, image_grid, picture, replacing, thumb, InputError
-from .sheet import write_csv
+from .data import InputError, bad_rows, drop_bad, image_grid, picture, replacing, thumb
+from .embed import Embeddings, embed
 from .model import TwoTower, shorten
 from .settings import bounded, wholes
-from .embed import Embeddings, embed
-from .truth import SamePictures, picture_numbers
+from .sheet import write_csv
 from .statistics import compare, components, interval
+from .truth import SamePictures, picture_numbers
 
 # %% ../nbs/04_eval.ipynb #cd87ea4d
 never = np.iinfo(np.int64).max  # the rank of an answer that is no candidate
@@ -81,7 +85,10 @@ def per_query(
     starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])
     count = np.diff(np.r_[starts, len(g)])
     nth = np.arange(len(g)) - np.repeat(starts, count) + 1  # this answer is its query's nth
-    total = lambda x: np.add.reduceat(x.astype(float), starts)
+
+    def total(x):
+        return np.add.reduceat(x.astype(float), starts)
+
     out = {f'recall@{k}': total(r <= k) / count for k in ks} | {
         f'hit@{k}': (r[starts] <= k).astype(float) for k in ks
     }
@@ -375,7 +382,10 @@ def _sizes(ours, truth, sizes, metrics):
     short = sorted(size for size in sizes or () if size < d)
     if not short:
         return {}
-    cut = lambda e, size: Embeddings(shorten(e.vectors, size), e.paths)
+
+    def cut(e, size):
+        return Embeddings(shorten(e.vectors, size), e.paths)
+
     found = {
         size: _ranked(cut(ours.q, size), cut(ours.c, size), truth, metrics['k']).metrics
         for size in short
@@ -444,7 +454,10 @@ def _query_table(ours, base, truth, answers, k):
     base_top, _ = nearest(base.q, base.c, 1, truth.same)
     now = ours.rank <= k
     before = base.rank <= k
-    place = lambda rank: pd.array(np.where(rank == never, -1, rank), dtype='Int64')
+
+    def place(rank):
+        return pd.array(np.where(rank == never, -1, rank), dtype='Int64')
+
     t = pd.DataFrame(
         {
             'query_path': q.paths,
@@ -457,7 +470,10 @@ def _query_table(ours, base, truth, answers, k):
     )
     if 'group' in answers:
         t.insert(1, 'group', per.group.first()[q.paths].to_numpy())
-    name = lambda numbers: [c.paths[i] if i >= 0 else '' for i in numbers]
+
+    def name(numbers):
+        return [c.paths[i] if i >= 0 else '' for i in numbers]
+
     t = pd.concat([t, ours.metrics.filter(like='recall@')], axis=1).assign(
         top1=name(top[:, 0]),
         top1_score=np.where(top[:, 0] >= 0, score[:, 0], np.nan).round(6),
@@ -521,9 +537,12 @@ def show_changes(
     **grid,  # of image_grid
 ):
     "Queries that training lost, then queries that it gained: the query, its right answer, and the wrong first hit."
-    part = lambda what, by: e.queries[e.queries.change == what].sort_values(
-        by, ascending=False, na_position='first', kind='stable'
-    )
+
+    def part(what, by):
+        return e.queries[e.queries.change == what].sort_values(
+            by, ascending=False, na_position='first', kind='stable'
+        )
+
     lost = part('lost', 'rank').head(n // 2)
     gained = part('gained', 'baseline_rank').head(n - len(lost))
     w = pd.concat([lost.assign(wrong=lost.top1), gained.assign(wrong=gained.baseline_top1)])
@@ -531,7 +550,10 @@ def show_changes(
         return image_grid([[None] * 4], titles=[['nothing is gained, nothing lost', '', '', '']])
     right = gt.drop_duplicates('query_path').set_index('query_path').gt_cand_path
     paths = w.query_path, right[w.query_path], w.wrong
-    place = lambda r: 'never' if pd.isna(r) else f'{r}'
+
+    def place(r):
+        return 'never' if pd.isna(r) else f'{r}'
+
     moved = [f'{place(b)} → {place(r)}' for b, r in zip(w.baseline_rank, w['rank'])]
     return image_grid(
         [[thumb(expand(images_root) / p, int(128 * cell)) for p in ps] for ps in paths],

@@ -6,13 +6,21 @@
 __all__ = ['layout', 'to_grid', 'catalogue_map', 'show_training', 'Explorer', 'search_widget']
 
 # %% ../nbs/06b_explore.ipynb #36dcdcdf
-import base64, html, json, math, re, sys
-import numpy as np, pandas as pd
-from fastcore.basics import patch
+import base64
+import html
+import json
+import math
+import re
+import sys
 from io import BytesIO
 from pathlib import Path
-from PIL import Image, ImageDraw, ImageFont
 from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from fastcore.basics import patch
+from PIL import Image, ImageDraw, ImageFont
+
 from .catalog import expand
 from .data import InputError, in_threads, picture, replacing, thumb
 from .embed import Embeddings
@@ -289,7 +297,10 @@ class Explorer:
         self.file = None
         self.sprite, side = _within(_sheet([t for t, _ in tiles], columns), columns, 1_200_000)
         self.still = lambda: catalogue_map(cands, images_root, 80, 16, seed=seed)
-        flat = lambda at, cast: [[cast(v) for v in row] for part in near for row in part[at]]
+
+        def flat(at, cast):
+            return [[cast(v) for v in row] for part in near for row in part[at]]
+
         self.data = dict(
             words='; '.join([_said(len(c), len(cands), 'candidates'), *said]),
             names=names,
@@ -314,7 +325,10 @@ class Explorer:
 @patch
 def html(self: Explorer) -> str:
     "The page."
-    read = lambda f: (_here / f'map.{f}').read_text(encoding='utf-8')
+
+    def read(f):
+        return (_here / f'map.{f}').read_text(encoding='utf-8')
+
     sprite = 'data:image/webp;base64,' + base64.b64encode(self.sprite).decode()
     data = json.dumps(self.data | {'sprite': sprite}, separators=(',', ':')).replace('<', r'\u003c')
     parts = {'css': read('css'), 'data': data, 'js': read('js')}
@@ -388,9 +402,12 @@ class _SearchBox:
         self.examples = examples
         self.right = right
         self.topk = topk
-        wrap = lambda *o: w.Box(
-            o, layout=w.Layout(display='flex', flex_flow='row wrap', align_items='flex-start')
-        )
+
+        def wrap(*o):
+            return w.Box(
+                o, layout=w.Layout(display='flex', flex_flow='row wrap', align_items='flex-start')
+            )
+
         self.upload = w.FileUpload(
             accept='image/*', description='Choose a picture', layout=w.Layout(width='12rem')
         )
@@ -427,9 +444,12 @@ class _SearchBox:
 # %% ../nbs/06b_explore.ipynb #2fc1095a
 def _lines(w, *lines, **layout):
     "Texts beneath each other, each with a colour or None"
-    style = lambda c: (
-        'line-height:1.4; overflow-wrap:anywhere' + (f'; color:{c}; font-weight:600' if c else '')
-    )
+
+    def style(c):
+        return 'line-height:1.4; overflow-wrap:anywhere' + (
+            f'; color:{c}; font-weight:600' if c else ''
+        )
+
     rows = ''.join(f'<div style="{style(c)}">{html.escape(t)}</div>' for t, c in lines)
     return w.HTML(rows, layout=w.Layout(**layout))
 

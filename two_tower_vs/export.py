@@ -7,24 +7,32 @@ __all__ = ['kept_names', 'why_not_better', 'table_files', 'save_vectors', 'to_on
            'interval_unit', 'held_out_words', 'kept_words', 'model_card', 'read_metrics', 'export']
 
 # %% ../nbs/06a_export.ipynb #a1c51f60
-import json, logging, os, re
-import numpy as np, pandas as pd, torch
+import json
+import logging
+import os
+import re
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from warnings import catch_warnings, simplefilter, warn
+
+import numpy as np
+import pandas as pd
+import torch
+
 from . import __version__
 from .catalog import expand
 from .data import InputError, bad_rows, disk_errors, drop_bad, replacing
-from .sheet import write_csv
-from .model import TwoTower, Tower, file_sha256
-from .embed import Embeddings, embed, _first_pixels
+from .embed import Embeddings, _first_pixels, embed
 from .eval import _percent, column_names
+from .model import Tower, TwoTower, file_sha256
+from .sheet import write_csv
 from .statistics import unit_sentence
 
 # %% ../nbs/06a_export.ipynb #6706490a
 def _parquet(e, name, file, rows=2**16):
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     d = e.vectors.shape[1]
     schema = pa.schema([(name, pa.string()), ('embedding', pa.list_(pa.float32(), d))])
@@ -216,7 +224,10 @@ def held_out_words(
     gain = validation.get('gain') or {}
     if 'reason' not in gain:
         return ''
-    value = lambda model: validation['metrics'][model][gain['metric']]['value']
+
+    def value(model):
+        return validation['metrics'][model][gain['metric']]['value']
+
     low, high = gain['ci95']
     products = f' of {gain["clusters"]:,} products' if gain['unit'] == 'product' else ''
     return (

@@ -11,8 +11,10 @@ import re
 import struct
 from dataclasses import dataclass
 from io import BytesIO
+
 import numpy as np
 from PIL import Image
+
 from .catalog import BadImage
 from .color import strips, to_bytes, white_level
 

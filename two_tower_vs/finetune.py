@@ -6,15 +6,20 @@
 __all__ = ['layer_groups', 'cached_backward', 'my_share', 'from_main', 'hard_negatives', 'PictureBatches', 'pick_precision']
 
 # %% ../nbs/02c_finetune.ipynb #8a83412a
-import random, time
-import numpy as np, torch, torch.nn.functional as F
-from fastcore.basics import patch
+import random
+import time
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastcore.basics import patch
+
 from .data import InputError, in_threads, load_image
 from .embed import augment, embed, preset_by_name
-from .validation import PairTable
 from .fit import Objective
+from .validation import PairTable
 
 # %% ../nbs/02c_finetune.ipynb #cd3b80fd
 def _blocks(net):
@@ -36,7 +41,10 @@ def layer_groups(
 ) -> list:  # parameter groups for an optimiser, first block first
     "Parameters by depth; those of frozen blocks need no gradient any more."
     blocks = _blocks(net)
-    rate = lambda i: lr * decay ** (len(blocks) - 1 - i)
+
+    def rate(i):
+        return lr * decay ** (len(blocks) - 1 - i)
+
     skip = int(frozen * len(blocks))
     for p in sum(blocks[:skip], []):
         p.requires_grad_(False)

@@ -7,13 +7,18 @@ __all__ = ['schedule', 'batches', 'main_process', 'State', 'Objective', 'direct'
            'best_blend']
 
 # %% ../nbs/02b_fit.ipynb #31044e3f
-import math, os, time
-import numpy as np, torch
+import math
+import os
+import time
 from functools import partial
 from pathlib import Path
 from warnings import warn
 from zipfile import ZipFile
+
+import numpy as np
+import torch
 from tqdm.auto import tqdm
+
 from . import __version__
 from .data import InputError, replacing
 from two_tower_vs.loss import (
@@ -59,7 +64,7 @@ class State:
 
     def _read(self):
         if not (self.file and self.file.exists()):
-            return
+            return None
         try:
             with ZipFile(self.file) as z:
                 assert not z.testzip()  # torch does not look at the checksums

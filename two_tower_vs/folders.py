@@ -6,13 +6,16 @@
 __all__ = ['longest_path', 'one_spelling', 'leaves_root', 'unwritable', 'housekeeping', 'Listing', 'list_files']
 
 # %% ../nbs/00a_folders.ipynb #35774aa9
-import os, re
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from fnmatch import fnmatch
 from pathlib import PureWindowsPath
 from posixpath import normpath
+
+from fastcore.basics import patch
+
 from .archive import in_tar
 
 # %% ../nbs/00a_folders.ipynb #1a4840f9

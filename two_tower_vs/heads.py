@@ -6,8 +6,12 @@
 __all__ = ['principal_axes', 'PairStats', 'pair_stats', 'closed_form', 'PairHeads']
 
 # %% ../nbs/02a_heads.ipynb #3c44b8c5
-import numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 from .data import InputError
 from .model import TwoTower
 

@@ -7,26 +7,27 @@ __all__ = ['in_memory', 'Index', 'whole_number', 'as_vectors', 'sketch', 'same_s
            'edited', 'update_index']
 
 # %% ../nbs/05_index.ipynb #0b012599
-import hashlib, json, math, os, re, threading
-import numpy as np, pandas as pd
+import hashlib
+import json
+import math
+import os
+import re
+import threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from reprlib import repr as shorter
 from warnings import warn
-from .data import InputError, read_table, replacing
-from .sheet import plain_cells, write_csv
-from .catalog import check_paths
-from .model import file_sha256, read_manifest, shorten, steady
-from .embed import Embeddings
-from .settings import bounded, bounds_of, number, whole
+
+import numpy as np
+import pandas as pd
+
 from two_tower_vs.ann import (
     add,
     check_finite,
     choose,
     configure,
-    factory as spec_of,
     flat_enough,
     megabytes,
     nearest,
@@ -34,6 +35,15 @@ from two_tower_vs.ann import (
     thorough,
     tune,
 )
+from two_tower_vs.ann import (
+    factory as spec_of,
+)
+from .catalog import check_paths
+from .data import InputError, read_table, replacing
+from .embed import Embeddings
+from .model import file_sha256, read_manifest, shorten, steady
+from .settings import bounded, bounds_of, number, whole
+from .sheet import plain_cells, write_csv
 
 # %% ../nbs/05_index.ipynb #749d17af
 @dataclass
@@ -525,7 +535,10 @@ def _sound(m):
     "Does a manifest hold what `save_index` writes, and nothing that a search could not bear?"
     names = dict(nprobe='nprobe', efSearch='ef_search', k_factor_rf='k_factor')
     a = m.get('recall_vs_exact')
-    number = lambda v, low, top: type(v) in (int, float) and low <= v <= top
+
+    def number(v, low, top):
+        return type(v) in (int, float) and low <= v <= top
+
     return (
         all(type(m.get(k)) is t for k, t in _types.items())
         and all(type(m.get(k, t())) is t for k, t in _may.items())

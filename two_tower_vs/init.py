@@ -7,16 +7,23 @@ __all__ = ['asks', 'answers', 'parts', 'layouts', 'edits', 'least', 'list_folder
            'name_endings', 'find_things', 'edited', 'make_copies', 'Project', 'init']
 
 # %% ../nbs/00b_init.ipynb #a1d993c7
-import hashlib, json, os, random, re
-import numpy as np, pandas as pd
+import hashlib
+import json
+import os
+import random
+import re
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 from uuid import uuid4
-from .catalog import InputError, expand, read_bytes, _endings
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+
+from .catalog import InputError, _endings, expand, read_bytes
 from two_tower_vs.data import (
     BadImage,
     DiskError,
@@ -50,9 +57,12 @@ def _shown(p):
 # %% ../nbs/00b_init.ipynb #13011735
 def _chance(names, seed):
     "A number for each name that looks random and does not depend on the others"
-    h = lambda s: int.from_bytes(
-        hashlib.blake2b(f'{seed} {s}'.encode(), digest_size=8).digest(), 'big'
-    )
+
+    def h(s):
+        return int.from_bytes(
+            hashlib.blake2b(f'{seed} {s}'.encode(), digest_size=8).digest(), 'big'
+        )
+
     return np.array([h(s) for s in names], np.uint64)
 
 
@@ -98,7 +108,10 @@ def split_things(
     if not test.any():
         test = _held_out(q, seed, known)
     q = q.assign(group=np.where(q.thing.isin(q.thing[~test]), 'known', 'new'))
-    table = lambda d, n: d.sort_values(list(d), ignore_index=True)[n]
+
+    def table(d, n):
+        return d.sort_values(list(d), ignore_index=True)[n]
+
     return (
         table(_joined(q[~test], c), ['query_path', 'cand_path']),
         table(c[['path']].set_axis(['cand_path'], axis=1), ['cand_path']),
@@ -115,7 +128,10 @@ def _joined(q, c, most=5):
     turn = q.groupby('thing').cumcount().values
     start = (n.cumsum() - n)[i]
     n = n[i]
-    row = lambda j, ok: start[ok] + (turn[ok] + j) % n[ok]
+
+    def row(j, ok):
+        return start[ok] + (turn[ok] + j) % n[ok]
+
     parts = [
         pd.DataFrame({'query_path': q.path.values[ok], 'cand_path': c.path.values[row(j, ok)]})
         for j in range(most)
@@ -185,11 +201,11 @@ def same_names(paths) -> tuple:  # (table for split_things, what was recognised)
         or not all('/' in p for p in below)
         or set(map(str.lower, tops)) <= set(parts)
     ):
-        return
+        return None
     stems = [os.path.splitext(p.split('/', 1)[1])[0] for p in below]
     a, b = ({s for s, p in zip(stems, below) if p.split('/')[0] == top} for top in tops)
     if len(a & b) < 0.8 * max(len(a), len(b)) or len(a & b) < 4:
-        return
+        return None
     side = (
         _sides([t.lower() for t in tops])
         if len({*map(str.lower, tops)}) == 2
@@ -217,7 +233,7 @@ def class_folders(paths) -> tuple:  # as same_names
     size = thing.map(thing.value_counts())
     some = thing.ne('') & size.gt(1)
     if some.mean() < 0.5 or thing[some].nunique() < 2:
-        return
+        return None
     part = [parts.get(k, '') for k in known]
     part = [('train' if test else 'test') if p == 'val' else p for p in part]
     role = ['q' if k in asks else 'c' if k in answers else '' for k in known]
@@ -244,7 +260,7 @@ def name_endings(paths) -> tuple:  # as same_names
     n = thing.map(thing.value_counts())
     some = n.gt(1).to_numpy()
     if some.mean() < 0.8 or thing[some].nunique() < 4:
-        return
+        return None
     tag = [m[2].lower().lstrip('0') or '0' if m else '' for m in found]
     tags = {t for t, s in zip(tag, some) if s}
     side = _sides(tags) if len(tags) == 2 else {}
@@ -280,7 +296,10 @@ def find_things(
         raise InputError(
             f'--layout {layout} is unknown. Use {", ".join(layouts[:-1])} or {layouts[-1]}.'
         )
-    names = lambda: same_names(paths) or name_endings(paths)
+
+    def names():
+        return same_names(paths) or name_endings(paths)
+
     if layout in ('names', 'classes'):
         found = names() if layout == 'names' else class_folders(paths)
         if not found:

@@ -8,7 +8,11 @@ __all__ = ['losses', 'max_scale', 'min_scale', 'logits', 'info_nce', 'decoupled'
 
 # %% ../nbs/02_loss.ipynb #cd3559f0
 import math
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 from .data import InputError
 
 # %% ../nbs/02_loss.ipynb #9f0c16be

@@ -7,12 +7,22 @@ __all__ = ['make_backbone', 'described', 'Levels', 'Own', 'Tower', 'TwoTower', '
            'steady', 'load_model', 'shorten', 'best_device']
 
 # %% ../nbs/01_model.ipynb #a4950bfe
-import hashlib, json, os, re, threading, time
-import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
+import hashlib
+import json
+import os
+import re
+import threading
+import time
 from difflib import get_close_matches
 from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
+
 from .color import check_background
 from .data import InputError, file_stamp, replacing
 from .settings import bounded, whole
@@ -169,7 +179,8 @@ def _from_folder(folder, pretrained, image_size):
 
 # %% ../nbs/01_model.ipynb #b11b8f2b
 def _unknown(name):
-    import timm, torchvision.models as tvm
+    import timm
+    import torchvision.models as tvm
 
     names = [*_lites, *tvm.list_models(module=tvm), *(f'timm/{n}' for n in timm.list_models())]
     near = [f'timm/{name}'] if f'timm/{name}' in names else get_close_matches(name, names, 3, 0.5)
@@ -537,7 +548,10 @@ def steady(
     *files,  # that it reads, and that another process may replace meanwhile
 ):  # what it returns
     "Read files of one version: again where they changed while they were read. Raises `InputError`."
-    stamps = lambda: [file_stamp(f) for f in files]
+
+    def stamps():
+        return [file_stamp(f) for f in files]
+
     for _ in range(50):
         before = stamps()
         try:

@@ -6,10 +6,14 @@
 __all__ = ['for_browsers', 'as_jpeg', 'is_rewritten']
 
 # %% ../nbs/07b_originals.ipynb #8829a511
-import re, struct, zlib
+import re
+import struct
+import zlib
 from io import BytesIO
-from PIL import Image
+
 import numpy as np
+from PIL import Image
+
 from .data import BadImage, load_image
 
 # %% ../nbs/07b_originals.ipynb #0c1ad1fd

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+
 import numpy as np
 from PIL import Image
+
 from .catalog import BadImage, read_bytes
 from .color import profile_mode, profile_transform, strips, to_rgb
 from two_tower_vs.extras import (

@@ -6,8 +6,10 @@
 __all__ = ['metrics', 'values', 'query_weights', 'query_products', 'Judgement', 'judge', 'verdict_sentence', 'calibrate']
 
 # %% ../nbs/02d_promotion.ipynb #9a73afcb
-import numpy as np
 from dataclasses import asdict, dataclass
+
+import numpy as np
+
 from .data import InputError
 from .statistics import compare, interval, promotion, threshold
 
@@ -75,7 +77,10 @@ def judge(
         for model, a in answers.items()
     }
     baseline = max(('plain', 'centred'), key=lambda model: found[model][metric]['value'])
-    of = lambda model, name: values(answers[model], name)
+
+    def of(model, name):
+        return values(answers[model], name)
+
     verdict = promotion(
         of('trained', metric),
         of(baseline, metric),
@@ -138,7 +143,10 @@ def calibrate(
     dict
 ):  # threshold, precision, bound, coverage, refused, queries; None where nothing can be promised
     "The score from which a first hit counts as a match."
-    column = lambda name: np.concatenate([getattr(a, name) for a in answers.values()])
+
+    def column(name):
+        return np.concatenate([getattr(a, name) for a in answers.values()])
+
     found = threshold(
         column('score'),
         column('right'),

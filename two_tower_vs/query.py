@@ -7,8 +7,12 @@ __all__ = ['Picture', 'Searcher', 'match_threshold', 'on_gpu', 'load_searcher', 
            'image_files', 'query', 'save_answers']
 
 # %% ../nbs/06_query.ipynb #9e05c4d5
-import hashlib, json, os, sys, threading, time
-import numpy as np, pandas as pd, torch
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +20,13 @@ from itertools import islice
 from pathlib import Path
 from reprlib import repr as shorter
 from warnings import warn
+
+import numpy as np
+import pandas as pd
+import torch
 from fastcore.basics import patch
 from PIL import Image, ImageOps
+
 from .catalog import expand
 from two_tower_vs.data import (
     BadImage,
@@ -31,10 +40,10 @@ from two_tower_vs.data import (
     thumb,
     to_rgb,
 )
-from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
-from .settings import bounded, whole
 from .embed import Engine, apply_head, has_bfloat16
 from .index import Index, load_index, whole_number
+from .model import Tower, TwoTower, best_device, file_sha256, load_model, steady
+from .settings import bounded, whole
 
 # %% ../nbs/06_query.ipynb #be84b503
 @dataclass
@@ -183,7 +192,10 @@ def _known_key(out):
     from safetensors import safe_open
 
     file = out / 'model/model.safetensors'
-    read = lambda f: json.loads((out / f).read_text(encoding='utf-8'))
+
+    def read(f):
+        return json.loads((out / f).read_text(encoding='utf-8'))
+
     try:
         note = read('cache/searcher.json')
         d = read('model/model.json')
@@ -464,8 +476,11 @@ class Answers:
         "All hits; with the picture's name in front where there are several, and `match` where there is a threshold."
         if len(self.hits) == 1:
             return self._marked(next(iter(self.hits.values())))
+
         # One that isn't UTF-8 is no text for a table
-        name = lambda p: str(p).encode(errors='backslashreplace').decode()
+        def name(p):
+            return str(p).encode(errors='backslashreplace').decode()
+
         df = pd.concat([h.assign(image=name(p)) for p, h in self.hits.items()], ignore_index=True)
         own = ['same_picture'] if 'same_picture' in df else []
         if own:
@@ -483,9 +498,12 @@ class Answers:
 
     def json(self) -> dict:
         "As query.json; several pictures stand under `queries`."
-        hits = lambda h: [
-            {**r, 'score': round(r['score'], 6)} for r in self._marked(h).to_dict('records')
-        ]
+
+        def hits(h):
+            return [
+                {**r, 'score': round(r['score'], 6)} for r in self._marked(h).to_dict('records')
+            ]
+
         one = [{'image': str(p), 'hits': hits(h)} for p, h in self.hits.items()]
         more = {} if self.threshold is None else {'threshold': self.threshold}
         return {

@@ -6,8 +6,9 @@
 __all__ = ['Found', 'shown', 'Pictures', 'ticks', 'Axes', 'intervals', 'verdict', 'samples', 'clashes', 'report']
 
 # %% ../nbs/07_report.ipynb #55415b94
-import json, math, re
-import numpy as np, pandas as pd
+import json
+import math
+import re
 from base64 import b64encode
 from contextlib import suppress
 from datetime import datetime
@@ -16,16 +17,20 @@ from io import BytesIO
 from pathlib import Path
 from time import perf_counter
 from warnings import warn
+
+import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+
 import two_tower_vs
 from .catalog import expand, leaves_root, read_paths
 from .data import InputError, in_threads, replacing, thumb
-from .sheet import plain_cells
 from .eval import better_delta, column_names, precision_coverage
 from .export import held_out_words, interval_unit, kept_names, kept_words
 from .query import latency, load_searcher
+from .sheet import plain_cells
 from .statistics import fewest_products, unit_sentence
 
 # %% ../nbs/07_report.ipynb #f472817e
@@ -259,7 +264,10 @@ def _dot(x, y, cls, r=4.5):
 
 def _key(names):
     "The legend below a chart: (class of a line or dot, what it stands for)"
-    sign = lambda c: _dot(11, 5, c[4:], 4) if c.startswith('dot ') else _rule(1, 5, 21, 5, c)
+
+    def sign(c):
+        return _dot(11, 5, c[4:], 4) if c.startswith('dot ') else _rule(1, 5, 21, 5, c)
+
     return Markup('<ul class="key">{}</ul>').format(
         Markup('').join(
             Markup(
@@ -308,7 +316,7 @@ class Axes:
     def at(self, x, name):  # a vertical line with a name
         _, t, r, b = self.box
         X = self.x(x)
-        side, anchor = (-5, 'end') if X > r - 90 else (5, 'start')
+        side, anchor = (-5, 'end') if r - 90 < X else (5, 'start')
         self.parts += [_rule(X, t, X, b, 'mark'), _text(X + side, t + 10, name, anchor, 'strong')]
 
     def svg(self, alt):
@@ -326,7 +334,10 @@ def intervals(
     r = _width - 16
     b = h - 34
     lo = min([0, *(v[1] for _, d in rows for v in d.values())])
-    X = lambda v: l + (v - lo) / (100 - lo) * (r - l)
+
+    def X(v):
+        return l + (v - lo) / (100 - lo) * (r - l)
+
     parts = [_rule(X(t), 6, X(t), b, 'grid') for t in ticks(lo, 100)]
     parts += [_text(X(t), b + 18, f'{t:g}') for t in ticks(lo, 100)]
     for i, (name, d) in enumerate(rows):
@@ -556,7 +567,10 @@ def samples(
     each: int = 50,  # of those lost, and of those gained
 ) -> dict:  # kind -> rows of t
     "What is worth a look: bounded, whatever the number of queries."
-    by = lambda d, c: d.sort_values(c, ascending=False, na_position='first', kind='stable')
+
+    def by(d, c):
+        return d.sort_values(c, ascending=False, na_position='first', kind='stable')
+
     return dict(
         worst=by(t[t['rank'].fillna(2) > 1], 'rank').head(most),
         lost=by(t[t.change == 'lost'], 'rank').head(each),
@@ -661,7 +675,10 @@ def _scores(t, s):
         ax.line(np.repeat(edges, 2), np.r_[0, np.repeat(v, 2), 0], f'area {c}')
     if s is not None:
         ax.at(min(max(s, lo), hi), f'threshold {s:.2f}')
-    half = lambda v: f'{v.median():.2f}' if len(v) else 'none'
+
+    def half(v):
+        return f'{v.median():.2f}' if len(v) else 'none'
+
     return ax.svg(
         f'Histogram of scores. Half of the right first hits score above {half(right)}, '
         f'half of the best wrong candidates above {half(wrong)}.'
@@ -906,7 +923,9 @@ def _index(m, folder, metrics):
 
 
 def _tried(t, m):
-    num = lambda k, f, scale=1: '' if t.get(k) is None else format(scale * float(t[k]), f)
+    def num(k, f, scale=1):
+        return '' if t.get(k) is None else format(scale * float(t[k]), f)
+
     # One that was too large was not built
     speed = num('queries_per_s', ',.0f') if t.get('agreement') is not None else ''
     search = ', '.join(f'{shown(k, 20)} {v:g}' for k, v in t['search'].items())
@@ -933,7 +952,10 @@ def _latency(ms, **how):
     top = max(b for _, b in steps.values()) or 1
     h = 34 * len(steps) + 36
     parts = []
-    X = lambda v: 64 + v / top * (_width - 64 - 120)
+
+    def X(v):
+        return 64 + v / top * (_width - 64 - 120)
+
     for i, (s, (a, b)) in enumerate(steps.items()):
         y = 20 + 34 * i
         parts += [
@@ -1027,7 +1049,10 @@ def _data(c, rows, bad, pics):
     counts = [(int(c[f'{s}s']), s) for s in ('error', 'warning', 'note')]
     l = c['leaked']
     tones = dict(error='poor', warning='unsure')
-    share = lambda x: f'{100 * x:.1f}' if x >= 0.0005 else 'under 0.1'
+
+    def share(x):
+        return f'{100 * x:.1f}' if x >= 0.0005 else 'under 0.1'
+
     found = [
         dict(
             r,
@@ -1139,8 +1164,13 @@ def clashes(
     own = (model or {}).get('sha256')
     train = (model or {}).get('training') or {}
     mine = (train.get('match') or {}).get('threshold')
-    other = lambda d: own and d.get('model_sha256', own) != own
-    off = lambda a, b: model and None not in (a, b) and abs(a - b) > 1e-6
+
+    def other(d):
+        return own and d.get('model_sha256', own) != own
+
+    def off(a, b):
+        return model and None not in (a, b) and abs(a - b) > 1e-6
+
     if other(m) or off((m.get('match') or {}).get('threshold'), mine):
         yield (
             'metrics.json and per_query.csv tell of another model than the one in model/. Run --stage eval.'
@@ -1293,7 +1323,10 @@ def _page(f, root, gt, pairs, max_pixels):
     v, pics = _view(f, root, gt, pairs, max_pixels)
     pics.load()
     folder = Path(two_tower_vs.__file__).parent
-    text = lambda n: Markup((folder / n).read_text(encoding='utf-8'))
+
+    def text(n):
+        return Markup((folder / n).read_text(encoding='utf-8'))
+
     e = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,

@@ -7,21 +7,32 @@ __all__ = ['limits', 'Batcher', 'Catalog', 'evaluated', 'read_inside', 'shown', 
            'make_app', 'serve']
 
 # %% ../nbs/08_serve.ipynb #044e915f
-import asyncio, hashlib, json, logging, os, re, socket, threading, time
-import numpy as np, pandas as pd
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
-from fastcore.basics import patch
 from http import HTTPStatus
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from warnings import warn
 from weakref import WeakSet
+
+import numpy as np
+import pandas as pd
+from fastcore.basics import patch
 from PIL import Image
+
 from .access import Access, Refusal, json_answer, make_access
 from .catalog import expand, inside_root, read_paths
 from .connections import Connections
@@ -34,9 +45,9 @@ from two_tower_vs.data import (
     load_image,
     read_stamped,
 )
-from .pictures import picture_header
 from .index import load_index
 from .originals import as_jpeg, for_browsers, is_rewritten
+from .pictures import picture_header
 from .query import Searcher, load_searcher, match_threshold, on_gpu
 from .settings import bounded, whole
 from .sheet import plain_cells
@@ -221,7 +232,8 @@ class Measures:
     steps = 'decode', 'embed', 'search', 'total'
 
     def __init__(self):
-        from prometheus_client import CollectorRegistry, Counter as Count, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Gauge, Histogram
+        from prometheus_client import Counter as Count
 
         self.since = time.time()
         self.recent = deque(maxlen=10_000)
@@ -398,11 +410,11 @@ def _load(self: Site):
 def _same_model(self: Site):
     "A searcher with the engine that is at work and the new index, where the model is still the same"
     if not self.now:
-        return
+        return None
     d = json.loads((self.out / 'model/model.json').read_text(encoding='utf-8'))
     was = self.now.searcher
     if d['sha256'] != was.index.manifest['model_sha256']:
-        return
+        return None
     s = copy(was)
     s.index = load_index(self.out / 'index', d['sha256'])
     s.threshold = match_threshold(d.get('training', {}), s.index)
@@ -571,9 +583,14 @@ async def _form(request, site):
     class InMemory(MultiPartParser):
         spool_max_size = site.max_upload + 1  # else larger ones go through the disk
 
-    wrong = lambda why: Refusal(
-        400, 'bad form', f'{why.rstrip(".")}. Send one file in the field image.', Connection='close'
-    )
+    def wrong(why):
+        return Refusal(
+            400,
+            'bad form',
+            f'{why.rstrip(".")}. Send one file in the field image.',
+            Connection='close',
+        )
+
     try:
         form = await InMemory(
             request.headers, _chunks(request, site), max_files=1, max_fields=10, max_part_size=2**16
@@ -910,6 +927,7 @@ _most_hits = 1000
 # %% ../nbs/08_serve.ipynb #c6dbe83b
 def _add_search(app, site, topk):
     from fastapi import Query, Request
+
     from two_tower_vs.answers import SearchAnswer, refusals
 
     k = Query(topk, ge=1, le=_most_hits, description='hits wanted')
@@ -962,7 +980,10 @@ def _add_search(app, site, topk):
         shows = site.catalog(v)
         path = pictures.cand(id, v) if query is None else pictures.query(query, v)
         with _admitted(site):
-            read = lambda: read_inside(site.root, path)[0]
+
+            def read():
+                return read_inside(site.root, path)[0]
+
             now, answer = await _within(site.timeout, _searched(site, read, topk), late)
         if query is not None and now.shows.version == shows.version:
             answer = _example(now, query, answer)
@@ -972,6 +993,7 @@ def _add_search(app, site, topk):
 def _add_pictures(app, site):
     from fastapi import Query, Request
     from starlette.responses import Response
+
     from two_tower_vs.answers import Examples, refusals
 
     pictures = _Pictures(site)
@@ -1066,6 +1088,7 @@ def _add_pictures(app, site):
 def _add_reports(app, site, topk):
     from fastapi import Request
     from starlette.responses import Response
+
     from two_tower_vs.answers import Health, Stats, refusals
 
     @app.get(
@@ -1131,6 +1154,7 @@ def _add_reports(app, site, topk):
 def _add_login(app, site):
     from fastapi import Request
     from starlette.responses import Response
+
     from two_tower_vs.answers import refusals
 
     @app.post(
@@ -1163,6 +1187,7 @@ _icon = (
 
 def _add_pages(app):
     from starlette.responses import FileResponse, Response
+
     import two_tower_vs
 
     here = Path(two_tower_vs.__file__).parent
@@ -1227,6 +1252,7 @@ def make_app(
     from fastapi.exceptions import RequestValidationError
     from fastapi.security import HTTPBearer
     from starlette.exceptions import HTTPException
+
     from two_tower_vs import __version__
 
     # The answer says it already

@@ -7,6 +7,7 @@ __all__ = ['safe_cell', 'plain_cell', 'write_csv', 'plain_cells']
 
 # %% ../nbs/00a_sheet.ipynb #25915601
 import re
+
 import pandas as pd
 
 # %% ../nbs/00a_sheet.ipynb #78997573

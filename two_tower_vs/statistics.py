@@ -8,12 +8,14 @@ __all__ = ['unknown_correlation', 'telling_products', 'two_sided', 'exact_produc
            'compare', 'Verdict', 'not_worse', 'promotion', 'Threshold', 'threshold', 'unit_sentence']
 
 # %% ../nbs/02_statistics.ipynb #fe377270
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
-from dataclasses import dataclass
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import betaincinv, ndtri, stdtr, stdtrit
+
 from .catalog import InputError
 
 # %% ../nbs/02_statistics.ipynb #dd1039c8

@@ -6,31 +6,23 @@
 __all__ = ['PairFeatures', 'pair_features', 'image_answers', 'Choice', 'Training', 'finetune', 'train']
 
 # %% ../nbs/03_train.ipynb #715546ea
-import hashlib, json
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import hashlib
+import json
 from dataclasses import asdict, dataclass, fields, replace
-from fastcore.basics import patch
 from functools import partial
 from types import SimpleNamespace
 from warnings import warn
-from .data import InputError, bad_rows, drop_bad
-from .model import Own, Tower, TwoTower, best_device
-from .embed import embed, preset_by_name
-from .settings import bounded, number, whole, wholes
-from .loss import loss_by_name, prefixes
-from .heads import PairHeads
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from fastcore.basics import patch
+
 from .baselines import LinearHeads, centred_heads, plain_heads, put_heads
-from two_tower_vs.validation import (
-    Answers,
-    PairTable,
-    Validation,
-    balanced,
-    joined,
-    photo_series,
-    standard_error,
-)
-from .promotion import Judgement, calibrate, judge, verdict_sentence
-from .promotion import metrics as promotion_metrics
+from .data import InputError, bad_rows, drop_bad
+from .embed import embed, preset_by_name
+from .finetune import PictureBatches, from_main, layer_groups, pick_precision
 from two_tower_vs.fit import (
     Objective,
     State,
@@ -42,7 +34,21 @@ from two_tower_vs.fit import (
     put,
     run_phase,
 )
-from .finetune import PictureBatches, from_main, layer_groups, pick_precision
+from .heads import PairHeads
+from .loss import loss_by_name, prefixes
+from .model import Own, Tower, TwoTower, best_device
+from .promotion import Judgement, calibrate, judge, verdict_sentence
+from .promotion import metrics as promotion_metrics
+from .settings import bounded, number, whole, wholes
+from two_tower_vs.validation import (
+    Answers,
+    PairTable,
+    Validation,
+    balanced,
+    joined,
+    photo_series,
+    standard_error,
+)
 
 # %% ../nbs/03_train.ipynb #5bcd4779
 class PairFeatures:
@@ -61,7 +67,10 @@ class PairFeatures:
 
         def vectors(rows, epoch):
             rng = np.random.default_rng([seed, epoch, int(rows[0])])
-            view = lambda x, i: x[rng.integers(0, len(x), len(i)), i]
+
+            def view(x, i):
+                return x[rng.integers(0, len(x), len(i)), i]
+
             return (
                 F.normalize(t.head(view(x, i)), dim=-1)
                 for t, x, i in (
@@ -87,7 +96,10 @@ class PairFeatures:
 
     def plain(self, v):
         "Answers by the backbone's own features."
-        own = lambda x: F.normalize(x[:, : self.own], dim=-1)
+
+        def own(x):
+            return F.normalize(x[:, : self.own], dim=-1)
+
         return self.answered(v, own, own)
 
     def score(self, model, v):
@@ -151,12 +163,15 @@ def pair_features(model, pairs, root, cache, views=1, **kw):
 @torch.no_grad()
 def image_answers(model, table, root, kw, v, locked=None):
     "First hits of held-out queries, through the whole towers; `locked`: features (m, f) of the candidates, where they are known."
-    side = lambda tower, names: (
-        lambda i: torch.from_numpy(
+
+    def side(tower, names):
+        return lambda i: torch.from_numpy(
             embed(tower, [names[j] for j in i], root, **{**kw, 'progress': False}).vectors
         )
-    )
-    known = lambda i: F.normalize(model.cand.head(locked[i]), dim=-1).cpu()
+
+    def known(i):
+        return F.normalize(model.cand.head(locked[i]), dim=-1).cpu()
+
     return v.answers(
         side(model.query, table.queries), side(model.cand, table.cands) if locked is None else known
     )
@@ -839,7 +854,10 @@ class _Tuned:
 @patch
 def choose_tuning(self: _Run, v, dial) -> _Tuned:
     "Fine-tune on a part of the pairs; the model is left at its best"
-    answered = lambda: from_main(v.score(self.tuned_answers(v)), self.acc)
+
+    def answered():
+        return from_main(v.score(self.tuned_answers(v)), self.acc)
+
     tuned = self.tune('choose fine-tuning', v.rows, validate=answered)
     score = answered()
     if not tuned['epoch']:

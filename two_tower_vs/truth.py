@@ -6,8 +6,10 @@
 __all__ = ['picture_numbers', 'SamePictures']
 
 # %% ../nbs/02_truth.ipynb #d24db6cb
-import numpy as np, pandas as pd
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
 
 # %% ../nbs/02_truth.ipynb #1a1bc5cb
 def picture_numbers(

@@ -7,12 +7,16 @@ __all__ = ['PairTable', 'Division', 'divide', 'photo_series', 'Answers', 'joined
            'standard_error', 'Validation']
 
 # %% ../nbs/02b_validation.ipynb #eb9c806d
-import faiss
-import numpy as np, pandas as pd, torch
 from dataclasses import dataclass
-from .truth import SamePictures, picture_numbers
-from .statistics import components
+
+import faiss
+import numpy as np
+import pandas as pd
+import torch
+
 from .loss import known_positives, pair_keys
+from .statistics import components
+from .truth import SamePictures, picture_numbers
 
 # %% ../nbs/02b_validation.ipynb #59432b43
 class PairTable:
@@ -200,7 +204,10 @@ def _answered(scores, qi, ci, table):  # scores (b, m) are changed
     rank = _first_rank(scores, row, column)
     scores[row, column] = -1.0
     wrong = scores.max(1).values
-    as_numpy = lambda x: x.cpu().numpy().astype(np.float32)
+
+    def as_numpy(x):
+        return x.cpu().numpy().astype(np.float32)
+
     return Answers(qi, as_numpy(best), rank, as_numpy(wrong))
 
 
@@ -293,7 +300,10 @@ class Validation:
     ):
         parts = divide(table, rows, frac, seed, series)
         rng = np.random.default_rng(seed)
-        pick = lambda numbers, most: np.sort(rng.permutation(numbers)[:most])
+
+        def pick(numbers, most):
+            return np.sort(rng.permutation(numbers)[:most])
+
         held = {'new': parts.new, 'known': parts.known}
         self.table = table
         self.rows = parts.train

@@ -7,13 +7,22 @@ __all__ = ['wrappers', 'one_line', 'read_weights', 'state_dicts', 'without_prefi
            'load_weights', 'packaged_weights']
 
 # %% ../nbs/01_weights.ipynb #23fae80d
-import argparse, hashlib, importlib, os, pickle, re, sys, zipfile
-import torch
+import argparse
+import hashlib
+import importlib
+import os
+import pickle
+import re
+import sys
+import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
+
+import torch
+
 from .data import InputError
 
 # %% ../nbs/01_weights.ipynb #75dfa17f

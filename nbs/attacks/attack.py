@@ -7,7 +7,19 @@
 A group is a module beside this one with `cases(work, long)`, which yields a `Case` each. Nothing is left behind.
 """
 
-import argparse, contextlib, importlib, io, json, os, shutil, subprocess, sys, tempfile, time, traceback, warnings
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote

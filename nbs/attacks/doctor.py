@@ -1,10 +1,16 @@
 """The data doctor, against catalogues with known faults: what is planted is found, and nothing else is called an error."""
 
-import json, random, shutil, struct, tempfile, zlib
+import json
+import random
+import shutil
+import struct
+import tempfile
+import zlib
 from pathlib import Path
+
 import pandas as pd
-from PIL import Image
 from attack import cli, judged, project
+from PIL import Image
 
 
 def shop(work):

@@ -1,14 +1,33 @@
 """Pictures as people have them, and as nobody should: broken, lying, huge, oddly named, linked, changing while they are read."""
 
-import base64, contextlib, io, json, os, random, re, resource, select, shutil, signal, struct, subprocess, sys, tarfile, time, zlib
+import base64
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zlib
 from functools import cache
 from io import BytesIO
-from posixpath import normpath
 from pathlib import Path
+from posixpath import normpath
 from unittest.mock import patch
-import numpy as np, pandas as pd
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+
+import numpy as np
+import pandas as pd
 from attack import Case, cli, judged, project, shell
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+
 from two_tower_vs.catalog import BadImage
 from two_tower_vs.data import load_image, load_pixels
 
@@ -745,9 +764,12 @@ def skipped(p, want):
 def queried(p, want):
     "The same things as queries"
     root = p / 'images'
-    q = lambda *paths: cli(
-        '--config', p / 'config.yaml', '--stage', 'query', '--topk', '1', '--image', *paths
-    )
+
+    def q(*paths):
+        return cli(
+            '--config', p / 'config.yaml', '--stage', 'query', '--topk', '1', '--image', *paths
+        )
+
     with within(600):
         status, _, err = q(*(os.path.join(root, n) for n in NAMES))
     d = json.loads((p / 'out/query.json').read_text()) if status == 0 else dict(queries=[])
@@ -930,9 +952,15 @@ def changing(p):
             f.write_bytes(data)
         flip(d, 'a.png')
 
-    nothing = lambda d: None
-    a = lambda d: d / 'a.png'
-    cut = lambda d: os.truncate(a(d), 99)
+    def nothing(d):
+        return None
+
+    def a(d):
+        return d / 'a.png'
+
+    def cut(d):
+        return os.truncate(a(d), 99)
+
     SCENES = (  # which file, before it is read, after it, what the run finds, what the next one finds
         ('replaced before it is read', 'a.png', lambda d: put(a(d), B), nothing, 'B', 'B'),
         ('replaced after it is read', 'a.png', nothing, lambda d: put(a(d), B), 'A', 'B'),
@@ -979,9 +1007,12 @@ def changing(p):
     for d in dirs:
         lay(d)
     va, vb = vectors([a(dirs[-1]), dirs[-1] / 'b.png'])
-    known = lambda v: (
-        '-' if isinstance(v, str) else 'A' if v @ va > 0.999 else 'B' if v @ vb > 0.999 else '?'
-    )
+
+    def known(v):
+        return (
+            '-' if isinstance(v, str) else 'A' if v @ va > 0.999 else 'B' if v @ vb > 0.999 else '?'
+        )
+
     time.sleep(2.2)  # only what has rested for two seconds has a stamp
     for d, f, (_, _, before, after, _, _) in zip(dirs, files, SCENES):
 
@@ -1220,7 +1251,9 @@ def memory_worker(file, threads):
     from two_tower_vs.data import in_threads
 
     # ru_maxrss begins with the parent's
-    peak = lambda: int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])
+    def peak():
+        return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])
+
     data = Path(file).read_bytes()
     load_image(enc(scene(), 'PNG'))
     before = peak()

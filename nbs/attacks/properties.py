@@ -1,9 +1,14 @@
 "What must hold for every table, score matrix and index: Hypothesis looks for counterexamples, the same each time."
 
-import csv, io, traceback, warnings
+import csv
+import io
+import traceback
+import warnings
+
 import numpy as np
-from hypothesis import HealthCheck, given, settings, strategies as st
 from attack import Case
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 # data
 
@@ -73,6 +78,7 @@ def readers_agree(work, rows):
 def divisions(work, edges, frac, seed, named, gallery):
     "No pair is lost or doubled, no held-out product or query is trained on, no series is cut, no candidate is `known`"
     import pandas as pd
+
     from two_tower_vs.validation import PairTable, divide
 
     df = pd.DataFrame(sorted(edges), columns=['query_path', 'cand_path']).astype(str)
@@ -85,7 +91,10 @@ def divisions(work, edges, frac, seed, named, gallery):
     new = d.new
     known = d.known
     seen = np.concatenate([train, known])
-    among = lambda of, some, others: bool(np.isin(of[some], of[others]).any())
+
+    def among(of, some, others):
+        return bool(np.isin(of[some], of[others]).any())
+
     assert len(train) and not among(t.product, new, seen) and not among(t.ci, new, seen)
     assert not among(t.qi, new, seen) and not among(t.qi, known, train)
     assert np.isin(t.ci[known], t.ci[train]).all()
@@ -114,7 +123,10 @@ def units(rng, n, d, few):
 
 def by_hand(s, right, ks):
     "Metrics and ranks of a query, by sorting: of candidates within 1e-6 of the answer's score, the earlier is first"
-    before = lambda j, a: s[j] - s[a] > 1e-6 or abs(s[j] - s[a]) <= 1e-6 and j < a
+
+    def before(j, a):
+        return s[j] - s[a] > 1e-6 or abs(s[j] - s[a]) <= 1e-6 and j < a
+
     # -1: no candidate
     rank = sorted(1 + sum(before(j, a) for j in range(len(s))) if a >= 0 else np.inf for a in right)
     K = max(ks)
@@ -163,10 +175,17 @@ def against_torchmetrics(work, seed, n, m):
     import torch
     from torchmetrics.functional.retrieval import (
         retrieval_average_precision as ap,
+    )
+    from torchmetrics.functional.retrieval import (
         retrieval_hit_rate as hit,
+    )
+    from torchmetrics.functional.retrieval import (
         retrieval_recall as recall,
+    )
+    from torchmetrics.functional.retrieval import (
         retrieval_reciprocal_rank as mrr,
     )
+
     from two_tower_vs.eval import per_query, ranks
 
     rng = np.random.default_rng(seed)
@@ -191,6 +210,7 @@ def against_torchmetrics(work, seed, n, m):
 def intervals(work, seed, n, m, products):
     "Means lie in their intervals, hits alone have Wilson's, names and order of products do not matter, nor which model is first"
     from scipy.stats import binomtest
+
     from two_tower_vs.statistics import interval
 
     rng = np.random.default_rng(seed)
@@ -276,7 +296,10 @@ def updates(work, seed, d, few, steps):
     q = units(rng, 5, d, few)
     names = list(range(30))
     x = dict(zip(names, units(rng, 30, d, few)))
-    now = lambda: embeddings(np.stack([x[i] for i in names]), names)
+
+    def now():
+        return embeddings(np.stack([x[i] for i in names]), names)
+
     index = build_index(now(), 'm', q, kind='flat')
     for step, (add, drop, change, shuffle) in enumerate(steps):
         for i in rng.permutation(names)[: min(drop, len(names) - 1)].tolist():

@@ -1,9 +1,15 @@
 "Tables as people really have them: read where the meaning is plain, else refused with file, row, reason and remedy."
 
-import gzip, os, subprocess, sys, warnings, zipfile
+import gzip
+import os
+import subprocess
+import sys
+import warnings
+import zipfile
 from pathlib import Path
-from attack import Case, cli, judged, project
+
 import properties
+from attack import Case, cli, judged, project
 
 H = 'query_path,cand_path\n'
 R = 'a.png,b.png\n'
@@ -459,6 +465,7 @@ def written(folder, name, data, code='utf-8'):
 def texts(work):
     "The two tables above, and ground truth"
     import pandas as pd
+
     from two_tower_vs.catalog import read_gt, read_pairs
 
     root = work / 'images'
@@ -495,7 +502,9 @@ def texts(work):
 
 def things(work):
     "What isn't text at all"
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     from two_tower_vs.catalog import read_pairs
 
     d = work / 'things'

@@ -1,9 +1,24 @@
 """The HTTP API under what clients send: broken pictures, lying headers, paths that lead out, slow and vanishing clients, new indexes."""
 
-import contextlib, http.client, io, json, logging, os, re, shutil, signal, socket, subprocess, sys, threading, time, warnings
+import contextlib
+import http.client
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
+
 from attack import Case, judged, project
 from images import enc, pictures, scene
 
@@ -400,8 +415,11 @@ def paths(s):
 
 def answers(b):  # [(status, JSON or bytes, headers)] in what a server sent
     class Sent(io.BytesIO):
-        makefile = lambda self, *a: self
-        close = lambda self: None
+        def makefile(self, *a):
+            return self
+
+        def close(self):
+            return None
 
     b = Sent(b)
     found = []
@@ -595,7 +613,9 @@ def readers(p):
     )
     (p / 'images' / s.site.now.shows.paths[0]).write_bytes(data)
     state = s.uvicorn.server_state
-    count = lambda: (len(state.connections), len(state.tasks), s.site.unread)
+
+    def count():
+        return (len(state.connections), len(state.tasks), s.site.unread)
 
     def asked(lines, close=b''):
         c = socket.socket()
@@ -681,7 +701,9 @@ def crowd(p):
     there = s.site.connections
     there.most = 9
     there.each = 5
-    open_ = lambda: len(s.uvicorn.server_state.connections)
+
+    def open_():
+        return len(s.uvicorn.server_state.connections)
 
     def at(address, data=b''):
         c = socket.create_connection(('127.0.0.1', s.port), source_address=(address, 0))
@@ -798,8 +820,9 @@ def busy(p):
 
 def swaps(s, long):
     "64 clients while the index is replaced again and again: every answer is wholly the old one's or wholly the new one's"
-    from two_tower_vs.index import Index, load_index, save_index
     import faiss
+
+    from two_tower_vs.index import Index, load_index, save_index
 
     folder = s.p / 'out/index'
     old = load_index(folder, writable=True)
@@ -885,6 +908,7 @@ def until(done, seconds=15):
 def models(s, long):
     "16 clients while model and index are replaced, in the order in which train and index do: no request is lost, and vectors, list and threshold of an answer belong together"
     import torch
+
     from two_tower_vs.embed import embed
     from two_tower_vs.index import build_index, load_index, save_index
     from two_tower_vs.model import load_model, save_model
@@ -910,7 +934,10 @@ def models(s, long):
         pair = s.p / f'pair {i}'
         sha = save_model(m, pair / 'model')
         mine = (paths[:-9], paths[::-1])[i]
-        vectors = lambda t, names: embed(t, names, s.p / 'images', out / 'cache').vectors
+
+        def vectors(t, names):
+            return embed(t, names, s.p / 'images', out / 'cache').vectors
+
         index = build_index(
             embed(m.cand, mine, s.p / 'images', out / 'cache'),
             sha,
@@ -934,11 +961,13 @@ def models(s, long):
             )
         )
 
-    of = lambda d: (
-        [h['id'] for h in d['hits']],
-        [h['cand_path'] for h in d['hits']],
-        d.get('threshold'),
-    )
+    def of(d):
+        return (
+            [h['id'] for h in d['hits']],
+            [h['cand_path'] for h in d['hits']],
+            d.get('threshold'),
+        )
+
     for k, (_, index, alone) in enumerate(both):
         put(k)
         v = s.post(pics[0])[1]['version']
@@ -1005,7 +1034,10 @@ def broken_index(s, said):
     folder = s.p / 'out/index'
     keep = {f: f.read_bytes() for f in folder.iterdir()}
     pic = enc(scene(), 'PNG')
-    hits = lambda: [h['cand_path'] for h in s.post(pic)[1].get('hits', [])]
+
+    def hits():
+        return [h['cand_path'] for h in s.post(pic)[1].get('hits', [])]
+
     want = hits()
 
     def damage(name):
@@ -1098,7 +1130,9 @@ def ends(p, work):
     "The stage itself: what it refuses to start with, and how it ends"
     from attack import cli, one_line
 
-    conf = lambda q: ('--config', q / 'config.yaml', '--stage', 'serve')
+    def conf(q):
+        return ('--config', q / 'config.yaml', '--stage', 'serve')
+
     taken = socket.create_server(('127.0.0.1', 0))
     port = taken.getsockname()[1]
     for name, args, says in [

@@ -7,7 +7,14 @@ Each measurement is a process of its own, and the methods take turns. Each libra
 the one that started this. An interrupted run goes on where it was, unless the code has changed since.
 """
 
-import argparse, hashlib, json, os, shutil, subprocess, sys, time
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from datetime import date
 from functools import cache, partial
@@ -63,7 +70,9 @@ def rgb(im):
 
 def ours(job, model=True, **kw):
     "embed as it is; model=False: its network answers at once"
-    import numpy as np, two_tower_vs.embed as e
+    import numpy as np
+
+    import two_tower_vs.embed as e
 
     class Engine(e.Engine):
         def __init__(self, tower, *a, **kw):
@@ -108,7 +117,8 @@ def plain(job):
 def timm_script(job, fast=False):
     """The loop of timm's inference.py, which its wheel lacks: its loader, its batch of 256, --num-classes 0 --topk 0
     --output-type logit; fast: --channels-last --amp --amp-dtype bfloat16 as well"""
-    import numpy as np, torch
+    import numpy as np
+    import torch
     from timm.data import create_dataset, create_loader
 
     t = job.tower()
@@ -176,7 +186,9 @@ def sbert(job):
 def clip_retrieval(job):
     """Its clip_inference with its reader, mapper and writer, on a `CLIP` whose image side is our backbone. Its loggers,
     two processes that import all of it again, are left out: in a long run they cost nothing."""
-    import numpy as np, pandas as pd, torch
+    import numpy as np
+    import pandas as pd
+    import torch
 
     m, w = (import_module(f'clip_retrieval.clip_inference.{n}') for n in ('main', 'worker'))
     t = job.tower()
@@ -221,7 +233,9 @@ def clip_retrieval(job):
 
 def on_pixels(job, torch_fp32=False):
     "Pixels that are ready, through our engine in as many threads as embed uses, or through PyTorch in batches of 32"
-    import numpy as np, torch
+    import numpy as np
+    import torch
+
     from two_tower_vs.data import cores, in_threads, load_pixels
     from two_tower_vs.embed import Engine
 
@@ -316,6 +330,7 @@ def task(few=False):
 def photo(rng, files, to):
     "12 x 12 pictures in 4000 x 3000 pixels at quality 90: detailed enough for as many bytes as a phone's photo has"
     from PIL import Image
+
     from two_tower_vs.data import load_image
 
     im = Image.new('RGB', (4000, 3000))
@@ -330,6 +345,7 @@ def photo(rng, files, to):
 def make_pictures(work, few):
     "{name: files}, made where they have to be"
     import numpy as np
+
     from two_tower_vs.data import load_image
 
     rng = np.random.default_rng(0)
@@ -366,7 +382,9 @@ def links(work, data, files, n):
 
 
 def cell(data, backbone, method, folder, n, out):
-    import numpy as np, torch
+    import numpy as np
+    import torch
+
     from two_tower_vs.data import replacing
 
     torch.set_num_threads(len(CORES))
@@ -468,8 +486,9 @@ def fill(work, lists, quick):
 
 
 def load(file):
-    from two_tower_vs.embed import Embeddings
     import numpy as np
+
+    from two_tower_vs.embed import Embeddings
 
     z = np.load(file)
     return Embeddings(z['vectors'], z['names'].tolist())
@@ -493,6 +512,7 @@ def same(cells):
 def recall(cells, few):
     "Recall@1 of the untrained backbone by method, in percent"
     import numpy as np
+
     from two_tower_vs.eval import ranks
 
     out = {}
@@ -501,7 +521,10 @@ def recall(cells, few):
         if c['data'] != 'test':
             continue
         e = load(f)
-        path = lambda ps: [str((t[0] / p).resolve()) for p in ps]
+
+        def path(ps):
+            return [str((t[0] / p).resolve()) for p in ps]
+
         q, right, cands = (e.rows(path(ps)) for ps in (t[2].query_path, t[2].gt_cand_path, t[1]))
         order = q.argsort(kind='stable')
         crow = np.array([cands.tolist().index(i) for i in right[order]])
@@ -518,7 +541,9 @@ def facts(lists):
     import numpy as np
     from PIL import Image
 
-    size = lambda fs: [int(x) for x in np.median([Image.open(f).size for f in fs], 0)]
+    def size(fs):
+        return [int(x) for x in np.median([Image.open(f).size for f in fs], 0)]
+
     return {
         k: dict(
             files=len(fs),

@@ -7,7 +7,17 @@ Each training is a process of its own. Each library lives in a venv of its own i
 their pins contradict each other. An interrupted run goes on where it was, unless the code has changed since.
 """
 
-import argparse, hashlib, json, os, platform, shutil, subprocess, sys, sysconfig, tempfile, time
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -82,7 +92,9 @@ class Task:
 
     def features(self, tower, paths, views=2):
         "Features (views, n, f) that the tower's head gets: of the pictures, then of augmented copies"
-        import numpy as np, torch
+        import numpy as np
+        import torch
+
         from two_tower_vs.embed import embed
         from two_tower_vs.model import Tower
 
@@ -102,7 +114,9 @@ class Task:
 
 def on_features(t, loss, views=2, own=True):
     "One linear head for both sides, trained with loss(vectors of queries, of candidates, labels); ends by itself"
-    import numpy as np, torch, torch.nn.functional as F
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
 
     m = t.model(own, share='all')
     s = t.samples()
@@ -113,9 +127,12 @@ def on_features(t, loss, views=2, own=True):
     opt = torch.optim.AdamW(head.parameters(), lr=LR)
     q, c = (torch.tensor([at[p] for p in col]) for col in (t.pairs.query_path, t.pairs.cand_path))
     labels = torch.from_numpy(s.label.values)[c]
-    vectors = lambda rows: F.normalize(
-        head(X[torch.from_numpy(rng.integers(0, views, len(rows))), rows]), dim=-1
-    )
+
+    def vectors(rows):
+        return F.normalize(
+            head(X[torch.from_numpy(rng.integers(0, views, len(rows))), rows]), dim=-1
+        )
+
     for epoch in range(EPOCHS):
         for b in np.array_split(rng.permutation(len(q)), -(-len(q) // BATCH)):
             if t.over:
@@ -142,7 +159,8 @@ def head(make_loss):
 
 
 def linear(t, **kw):
-    import torch, torch.nn.functional as F
+    import torch
+    import torch.nn.functional as F
 
     def info_nce(q, c, labels):
         z = q @ c.T / 0.07
@@ -208,13 +226,18 @@ def oml(t):
     loader = torch.utils.data.DataLoader(
         data, batch_sampler=BalanceSampler(s.label.tolist(), 32 // n, n)
     )
-    batches = lambda: ((b['input_tensors'], b['labels']) for b in loader)
+
+    def batches():
+        return ((b['input_tensors'], b['labels']) for b in loader)
+
     return fine_tune(t, m, batches, triplet(), torch.optim.Adam(m.parameters(), lr=1e-4))
 
 
 def pml(t):
-    import torch, torchvision.transforms as T
+    import torch
+    import torchvision.transforms as T
     from pytorch_metric_learning.samplers import MPerClassSampler
+
     from two_tower_vs.data import load_image
 
     m = t.model(share='all')
@@ -257,7 +280,11 @@ def sentence_transformers(
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
+    )
+    from sentence_transformers import (
         SentenceTransformerTrainer as Trainer,
+    )
+    from sentence_transformers import (
         SentenceTransformerTrainingArguments as Arguments,
     )
     from sentence_transformers.base.modules import InputModule
@@ -325,9 +352,13 @@ def sbert_head(t, own=True, **args):
         init_weight=head.weight.detach(),
         init_bias=head.bias.detach(),
     )
-    read = lambda paths: X[
-        torch.randint(0, len(X), (len(paths),), generator=rng), torch.tensor([at[p] for p in paths])
-    ]
+
+    def read(paths):
+        return X[
+            torch.randint(0, len(X), (len(paths),), generator=rng),
+            torch.tensor([at[p] for p in paths]),
+        ]
+
     args = dict(per_device_train_batch_size=min(BATCH, s.label.nunique())) | args
     sentence_transformers(
         t, read, torch.nn.Identity(), [dense], num_train_epochs=EPOCHS, learning_rate=LR, **args
@@ -342,6 +373,7 @@ def default_batches(t, **kw):
 
 def sbert(t):
     import torch
+
     from two_tower_vs.data import load_image
 
     m = t.model(embed_dim=None, share='all')
@@ -352,8 +384,11 @@ def sbert(t):
         return (torch.stack([torch.from_numpy(o) for o in x]) - tower.mean) / tower.std
 
     opt = torch.optim.AdamW(tower.backbone.parameters(), lr=1e-4)
+
     # Its schedule, linear after a warm-up of 10 %, in time instead of steps
-    share = lambda: t.spent / t.budget
+    def share():
+        return t.spent / t.budget
+
     schedule = torch.optim.lr_scheduler.LambdaLR(
         opt, lambda step: max(0, min(share() / 0.1, (1 - share()) / 0.9))
     )
@@ -409,7 +444,9 @@ METHODS = {
 
 def score(t, m):
     "Recall@K with its 95 % interval, and which queries were answered right at once (bits, hexadecimal)"
-    import numpy as np, pandas as pd
+    import numpy as np
+    import pandas as pd
+
     from two_tower_vs.embed import embed
     from two_tower_vs.eval import per_query, ranks
     from two_tower_vs.statistics import interval
@@ -431,7 +468,11 @@ def score(t, m):
 
 
 def cell(data, method, budget, scratch, out):
-    import importlib, resource, torch
+    import importlib
+    import resource
+
+    import torch
+
     from two_tower_vs.data import replacing
 
     torch.set_num_threads(2)
@@ -546,7 +587,10 @@ def main():
         if a.out.exists() and (a.only or a.data)
         else {'cells': [], 'versions': {}}
     )
-    key = lambda c: (c['data'], c['method'], c['budget'])
+
+    def key(c):
+        return (c['data'], c['method'], c['budget'])
+
     cells = {key(c): c for c in [*old['cells'], *(c['cell'] for c in new)]}
     versions = {k: v for c in [old, *new] for k, v in c['versions'].items()}
     result = dict(machine=machine(), versions=versions, cells=list(cells.values()))

@@ -4,7 +4,12 @@ python nbs/benchmarks/recipe.py                      # what recipe.json has not 
 python nbs/benchmarks/recipe.py --anew backbones     # one group once more: parts, backbones or minutes
 """
 
-import argparse, json, os, sys, tempfile, time
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
 from contextlib import ExitStack
 from datetime import date
 from importlib.util import find_spec
@@ -78,6 +83,7 @@ def task(data, scratch):
 def rate(t, m, scratch):
     "Pictures a second from disk through the query tower's backbone, its conversion left out"
     import torch
+
     from two_tower_vs.embed import embed
     from two_tower_vs.model import Tower
 
@@ -135,8 +141,9 @@ def main():
     )
     p.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.json'))
     a = p.parse_args()
-    from two_tower_vs.data import replacing
     import torch
+
+    from two_tower_vs.data import replacing
 
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, CORES)

@@ -8,7 +8,15 @@ Each library lives in a venv of its own inside the one that started this. An int
 unless the code has changed since.
 """
 
-import argparse, hashlib, json, os, resource, shutil, subprocess, sys, time
+import argparse
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
 from datetime import date
 from functools import partial
 from importlib import import_module
@@ -236,7 +244,9 @@ class Autofaiss(Faiss):
         self.bytes = bytes
 
     def build(self, x, q):
-        import faiss, logging
+        import logging
+
+        import faiss
         from autofaiss import build_index
 
         memory = (
@@ -278,7 +288,8 @@ CONTENDERS = {
 
 def make(work, n):
     "Vectors, queries (half of them to tune on, half to measure with) and what exact search finds"
-    import faiss, numpy as np
+    import faiss
+    import numpy as np
 
     x, q = vectors(n)
     exact = faiss.knn(q, x, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
@@ -361,6 +372,7 @@ def clock(c, q):
 
 def cell(kind, name, n, turn, work, out):
     import faiss
+
     from two_tower_vs.data import replacing
 
     faiss.omp_set_num_threads(len(CORES))

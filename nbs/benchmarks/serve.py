@@ -7,7 +7,18 @@ Server, clients and the engine that they are compared with are processes of thei
 before and after the load, in the same run.
 """
 
-import argparse, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from datetime import date
 from pathlib import Path
 
@@ -155,7 +166,9 @@ def agrees(
 
 
 def run(n, work):
-    import faiss, numpy as np
+    import faiss
+    import numpy as np
+
     from two_tower_vs.index import Index, load_index, save_index
 
     p, root, paths = project(work)
