@@ -1,20 +1,53 @@
-"Packaging. Every fact stands in settings.ini; a key NAME_requirements becomes the extra NAME."
+"""Packaging. Every fact is in settings.ini; a key NAME_requirements becomes the extra NAME."""
+
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup, find_packages
 
+from setuptools import find_packages, setup
+
+SUFFIX = '_requirements'
 here = Path(__file__).parent
-ini = ConfigParser(delimiters=['='])
-ini.read(here/'settings.ini', encoding='utf-8')
-cfg = ini['DEFAULT']
-lib = cfg['lib_name']
+settings = ConfigParser(delimiters=['='])
+settings.read(here / 'settings.ini', encoding='utf-8')
+facts = settings['DEFAULT']
+name = facts['lib_name']
+extras = {key.removesuffix(SUFFIX): facts[key].split() for key in facts if key.endswith(SUFFIX)}
+
 setup(
-    name=lib, version=cfg['version'], description=cfg['description'], author=cfg['author'], url=cfg['git_url'],
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    license='Apache-2.0', keywords=cfg['keywords'].split(), python_requires='>=' + cfg['min_python'],
-    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: cfg['package_data'].split()},
-    install_requires=cfg['requirements'].split(),
-    extras_require={k[:-len('_requirements')]: v.split() for k,v in cfg.items() if k.endswith('_requirements')},
-    entry_points={'console_scripts': cfg['console_scripts'].split(),
-                  'nbdev': [f'{lib}={lib}._modidx:d']},   # the docs' links from names in backticks
+    name=name,
+    version=facts['version'],
+    description=facts['description'],
+    long_description=(here / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author=facts['author'],
+    url=facts['git_url'],
+    project_urls={
+        'Documentation': f'{facts["doc_host"]}{facts["doc_baseurl"]}',
+        'Source': facts['git_url'],
+        'Issues': f'{facts["git_url"]}/issues',
+        'Changelog': f'{facts["git_url"]}/blob/{facts["branch"]}/CHANGELOG.md',
+    },
+    license='Apache-2.0',
+    keywords=facts['keywords'].split(),
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
+    python_requires='>=' + facts['min_python'],
+    packages=find_packages(include=[name, f'{name}.*']),
+    package_data={name: facts['package_data'].split()},
+    install_requires=facts['requirements'].split(),
+    extras_require=extras,
+    entry_points={
+        'console_scripts': facts['console_scripts'].split(),
+        'nbdev': [f'{name}={name}._modidx:d'],  # the docs' links from names in backticks
+    },
 )
