@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs-check readme notebooks benchmarks attacks pins bounds clean
+.PHONY: help demo test test-all docs-check readme notebooks benchmarks attacks pins bounds clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -12,8 +12,11 @@ help: ## list these commands
 demo: .venv/.run ## set up, then the whole pipeline on real images; writes ./demo
 	$(BIN)/two_tower_vs --stage demo
 
-test: .venv/.dev ## set up, then every check
+test: .venv/.dev ## set up, then the checks of every day: a few minutes
 	@$(BIN)/python .ci/checks.py
+
+test-all: .venv/.dev ## those, then attacks, the pages in a browser and every notebook: half an hour
+	@$(BIN)/python .ci/checks.py --all
 
 docs-check: .venv/.dev ## the docs and README alone: every page rendered, every internal link followed
 	@$(BIN)/python .ci/checks.py docs readme
@@ -26,13 +29,13 @@ notebooks: .venv/.dev ## export, then execute and clean the notebooks in place, 
 	$(BIN)/python .ci/notebooks.py $(NB)
 	$(BIN)/nbdev_clean
 
-benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, embedding or search, up to an hour each (ARGS="…": options of its script)
-	$(BIN)/python nbs/benchmarks/$(or $(NB),peers).py $(ARGS)
+benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, embedding, search or serve, up to an hour each (ARGS="…": options of its script)
+	$(BIN)/python benchmarks/$(or $(NB),peers).py $(ARGS)
 	cd nbs/benchmarks && ../../$(BIN)/exec_nb $(or $(NB),peers).ipynb --dest $(or $(NB),peers).ipynb --exc_stop
 	$(BIN)/nbdev_clean
 
-attacks: .venv/.dev ## bad data, crashes, misuse: minutes (ARGS=--long: half an hour; ARGS="--long --store": write the table of the docs)
-	$(BIN)/python nbs/attacks/attack.py $(ARGS)
+attacks: .venv/.dev ## bad data, crashes, misuse: minutes (ARGS="-m long": the long ones; ARGS="-m 'not short' --store": write the table of the docs)
+	$(BIN)/python -m pytest -q --disable-warnings tests/attacks $(ARGS)
 
 pins: .venv/.made ## pin the newest versions that settings.ini allows, for every platform, in constraints.txt (ARGS="--constraint FILE": no newer ones than FILE names)
 	@$(BIN)/python -m pip install -qq 'uv>=0.9,<1'
@@ -45,8 +48,8 @@ bounds: ## tests and demo with the oldest versions that settings.ini allows (RES
 	"$(PYTHON)" -m venv --clear .bounds
 	.bounds/bin/python -m pip install -qq 'uv>=0.9,<1'
 	.bounds/bin/uv pip install --quiet --python .bounds/bin/python --resolution $(RESOLUTION) --editable '.[$(EXTRAS)]' \
-	  'pytest>=8.3' 'httpx>=0.28' 'hypothesis>=6.120'
-	.bounds/bin/python -m pytest -q tests
+	  'pytest>=9.0' 'httpx>=0.28' 'hypothesis>=6.120'
+	.bounds/bin/python -m pytest -q tests --ignore tests/attacks --ignore tests/browser
 	cd .bounds && bin/two_tower_vs --stage demo
 
 clean: ## delete what the commands above wrote, except .venv

@@ -1,5 +1,7 @@
-"""The docs without Quarto: nbdev processes every notebook, as `nbdev_docs` does, pandoc renders it,
-then each internal link is followed. Says nothing about Quarto's themes, search and page templates."""
+"""The docs without Quarto: nbdev processes every notebook, as `nbdev_docs` does, pandoc renders
+it, then each internal link is followed. Says nothing about Quarto's themes, search and page
+templates.
+"""
 
 import json
 import posixpath
@@ -8,7 +10,6 @@ import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
-import nbdev.doclinks
 import yaml
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml

@@ -1,6 +1,15 @@
-"""The checks of `make test`.  usage: .venv/bin/python .ci/checks.py [name …]   (without a name: all of them)
-Only `notebooks` and `docs` write to the working tree, and only to ignored paths: the others work on a copy."""
+"""The checks of the project, each with its name, its result and its time.
 
+    .venv/bin/python .ci/checks.py           # those of `make test`
+    .venv/bin/python .ci/checks.py --rest    # those that `make test` leaves out
+    .venv/bin/python .ci/checks.py --all     # both: `make test-all`
+    .venv/bin/python .ci/checks.py docs …    # these
+
+Only `notebooks` and `docs` write to the working tree, and only to ignored paths: the others work on
+a copy.
+"""
+
+import argparse
 import difflib
 import json
 import os
@@ -15,13 +24,19 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import house as figures
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PKG = 'two_tower_vs'
 NBS = ROOT / 'nbs'
 # Nbdev sets only the version in __init__.py
 HAND_WRITTEN = {'__init__.py', '__main__.py', '_site.py'}
-MAX_KB = 150
+MAX_KB = 160
+REST = ['attacks', 'browser', 'notebooks']  # minutes each: left to make test-all
+LONGER = (
+    'make attacks ARGS="-m long" and the slow cells of the notebooks (make notebooks FLAGS=slow)'
+)
 CHECKS = {}
 
 
@@ -49,7 +64,7 @@ def notebooks_in(nbs):
 
 @contextmanager
 def workshop():
-    "A temporary folder with a copy of the sources in `repo`; its name holds a space, as a user's may"
+    "A temporary folder with a copy of the sources in `repo`, and a space in its name"
     with tempfile.TemporaryDirectory(prefix='two tower ') as tmp:
         skip = '.git .venv .bounds _proc _docs build dist *.egg-info __pycache__ demo out'.split()
         shutil.copytree(
@@ -58,34 +73,37 @@ def workshop():
         yield Path(tmp)
 
 
+def difference(file, old, new):
+    "How a module differs from what the notebooks export, in at most 20 lines"
+    have = (old / file).read_text(encoding='utf-8').splitlines()
+    want = (new / file).read_text(encoding='utf-8').splitlines()
+    lines = list(
+        difflib.unified_diff(have, want, 'in the package', 'in the notebooks', lineterm='', n=1)
+    )
+    remedy = f'{PKG}/{file}: edit the notebook, not the module, and run nbdev_export'
+    return '\n'.join([remedy, *lines[:20]])
+
+
 @check
 def export():
     "the package is what the notebooks export"
     with workshop() as tmp:
         new = tmp / 'repo' / PKG
         old = ROOT / PKG
-        for f in new.rglob('*.py'):
-            if f.name not in HAND_WRITTEN:
-                f.unlink()
+        for module in new.rglob('*.py'):
+            if module.name not in HAND_WRITTEN:
+                module.unlink()
         run(BIN / 'nbdev_export', cwd=tmp / 'repo')
-        for f in sorted({p.relative_to(d) for d in (new, old) for p in d.rglob('*.py')}):
-            if not (new / f).exists():
-                yield f'{PKG}/{f}: no notebook exports it'
-            elif not (old / f).exists():
-                yield f'{PKG}/{f}: missing; run nbdev_export'
-            elif (new / f).read_bytes() != (old / f).read_bytes():
-                have, want = ((d / f).read_text(encoding='utf-8').splitlines() for d in (old, new))
-                diff = list(
-                    difflib.unified_diff(
-                        have, want, 'in the package', 'in the notebooks', lineterm='', n=1
-                    )
-                )
-                yield '\n'.join(
-                    [
-                        f'{PKG}/{f}: edit the notebook, not the module, and run nbdev_export',
-                        *diff[:20],
-                    ]
-                )
+        files = set()
+        for folder in (new, old):
+            files.update(module.relative_to(folder) for module in folder.rglob('*.py'))
+        for file in sorted(files):
+            if not (new / file).exists():
+                yield f'{PKG}/{file}: no notebook exports it'
+            elif not (old / file).exists():
+                yield f'{PKG}/{file}: missing; run nbdev_export'
+            elif (new / file).read_bytes() != (old / file).read_bytes():
+                yield difference(file, old, new)
 
 
 @check
@@ -98,30 +116,58 @@ def clean():
                 yield f'nbs/{p}: run nbdev_clean'
 
 
+def output_problems(where, output):
+    "A stored error, or the path of somebody's machine"
+    text = ''.join(output.get('text', ''))
+    path = re.search(r'(?<![\w.~])/(root|home|work|tmp|Users)/\S*', text)
+    if path:
+        yield f'{where}: its output names a path of a machine: {path[0][:60]}'
+    if output['output_type'] == 'error':
+        yield f"{where}: stored error {output['ename']}: {output['evalue']}"
+
+
+def lacks_words(source, outputs):
+    "Is a picture shown without a line that says what it shows?"
+    hidden = re.search(r'(?m)^#\| (hide|hide_output|output: false)$', source)
+    pictures = [output for output in outputs if 'image/png' in output.get('data', {})]
+    return pictures and not hidden and '#| fig-alt: "' not in source
+
+
 @check
 def outputs():
     "stored outputs hold no errors, stay small, and say in words what a picture shows"
-    for p in notebooks_in(NBS):
-        kb = (NBS / p).stat().st_size / 1024
+    for path in notebooks_in(NBS):
+        kb = (NBS / path).stat().st_size / 1024
         if kb > MAX_KB:
-            yield f'nbs/{p}: {kb:.0f} KB, more than {MAX_KB}'
-        for i, cell in enumerate(json.loads((NBS / p).read_text(encoding='utf-8'))['cells']):
-            top = ''.join(cell['source'])
-            shown = not re.search(r'(?m)^#\| (hide|hide_output|output: false)$', top)
-            if (
-                shown
-                and '#| fig-alt: "' not in top
-                and any('image/png' in o.get('data', {}) for o in cell.get('outputs', []))
-            ):
-                yield f'nbs/{p}, cell {i}: a picture without a line `#| fig-alt: "…"`'
-            for o in cell.get('outputs', []):
-                path = re.search(
-                    r'(?<![\w.~])/(root|home|work|tmp|Users)/\S*', ''.join(o.get('text', ''))
-                )
-                if path:
-                    yield f'nbs/{p}, cell {i}: its output names a path of a machine: {path[0][:60]}'
-                if o['output_type'] == 'error':
-                    yield f"nbs/{p}, cell {i}: stored error {o['ename']}: {o['evalue']}"
+            yield f'nbs/{path}: {kb:.0f} KB, more than {MAX_KB}'
+        cells = json.loads((NBS / path).read_text(encoding='utf-8'))['cells']
+        for i, cell in enumerate(cells):
+            where = f'nbs/{path}, cell {i}'
+            stored = cell.get('outputs', [])
+            if lacks_words(''.join(cell['source']), stored):
+                yield f'{where}: a picture without a line `#| fig-alt: "…"`'
+            for output in stored:
+                yield from output_problems(where, output)
+
+
+@check
+def house():
+    "the code is as readable as it was; .ci/house.py says how that is measured"
+    yield from figures.problems(figures.measure(), 'house', figures.AIMS)
+
+
+@check
+def ruff():
+    "ruff finds no more than house.json allows, and every file is formatted"
+    yield from figures.problems(figures.ruff_findings(), 'ruff')
+    r = subprocess.run(
+        [sys.executable, '-m', 'ruff', 'format', '--check', '--no-cache', '.'],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    if r.returncode:
+        yield f'{r.stdout}{r.stderr}run ruff format'
 
 
 @check
@@ -138,69 +184,67 @@ def readme():
     yield from ()
 
 
+def venv_with(wheel, python):
+    "Make the virtual environment of `python` with this wheel; returns its folder of packages"
+    run(sys.executable, '-m', 'venv', python.parent.parent)
+    run(python, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', wheel)
+    purelib = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    site = Path(run(python, '-c', purelib).strip())
+    # It sees .venv's packages but not its editable install: a .pth file is not read recursively.
+    (site / 'packages.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    return site
+
+
 @check
 def package():
     "sdist and wheel build, and the wheel runs away from the checkout"
     with workshop() as tmp:
         repo = tmp / 'repo'
-        venv = tmp / 'venv'
+        python = tmp / 'venv/bin/python'
         away = tmp / 'away'
         away.mkdir()
         run(sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp / 'dist', repo)
         (wheel,) = (tmp / 'dist').glob('*.whl')
         modules = {p.relative_to(repo).as_posix() for p in (repo / PKG).rglob('*.py')}
-        for f in sorted(modules - set(zipfile.ZipFile(wheel).namelist())):
-            yield f'{f} is not in the wheel'
-        # The new venv sees .venv's packages but not its editable install: a .pth file is not read
-        # recursively.
-        run(sys.executable, '-m', 'venv', venv)
-        run(
-            venv / 'bin/python', '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', wheel
-        )
-        site = Path(
-            run(
-                venv / 'bin/python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'
-            ).strip()
-        )
-        (site / 'packages.pth').write_text(sysconfig.get_path('purelib') + '\n')
-        where = run(
-            venv / 'bin/python', '-c', f'import {PKG}; print({PKG}.__file__)', cwd=away
-        ).strip()
+        for file in sorted(modules - set(zipfile.ZipFile(wheel).namelist())):
+            yield f'{file} is not in the wheel'
+        site = venv_with(wheel, python)
+        where = run(python, '-c', f'import {PKG}; print({PKG}.__file__)', cwd=away).strip()
         if not Path(where).resolve().is_relative_to(site.resolve()):
             yield f'the wheel was not used, but {where}'
-        for cmd in ([venv / 'bin' / PKG], [venv / 'bin/python', '-m', PKG]):
-            if '--stage' not in run(*cmd, '--help', cwd=away):
-                yield f'{cmd[-1]} --help does not name --stage'
+        for command in ([python.with_name(PKG)], [python, '-m', PKG]):
+            if '--stage' not in run(*command, '--help', cwd=away):
+                yield f'{command[-1]} --help does not name --stage'
+
+
+def tested(*arguments):
+    "The problems of a run of pytest; prints its last lines: what was tried, and how it ended"
+    r = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '--disable-warnings', *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    lines = r.stdout.splitlines()
+    counts = [line for line in lines[:-1] if re.match(r'\w+: \d+ cases, ', line)]
+    skipped = [line for line in lines if line.startswith('SKIPPED')]
+    print(*counts, *skipped, *lines[-1:], sep='\n', flush=True)
+    if r.returncode:
+        yield r.stdout[-6000:]
 
 
 @check
 def tests():
-    "what guards but does not teach: the tests in tests/"
-    r = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '--disable-warnings', '-m', 'not slow', 'tests'],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    print(r.stdout.splitlines()[-1], flush=True)
-    if r.returncode:
-        yield r.stdout[-6000:]
+    "what guards but does not teach: the tests in tests/, by two processes"
+    elsewhere = ['--ignore', 'tests/attacks', '--ignore', 'tests/browser']
+    yield from tested('-n', '2', '--dist', 'loadfile', *elsewhere, 'tests')
 
 
 @check
 def attacks():
-    "bad data, crashes and misuse end as promised"
-    r = subprocess.run(
-        [sys.executable, 'nbs/attacks/attack.py'],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    print(*(l for l in r.stdout.splitlines() if l.startswith('ok ')), sep='\n', flush=True)
-    if r.returncode:
-        yield r.stdout[-6000:]
+    "bad data, crashes and misuse end as promised: tests/attacks"
+    yield from tested('tests/attacks')
 
 
 def chromium():
@@ -223,42 +267,34 @@ def chromium():
         )
 
 
-def browsed(script, *args):
-    "The lines of a script that drives a browser; its failures"
-    chromium()
-    r = subprocess.run(
-        [sys.executable, f'.ci/{script}', *map(str, args)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    print(
-        *(l for l in r.stdout.splitlines() if l.startswith(('ok', 'skipped'))), sep='\n', flush=True
-    )
-    if r.returncode:
-        yield r.stdout[-6000:]
-
-
 @check
 def browser():
-    "the search page does in a browser what it should"
-    yield from browsed('browser.py')
+    "the search page, the map and the report do in a browser what they should: tests/browser"
+    chromium()
+    yield from tested('-rs', 'tests/browser')
 
 
-@check
-def report():
-    "the report is one page that asks for nothing, for everybody"
-    with tempfile.TemporaryDirectory(prefix='report ') as tmp:
-        make = f"import sys; sys.path.insert(0, 'nbs/attacks'); from attack import project; print(project({tmp!r}))"
-        yield from browsed(
-            'report_page.py', Path(run(sys.executable, '-c', make).splitlines()[-1]) / 'out'
-        )
+class Counts:
+    "How many checks passed, failed and were skipped"
+
+    def __init__(self, passed=0, failed=0, skipped=0):
+        self.passed = passed
+        self.failed = failed
+        self.skipped = skipped
+
+    def add(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+
+    def __str__(self):
+        skipped = f', {self.skipped} skipped' if self.skipped else ''
+        return f'{self.passed} passed, {self.failed} failed{skipped}'
 
 
 def notebooks():
-    "every notebook runs under nbdev_test; returns how many passed, failed and were skipped"
-    run(sys.executable, '-c', f"from {PKG}.data import demo_catalog; demo_catalog('nbs/demo')")
+    "every notebook runs under nbdev_test"
+    run(sys.executable, '-c', f"from {PKG}.demo import demo_catalog; demo_catalog('nbs/demo')")
     # One worker: torch and OpenVINO use all cores, and two of them on two cores take twice as long
     # as one after the other.
     cmd = [BIN / 'nbdev_test', '--n_workers', '1', '--do_print', '--timing']
@@ -274,37 +310,58 @@ def notebooks():
     # A worker that was killed names no notebook
     if not failed and (p.returncode or 'Success.' not in text):
         raise RuntimeError(f'nbdev_test: exit status {p.returncode}, but no notebook is named')
-    return len(tested) - failed, failed, len(notebooks_in(NBS)) - len(tested)
+    return Counts(len(tested) - failed, failed, len(notebooks_in(NBS)) - len(tested))
 
 
-def main(names):
-    os.environ.pop('PYTHONPATH', None)  # the packages of .venv, no others
-    passed = failed = skipped = 0
-    unknown = set(names) - {*CHECKS, 'notebooks'}
+def one_check(name):
+    "Run a check and print its problems, its result and its time"
+    function = CHECKS.get(name, notebooks)
+    start = time.time()
+    problems = []
+    counts = None
+    try:
+        if function is notebooks:
+            counts = notebooks()
+        else:
+            for problem in function():
+                problems.append(problem)
+    except Exception as e:
+        problems.append(str(e))
+    counts = counts or Counts(passed=int(not problems), failed=int(bool(problems)))
+    verdict = 'FAILED' if counts.failed else 'ok'
+    about = function.__doc__.split(';')[0]
+    line = f'{verdict:6}  {name}: {about} ({time.time() - start:.0f} s)'
+    print(*problems, line, sep='\n', flush=True)
+    return counts
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [*CHECKS, 'notebooks']
+    parser.add_argument('names', nargs='*', metavar='CHECK', help=', '.join(known))
+    parser.add_argument('--rest', action='store_true', help='what make test leaves out')
+    parser.add_argument('--all', action='store_true', help='everything')
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in known]
     if unknown:
-        sys.exit(f"no such check: {', '.join(unknown)}; there are {', '.join(CHECKS)}, notebooks")
-    for name in names or [*CHECKS, 'notebooks']:
-        f = CHECKS.get(name, notebooks)
-        start = time.time()
-        counts = None
-        problems = []
-        try:
-            if f is notebooks:
-                counts = f()
-            else:
-                for problem in f():
-                    problems.append(problem)
-        except Exception as e:
-            problems.append(str(e))
-        p, n, s = counts or (not problems, bool(problems), 0)
-        passed = passed + p
-        failed = failed + n
-        skipped = skipped + s
-        verdict = f"{'FAILED' if n else 'ok':6}  {name}: {f.__doc__.split(';')[0]} ({time.time() - start:.0f} s)"
-        print(*problems, verdict, sep='\n', flush=True)
-    print(f'{passed} passed, {failed} failed' + (f', {skipped} skipped' if skipped else ''))
-    return bool(failed)
+        parser.error(f'no such check: {", ".join(unknown)}; there are {", ".join(known)}')
+    quick = [name for name in known if name not in REST]
+    names = options.names or (known if options.all else REST if options.rest else quick)
+    os.environ.pop('PYTHONPATH', None)  # the packages of .venv, no others
+    start = time.time()
+    total = Counts()
+    for name in names:
+        total.add(one_check(name))
+    print(f'{total} in {time.time() - start:.0f} s: {", ".join(names)}')
+    left = [name for name in known if name not in names]
+    if names == quick:
+        print(f'left for make test-all: {", ".join(left)}')
+    if not options.names:
+        print(f'run by hand: {LONGER}')
+    return bool(total.failed)
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

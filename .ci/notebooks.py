@@ -1,6 +1,11 @@
-"""Execute notebooks in place, in reading order, as far as the first error.  usage: notebooks.py [nbs/00_data.ipynb …]
-Cells that nbdev_test skips (`tst_flags`, `eval: false`) and notebooks beside a .notest keep their stored outputs;
-with FLAGS=slow in the environment the slow cells run too."""
+"""Execute notebooks in place, in reading order, as far as the first error.
+
+    python .ci/notebooks.py [nbs/00_data.ipynb …]
+
+Cells that nbdev_test skips (`tst_flags`, `eval: false`) and notebooks
+beside a .notest keep their stored outputs; with FLAGS=slow in the environment the slow cells
+run too.
+"""
 
 import os
 import sys

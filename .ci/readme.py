@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def to_markdown(path):
-    "The front matter, the Markdown body and the figures (name: bytes) of a notebook that nbdev has processed"
+    "The front matter, the Markdown body and the figures (name: bytes) of a processed notebook"
     nb = nbformat.read(path, 4)
     nb.metadata.setdefault('language_info', {'name': 'python'})
     alts = quarto_options(nb)
@@ -31,7 +31,7 @@ def to_markdown(path):
 
 
 def quarto_options(nb):
-    "Takes Quarto's options out of the code and obeys `echo`; what `fig-alt` says, by the cell's number"
+    "Takes Quarto's options out of the code and obeys `echo`; returns the `fig-alt` of each cell"
     alts = {}
     for i, cell in enumerate(nb.cells):
         if cell.cell_type != 'code':
@@ -97,7 +97,8 @@ def problems(text, figures):
     for link in re.findall(r'\]\(([^)\s]+)|(?:src|href)="([^"]+)', text):
         link = ''.join(link).split('#')[0]
         if link and not re.match(r'[a-z]+:', link) and link not in figures:
-            yield f'index.ipynb: {link} leads nowhere from README.md: link to the address of the page on the site'
+            where = 'leads nowhere from README.md: link to the address of the page on the site'
+            yield f'index.ipynb: {link} {where}'
 
 
 def write(text, figures):

@@ -1,4 +1,6 @@
-"""What the tests share: a small finished project of real pictures, and the command line in this process."""
+"""What the tests share: a small finished project of real pictures, and the command line in this
+process.
+"""
 
 import sys
 from pathlib import Path
@@ -7,16 +9,16 @@ import faiss
 import pytest
 import torch
 
-from two_tower_vs import data
+from two_tower_vs.threads import cores as count_cores
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'nbs' / 'attacks'))
+sys.path.insert(0, str(Path(__file__).resolve().parent / 'attacks'))
 import attack
 
 
 @pytest.fixture(autouse=True)
 def threads():
     "Each test begins with all cores: with other numbers of threads, sums differ in their last bits"
-    cores = data.cores()
+    cores = count_cores()
     torch.set_num_threads(cores)
     faiss.omp_set_num_threads(cores)
 

@@ -3,10 +3,11 @@
     python tests/golden.py record FILE    # run every task from scratch and note what came out
     python tests/golden.py compare FILE   # run again; exit status 1 where something differs
 
-A task is the whole pipeline on one set of pictures: the demo, and two splits of the grocery photos where they are
-there. Each runs in its own process and an empty folder. Compared are the SHA-256 of the model, the metrics, the table
-of queries and the index, the metrics themselves, and the hits of ten queries. The values depend on the processor and
-on the versions of the libraries, so record and compare on one machine: the file is not committed.
+A task is the whole pipeline on one set of pictures: the demo, and two splits of the grocery
+photos where they are there. Each runs in its own process and an empty folder. Compared are the
+SHA-256 of the model, the metrics, the table of queries and the index, the metrics themselves,
+and the hits of ten queries. The values depend on the processor and on the versions of the
+libraries, so record and compare on one machine: the file is not committed.
 """
 
 import argparse
@@ -33,7 +34,8 @@ out, images, truth = sys.argv[1:]
 searcher = load_searcher(out)
 queries = pd.read_csv(truth).query_path.drop_duplicates()[:10]
 hits = {query: searcher.search(f'{images}/{query}', 5) for query in queries}
-print(json.dumps({query: [[path, f'{score:.6f}'] for path, score in zip(table.cand_path, table.score)]
+print(json.dumps({query: [[path, f'{score:.6f}']
+                          for path, score in zip(table.cand_path, table.score)]
                   for query, table in hits.items()}))
 '''
 
@@ -45,18 +47,19 @@ def run(*command):
     )
     if done.returncode:
         sys.exit(
-            f'{" ".join(map(str, command[:4]))} ended with status {done.returncode}:\n{done.stderr[-2000:]}'
+            f'{" ".join(map(str, command[:4]))} ended with status '
+            f'{done.returncode}:\n{done.stderr[-2000:]}'
         )
     return done.stdout
 
 
 def prepare(task, folder):
-    """Write the configuration of a task. Returns its path, the folder of pictures and the table of answers."""
+    """Write a configuration. Returns its path, the folder of pictures, the table of answers."""
     if task == 'demo':
         demo = folder / 'demo'
         run(
             '-c',
-            'import sys; from two_tower_vs.data import demo_catalog; demo_catalog(sys.argv[1])',
+            'import sys; from two_tower_vs.demo import demo_catalog; demo_catalog(sys.argv[1])',
             demo,
         )
         return demo / 'config.yaml', demo / 'images', demo / 'query_gt.csv'

@@ -10,13 +10,14 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from two_tower_vs.data import InputError
-from two_tower_vs.embed import Embeddings, FeatureCache, apply_head, embed
-from two_tower_vs.fit import Objective, State, direct, run_phase
+from two_tower_vs.cache import FeatureCache
+from two_tower_vs.embed import embed
+from two_tower_vs.errors import InputError
 from two_tower_vs.heads import PairHeads, closed_form, pair_stats
 from two_tower_vs.loss import clamp_scale, log_scale
-from two_tower_vs.model import TwoTower, file_sha256, load_model, save_model, shorten
-from two_tower_vs.validation import PairTable
+from two_tower_vs.model import TwoTower
+from two_tower_vs.saving import file_sha256, load_model, save_model
+from two_tower_vs.vectors import Embeddings, apply_head, shorten
 
 
 def broken(path, number, name='conv1.0.weight'):
@@ -254,63 +255,6 @@ def test_both_clamps():
     before = usual.item()
     clamp_scale(usual)
     assert usual.item() == before
-
-
-@pytest.mark.parametrize('loss', ['info_nce', 'sigmoid'])
-@pytest.mark.parametrize('lr', [1e6, 1e30])
-def test_a_diverging_training_says_so(lr, loss):
-    import pandas as pd
-
-    names = [f'{i}' for i in range(24)]
-    table = PairTable(
-        pd.DataFrame({'query_path': names, 'cand_path': [f'c{name}' for name in names]})
-    )
-    torch.manual_seed(0)
-    features = torch.nn.functional.normalize(torch.randn(2, 24, 16), dim=-1)
-    head = torch.nn.Linear(16, 8)
-
-    def vectors(rows, epoch):
-        return [torch.nn.functional.normalize(head(part[rows]), dim=-1) for part in features]
-
-    with pytest.raises(
-        InputError, match=r'in epoch \d: training diverged. Lower train.lr or finetune.lr.'
-    ):
-        run_phase(
-            'heads',
-            [{'params': list(head.parameters()), 'lr': lr}],
-            direct(vectors),
-            Objective(table, loss),
-            np.arange(24),
-            State(None, 'key'),
-            epochs=3,
-            batch_size=8,
-            progress=False,
-        )
-
-
-def test_a_last_step_that_breaks_the_parameters():
-    import pandas as pd
-
-    table = PairTable(pd.DataFrame({'query_path': ['a', 'b'], 'cand_path': ['c', 'd']}))
-    weight = torch.nn.Parameter(torch.ones(2))
-
-    def learn(rows, epoch, objective):
-        weight.grad = torch.full((2,), torch.nan)
-        return 1.0
-
-    with pytest.raises(
-        InputError, match='A parameter is NaN or infinite in epoch 1: training diverged'
-    ):
-        run_phase(
-            'heads',
-            [{'params': [weight], 'lr': 0.1}],
-            learn,
-            Objective(table),
-            np.arange(2),
-            State(None, 'key'),
-            epochs=1,
-            progress=False,
-        )
 
 
 def test_diverging_on_the_command_line(fresh, cli):

@@ -1,4 +1,4 @@
-"""The index: what it refuses, what it finds, what it keeps of its rows, and files that change while it is used."""
+"""The index: what it finds, what it refuses, and what it knows of its rows."""
 
 import hashlib
 import warnings
@@ -6,11 +6,14 @@ import warnings
 import faiss
 import numpy as np
 import pytest
+from made_up import clusters, names, some, unit
 
-from two_tower_vs import ann
-from two_tower_vs.data import InputError
-from two_tower_vs.embed import Embeddings
-from two_tower_vs.index import Index, build_index, load_index, save_index, update_index
+from two_tower_vs import ann, selection, tuning
+from two_tower_vs.bundle import load_index, save_index
+from two_tower_vs.errors import InputError
+from two_tower_vs.index import Index, build_index
+from two_tower_vs.update import update_index
+from two_tower_vs.vectors import Embeddings
 
 
 @pytest.fixture(autouse=True)
@@ -19,23 +22,8 @@ def one_thread():
     faiss.omp_set_num_threads(1)
 
 
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def names(n):
-    return [f'{i:05}.png' for i in range(n)]
-
-
-def some(n=300, d=16, seed=0):
-    "Embeddings of n pictures, each file with a content of its own"
-    rng = np.random.default_rng(seed)
-    contents = rng.integers(0, 256, (n, 16)).astype(np.uint8)
-    return Embeddings(unit(rng.standard_normal((n, d))), names(n), contents=contents)
-
-
 def truly_found(index, x, queries, k=10):
-    "Share of the hits of exact search that an index finds, by brute force; copies are as good as each other"
+    "Share of the hits of exact search that an index finds, by brute force; copies count alike"
     exact = queries.astype(np.float64) @ x.T.astype(np.float64)
     least = np.sort(exact, axis=1)[:, -k]
     _, rows = index.search(queries, k)
@@ -119,152 +107,17 @@ def test_agreement_of_mapped_vectors_and_of_rows_in_another_order(tmp_path):
     queries = some(50, 32, seed=1).vectors
     mapped = np.memmap(tmp_path / 'x', np.float32, 'w+', shape=cands.vectors.shape)
     mapped[:] = cands.vectors
-    exact = ann.nearest(mapped, queries)
+    exact = tuning.nearest(mapped, queries)
     index = ann.new_index('HNSW8', mapped)
     by_rows = np.mean(
         [len(set(a) & set(b)) / 10 for a, b in zip(index.search(queries, 10)[1], exact.rows)]
     )
     # No copies: as by row number
-    assert ann.agreement(index, exact, queries) == pytest.approx(by_rows)
+    assert tuning.agreement(index, exact, queries) == pytest.approx(by_rows)
     order = np.random.default_rng(0).permutation(3000)
-    other = ann.nearest(cands.vectors, queries)
+    other = tuning.nearest(cands.vectors, queries)
     other.order = order
-    assert ann.agreement(ann.new_index('Flat', cands.vectors[order]), other, queries) == 1
-
-
-# What an update sees
-
-
-def saved(index, folder):
-    save_index(index, folder)
-    return load_index(folder, 'm', writable=True)
-
-
-@pytest.mark.parametrize(
-    'options',
-    [
-        dict(factory='PQ8x4'),
-        dict(factory='IVF16,PQ8x4fs'),
-        dict(kind='ivf_pq'),
-        dict(kind='flat'),
-        dict(kind='hnsw'),
-    ],
-)
-def test_replaced_pictures_are_found_under_any_code(tmp_path, options):
-    cands = some(2000, 32)
-    queries = some(50, 32, seed=1).vectors
-    now = some(2000, 32)
-    now.vectors[300:400] = unit(
-        now.vectors[300:400] + 0.05 * np.roll(now.vectors[300:400], 1, axis=1)
-    )
-    now.contents[300:400] += 1
-    old = saved(build_index(cands, 'm', queries, **options), tmp_path / 'i')
-    new, said = update_index(old, now, 'm', queries, **options)
-    assert '100 changed' in said
-    again = saved(new, tmp_path / 'i')
-    assert update_index(again, now, 'm', queries, **options)[1] == 'up to date'
-    assert np.array_equal(again.contents, now.contents)
-
-
-def test_a_last_bit_changes_nothing(tmp_path):
-    cands = some(2000, 32)
-    nudged = Embeddings(
-        np.nextafter(cands.vectors, np.float32(1)), cands.paths, contents=cands.contents
-    )
-    old = saved(build_index(cands, 'm', factory='PQ8x4'), tmp_path / 'i')
-    assert update_index(old, nudged, 'm', factory='PQ8x4') == (old, 'up to date')
-
-
-def test_a_file_that_looks_the_same_is_noted(tmp_path):
-    cands = some()
-    now = some()
-    now.contents[[3, 4]] += 1
-    old = saved(build_index(cands, 'm', kind='flat'), tmp_path / 'i')
-    index, said = update_index(old, now, 'm', kind='flat')
-    assert said == '2 in another file that looks the same'
-    assert index.same_picture(np.arange(300), now.contents[3]).nonzero()[0].tolist() == [3]
-
-
-@pytest.mark.parametrize('kind', ['flat', 'ivf_pq'])
-def test_rows_stay_with_their_pictures(tmp_path, kind):
-    full = some(2000, 32)
-
-    def part(rows):
-        return Embeddings(
-            full.vectors[rows].copy(), [full.paths[i] for i in rows], contents=full.contents[rows]
-        )
-
-    index = saved(build_index(part(np.arange(1500)), 'm', kind=kind), tmp_path / 'i')
-    steps = [
-        np.r_[1500:2000, 0:1500],
-        np.arange(1999, -1, -1),
-        np.arange(5, 2000),
-        np.arange(0, 1900),
-    ]
-    for rows in steps:
-        index = saved(update_index(index, part(rows), 'm', kind=kind)[0], tmp_path / 'i')
-        assert sorted(index.paths) == sorted(full.paths[i] for i in rows)
-        for path, content in zip(index.paths, index.contents):
-            assert np.array_equal(content, full.contents[full.paths.index(path)])
-        assert update_index(index, part(rows), 'm', kind=kind)[1] == 'up to date'
-
-
-def test_queries_that_come_later_tune_the_index(tmp_path):
-    cands = some(2000, 32)
-    queries = some(50, 32, seed=1).vectors
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        old = saved(build_index(cands, 'm', kind='ivf_pq'), tmp_path / 'i')
-    index, said = update_index(old, cands, 'm', queries, kind='ivf_pq')
-    assert said == 'tuned, since there are queries now'
-    assert index.manifest['recall_vs_exact']['queries'] == 50
-
-
-def forged(index, folder, **manifest):
-    "Save, and give the manifest other values with a seal that fits"
-    import json
-
-    from two_tower_vs.index import _seal
-
-    m = dict(save_index(index, folder), **manifest)
-    m = {k: v for k, v in m.items() if v is not Ellipsis}
-    (folder / 'manifest.json').write_text(json.dumps(m | {'sha256': _seal(m)}))
-
-
-def test_a_bundle_of_an_earlier_version_loads_and_is_rebuilt(tmp_path):
-    cands = some()
-    forged(build_index(cands, 'm', kind='flat'), tmp_path / 'i', rows_sha256=...)
-    (tmp_path / 'i/rows.safetensors').unlink()
-    old = load_index(tmp_path / 'i', 'm', writable=True)
-    assert old.sketches is None and not old.same_picture(np.arange(9), cands.contents[3]).any()
-    new, said = update_index(old, cands, 'm', kind='flat')
-    assert 'earlier version' in said
-    assert new.same_picture(np.arange(9), cands.contents[3])[3]
-
-
-def test_rows_that_do_not_belong_to_the_index_are_refused(tmp_path):
-    index = build_index(some(), 'm')
-    save_index(index, tmp_path / 'i')
-    with open(tmp_path / 'i/rows.safetensors', 'r+b') as f:
-        f.seek(-1, 2)
-        f.write(b'x')
-    with pytest.raises(
-        InputError, match='rows.safetensors is not the file that manifest.json describes'
-    ):
-        load_index(tmp_path / 'i')
-    (tmp_path / 'i/rows.safetensors').unlink()
-    with pytest.raises(InputError, match='rows.safetensors is missing'):
-        load_index(tmp_path / 'i')
-    for sketches in (
-        index.sketches[:9],
-        index.sketches.astype(np.float64),
-        index.sketches * np.nan,
-    ):
-        save_index(
-            Index(index.faiss, index.paths, index.manifest, sketches=sketches), tmp_path / 'i'
-        )
-        with pytest.raises(InputError, match='rows.safetensors is not what belongs'):
-            load_index(tmp_path / 'i')
+    assert tuning.agreement(ann.new_index('Flat', cands.vectors[order]), other, queries) == 1
 
 
 # Numbers that are none
@@ -279,7 +132,7 @@ def test_what_is_not_finite_is_refused(value):
     bad_queries = queries.copy()
     bad_queries[5, 0] = value
     index = build_index(cands, 'm')
-    exact = ann.nearest(cands.vectors, queries)
+    exact = tuning.nearest(cands.vectors, queries)
     calls = [
         lambda: build_index(Embeddings(bad, cands.paths), 'm'),
         lambda: build_index(cands, 'm', bad_queries),
@@ -287,10 +140,10 @@ def test_what_is_not_finite_is_refused(value):
         lambda: ann.new_index('Flat', bad),
         lambda: ann.new_index('IVF4,Flat', bad),
         lambda: ann.add(ann.new_index('Flat', cands.vectors), bad),
-        lambda: ann.choose(bad, queries),
-        lambda: ann.choose(cands.vectors, bad_queries),
-        lambda: ann.nearest(cands.vectors, bad_queries),
-        lambda: ann.tune(index.faiss, 'flat', bad_queries, exact, 0.9),
+        lambda: selection.choose(bad, queries),
+        lambda: selection.choose(cands.vectors, bad_queries),
+        lambda: tuning.nearest(cands.vectors, bad_queries),
+        lambda: tuning.tune(index.faiss, 'flat', bad_queries, exact, 0.9),
         lambda: index.search(bad_queries),
         lambda: index.hits(bad_queries[5]),
         lambda: index.batch_hits(bad_queries),
@@ -321,19 +174,22 @@ def test_an_index_with_numbers_that_are_none_is_safe(tmp_path):
 # The Python boundary
 
 
-def test_a_search_that_makes_no_sense_is_refused_with_a_sentence():
+@pytest.mark.parametrize('k', [0, -1, 2.5, '3', None, True, float('nan'), [3]])
+def test_a_number_of_hits_that_makes_no_sense_is_refused(k):
     cands = some(50)
     index = build_index(cands, 'm')
     one = cands.vectors[0]
     many = cands.vectors[:5]
-    for k in (0, -1, 2.5, '3', None, True, float('nan'), [3]):
-        for call in (
-            lambda: index.search(many, k),
-            lambda: index.hits(one, k),
-            lambda: index.batch_hits(many, k),
-        ):
-            with pytest.raises(InputError, match='Use a whole number, 1 or more'):
-                call()
+    for search, vectors in ((index.search, many), (index.hits, one), (index.batch_hits, many)):
+        with pytest.raises(InputError, match='Use a whole number, 1 or more'):
+            search(vectors, k)
+
+
+def test_vectors_that_make_no_sense_are_refused_with_a_sentence():
+    cands = some(50)
+    index = build_index(cands, 'm')
+    one = cands.vectors[0]
+    many = cands.vectors[:5]
     for vectors in (
         None,
         'abc',
@@ -397,48 +253,149 @@ def test_nothing_to_index_is_refused(tmp_path):
             load_index(wrong)
 
 
-# Files that change under a running search
-
-OVERWRITTEN = '''
-import sys
-from two_tower_vs.index import load_index
-import numpy as np
-index = load_index(sys.argv[1])
-before = index.search(np.eye(4, 1024, dtype=np.float32), 5)[1].tolist()
-for name in ('vectors.faiss', 'rows.safetensors'):
-    open(f'{sys.argv[1]}/{name}', 'r+b').truncate(0)
-assert index.search(np.eye(4, 1024, dtype=np.float32), 5)[1].tolist() == before
-index.same_picture(np.arange(5), bytes(16))
-print('answered')
-'''
+# Searching
 
 
-def test_an_index_that_is_overwritten_in_place_still_answers(tmp_path):
-    import subprocess
-    import sys
-
-    save_index(build_index(some(3000, 1024), 'm'), tmp_path / 'i')
-    ended = subprocess.run(
-        [sys.executable, '-c', OVERWRITTEN, tmp_path / 'i'], capture_output=True, text=True
-    )
-    assert ended.returncode == 0, (ended.returncode, ended.stderr[-500:])  # -7 is SIGBUS
-    assert ended.stdout == 'answered\n'
+@pytest.fixture(scope='module')
+def built():
+    "(embeddings, queries, an index of each kind)"
+    cands, queries = clusters()
+    kinds = 'flat', 'hnsw', 'ivf_pq', 'ivf_rabitq'
+    return cands, queries, {kind: build_index(cands, 'm', queries, kind) for kind in kinds}
 
 
-def test_a_larger_index_is_mapped(tmp_path, monkeypatch):
-    import two_tower_vs.index as module
+@pytest.mark.parametrize('kind', ['flat', 'hnsw', 'ivf_pq', 'ivf_rabitq'])
+def test_together_or_one_by_one_the_same_hits(built, kind):
+    _, queries, indexes = built
+    together = list(indexes[kind].batch_hits(queries[:90], 4, block=40))
+    alone = [indexes[kind].hits(query, 4) for query in queries[:90]]
+    for many, one in zip(together, alone):
+        assert many.index.tolist() == [0, 1, 2, 3]
+        assert many['rank'].tolist() == [1, 2, 3, 4]
+        assert many.score.to_numpy() == pytest.approx(one.score.to_numpy(), abs=1e-5)
+    same = [list(many.cand_path) == list(one.cand_path) for many, one in zip(together, alone)]
+    assert np.mean(same) > 0.95
 
-    save_index(build_index(some(3000, 64), 'm'), tmp_path / 'i')
-    asked = []
-    read = faiss.read_index
-    monkeypatch.setattr(
-        faiss,
-        'read_index',
-        lambda file, flags: asked.append(isinstance(file, str)) or read(file, flags),
-    )
-    for limit, mapped in ((2**30, False), (1000, True)):
-        monkeypatch.setattr(module, 'in_memory', limit)
-        load_index(tmp_path / 'i')
-        assert asked.pop() == mapped
-    load_index(tmp_path / 'i', writable=True)
-    assert asked.pop() is False
+
+class Spy:
+    "In how many threads does FAISS search, and how many queries at once?"
+
+    d = 256
+
+    def __init__(self):
+        self.seen = []
+
+    def search(self, vectors, k):
+        self.seen.append((faiss.omp_get_max_threads(), len(vectors)))
+        return np.zeros((len(vectors), k), 'f'), np.zeros((len(vectors), k), int)
+
+
+@pytest.mark.parametrize('n, threads', [(100, 1), (100_000, 2)])
+def test_one_query_takes_one_thread_unless_the_index_is_large(n, threads):
+    faiss.omp_set_num_threads(2)
+    spy = Spy()
+    index = Index(spy, ['a'] * n, {})
+    index.hits(np.ones(256))
+    list(index.batch_hits(np.ones((5, 256)), 2, block=3))
+    assert spy.seen == [(threads, 1), (2, 3), (2, 2)]
+    assert faiss.omp_get_max_threads() == 2
+
+
+def test_a_copy_on_gpus_is_searched_instead(built):
+    cands, queries, indexes = built
+    spy = Spy()
+    spy.d = 32
+    Index(indexes['flat'].faiss, cands.paths, {}, gpu=spy).search(queries[:7])
+    assert [queries for _, queries in spy.seen] == [7]
+
+
+def test_fewer_candidates_than_hits():
+    cands = some(3)
+    index = build_index(cands, 'm', some(9, seed=1).vectors)
+    assert len(index.hits(cands.vectors[0], 10)) == 3
+    assert index.manifest['recall_vs_exact']['k'] == 3
+
+
+# Building
+
+
+def test_settings_that_are_given_are_kept(built):
+    cands, queries, _ = built
+    built = build_index(cands, 'm', queries, factory='IVF16,Flat', nprobe=3).manifest
+    assert [built['kind'], built['factory'], built['search']] == [
+        'factory',
+        'IVF16,Flat',
+        {'nprobe': 3},
+    ]
+    hnsw = build_index(cands, 'm', queries, 'hnsw', ef_search=77).manifest
+    assert hnsw['search'] == {'efSearch': 77}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # one list is too few
+        pq = build_index(cands, 'm', queries, 'ivf_pq', nprobe=1).manifest
+    assert pq['search']['nprobe'] == 1
+
+
+@pytest.mark.parametrize(
+    'bad, says',
+    [
+        (dict(recall_target=2.0), 'index'),
+        (dict(memory_mb=0), 'index'),
+        (dict(nprobe=0), 'index'),
+        (dict(k_factor=1e9), 'index'),
+        (dict(factory='HNSW1000000'), 'index.factory'),
+        (dict(factory='IDMap,Flat'), 'index.factory'),
+        (dict(factory='Nonsense'), "factory 'Nonsense' is not"),
+        (dict(factory='IVF64,Flat'), 'can not be trained on 20 candidates'),
+        (dict(kind='hnsw', nprobe=3), 'no search parameter nprobe'),
+        (dict(dim=17), 'Use 1 to 16'),
+    ],
+)
+def test_what_cannot_be_built_is_refused(bad, says):
+    with pytest.raises(InputError, match=says):
+        build_index(some(20), 'm', some(9, seed=1).vectors, **bad)
+
+
+def test_warnings_when_nobody_knows_how_good_it_is(built):
+    cands, queries, _ = built
+    with pytest.warns(UserWarning, match='No setting of this index reaches'):
+        build_index(cands, 'm', queries, 'ivf_pq', nprobe=1, k_factor=1)
+    with pytest.warns(UserWarning, match='no queries to measure'):
+        index = build_index(cands, 'm')
+    assert index.manifest['recall_vs_exact'] is None
+
+
+# Shorter vectors
+
+
+def test_short_indexes_are_tuned_on_short_queries(built):
+    cands, queries, _ = built
+    with pytest.warns(UserWarning, match='not trained'):
+        index = build_index(cands, 'm', queries, 'ivf_pq', dim=16, sizes=None)
+    assert index.manifest['factory'].startswith('IVF32,PQ4x4')
+    assert [index.manifest[key] for key in ('dim', 'model_dim')] == [16, 32]
+    assert index.manifest['recall_vs_exact']['value'] >= 0.95
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        build_index(cands, 'm', queries, dim=32)
+    with pytest.raises(InputError, match='8 dimensions, the index has 16'):
+        index.search(np.ones((1, 8)))
+
+
+def test_a_short_hnsw_searches_like_exact_search(built):
+    cands, queries, _ = built
+    index = build_index(cands, 'm', queries, 'hnsw', dim=16, sizes=[16], ef_search=512)
+    short = unit(queries[:, :16])
+    cosines = short @ unit(cands.vectors[:, :16]).T
+    best = np.argsort(-cosines, axis=1)[:, :5]
+    scores, rows = index.search(queries, 5)
+    assert scores == pytest.approx(np.take_along_axis(cosines, best, 1), abs=1e-5)
+    assert (rows == best).mean() > 0.99
+    assert np.array_equal(index.search(short, 5)[1], rows)
+
+
+def test_a_manifest_of_the_earlier_format_has_no_model_dim(built):
+    cands, queries, indexes = built
+    flat = indexes['flat']
+    manifest = {key: value for key, value in flat.manifest.items() if key != 'model_dim'}
+    old = Index(flat.faiss, cands.paths, manifest)
+    assert np.array_equal(old.search(queries, 3)[1], flat.search(queries, 3)[1])

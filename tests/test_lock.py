@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-fcntl = pytest.importorskip('fcntl')
+from two_tower_vs.errors import InputError
+from two_tower_vs.lock import only_run
 
-from two_tower_vs.cli import _only_run
-from two_tower_vs.data import InputError
+fcntl = pytest.importorskip('fcntl')
 
 ERRORS = [None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 
@@ -29,7 +29,7 @@ def error(request, monkeypatch):
 def attempt(out):
     "None if the folder was free, else the message"
     try:
-        with _only_run(out):
+        with only_run(out):
             return None
     except InputError as e:
         return str(e)
@@ -38,7 +38,7 @@ def attempt(out):
 def test_a_second_run_waits(error, tmp_path):
     out = tmp_path / 'out'
     assert attempt(out) is None
-    with _only_run(out):
+    with only_run(out):
         said = attempt(out)
     assert 'is in use by another run' in said
     assert (f'remove {out}/.lock' in said) == bool(error)  # never where that would let in two runs
@@ -54,7 +54,7 @@ def test_a_lock_file_that_was_copied(error, tmp_path):
 def test_a_killed_run_leaves_the_folder_free(error, tmp_path):
     child = os.fork()
     if child == 0:
-        _only_run(tmp_path).__enter__()
+        only_run(tmp_path).__enter__()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert attempt(tmp_path) is None

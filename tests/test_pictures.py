@@ -1,4 +1,4 @@
-"""Pictures as people have them: each kind made from scratch, the right pixels or the right reason."""
+"""Pictures as people have them, each made from scratch: the right pixels or the right reason."""
 
 import json
 import os
@@ -21,14 +21,17 @@ from heic import HEIC
 from PIL import Image, ImageCms, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from two_tower_vs import check, color, embed, pictures
-from two_tower_vs.catalog import BadImage, InputError, list_images
-from two_tower_vs.check import fingerprints
-from two_tower_vs.data import load_image, load_pixels
-from two_tower_vs.embed import backbone_key
+from two_tower_vs import color, pictures
+from two_tower_vs import fingerprints as fingerprinting
+from two_tower_vs.engine import backbone_key
+from two_tower_vs.errors import BadImage, InputError
+from two_tower_vs.fingerprints import fingerprints
 from two_tower_vs.kinds import file_kind
-from two_tower_vs.model import TwoTower, load_model, save_model
-from two_tower_vs.serve import shown
+from two_tower_vs.listing import list_images
+from two_tower_vs.model import TwoTower
+from two_tower_vs.pictures import load_image, load_pixels
+from two_tower_vs.saving import load_model, save_model
+from two_tower_vs.sending import shown
 
 y, x = np.mgrid[0:48, 0:64]
 COLOURS = np.dstack([x * 4, y * 5, 255 - x * 4]).astype(np.uint8)
@@ -769,11 +772,11 @@ def test_cached_features_depend_on_the_decoding(monkeypatch, tmp_path):
     PICTURE.save(tmp_path / 'a.png')
     fingerprints(['a.png'], tmp_path, tmp_path / 'cache')
     made = []
-    real = check._fingerprint
-    monkeypatch.setattr(check, '_fingerprint', lambda *args: made.append(1) or real(*args))
+    real = fingerprinting._fingerprint
+    monkeypatch.setattr(fingerprinting, '_fingerprint', lambda *args: made.append(1) or real(*args))
     fingerprints(['a.png'], tmp_path, tmp_path / 'cache')
     assert not made
-    for module in (embed, check):
+    for module in (sys.modules[backbone_key.__module__], fingerprinting):
         monkeypatch.setattr(module, 'decoding_version', 99)
     assert backbone_key(tower) != before
     fingerprints(['a.png'], tmp_path, tmp_path / 'cache')
@@ -784,7 +787,7 @@ def test_models_of_before_load(tmp_path):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from two_tower_vs.model import file_sha256
+    from two_tower_vs.saving import file_sha256
 
     save_model(TwoTower(pretrained=False, image_size=32, embed_dim=8), tmp_path)
     file = tmp_path / 'model.safetensors'

@@ -1,4 +1,4 @@
-"""Searching with a picture: in what forms it comes, what is refused, the picture itself, and other processes."""
+"""Searching with a picture: its forms, refusals, the picture itself, other processes."""
 
 import asyncio
 import copy
@@ -15,24 +15,19 @@ import time
 import warnings
 
 import attack
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from two_tower_vs.data import BadImage, InputError
-from two_tower_vs.model import load_model
-from two_tower_vs.query import (
-    Answers,
-    Searcher,
-    image_files,
-    latency,
-    load_searcher,
-    others,
-    query,
-    save_answers,
-    show_hits,
-)
+from two_tower_vs.ask import image_files, query, save_answers
+from two_tower_vs.errors import BadImage, InputError
+from two_tower_vs.hits import others, show_hits
+from two_tower_vs.index import Index
+from two_tower_vs.latency import latency
+from two_tower_vs.query import Searcher, load_searcher, on_gpu
+from two_tower_vs.saving import load_model
 
 
 @pytest.fixture(scope='module')
@@ -270,7 +265,7 @@ def test_the_picture_itself_is_shown_and_does_not_count(project, tmp_path):
 
 def titles(monkeypatch, hits, **options):
     "What show_hits writes above the pictures"
-    import two_tower_vs.query as module
+    import two_tower_vs.hits as module
 
     seen = []
     monkeypatch.setattr(module, 'image_grid', lambda rows, titles, **kw: seen.extend(titles))
@@ -358,12 +353,150 @@ def test_an_engine_of_another_name_is_refused(project):
 
 
 def test_bfloat16_is_what_it_says(project, picture):
-    from two_tower_vs.embed import Engine
+    from two_tower_vs.engine import Engine
 
     tower = load_model(project / 'out/model').query
     pixels = tower.pixels(Image.open(picture).convert('RGB'))[None]
     exact, low = (Engine(tower, 'torch', precision=p)(pixels) for p in ('float32', 'bfloat16'))
     assert 1e-7 < 1 - (exact * low).sum() < 0.05
+
+
+# Showing hits
+
+
+def test_pale_pictures(searcher, picture, project):
+    def brightness(threshold):
+        grid = show_hits({picture: hits}, project / 'images', threshold=threshold)
+        return np.asarray(grid.convert('L'), float).mean()
+
+    hits = searcher.search(picture, 5)
+    below, above = hits.score.min() - 0.01, hits.score.max() + 0.01
+    assert brightness(above) > brightness(None) + 1
+    assert brightness(below) == brightness(None)
+
+
+def test_a_hit_whose_picture_is_gone(picture, searcher):
+    show_hits({picture: searcher.search(picture, 2)}, 'nowhere', threshold=2)
+
+
+def test_heads_of_several_queries(monkeypatch, searcher, project):
+    pictures = sorted((project / 'images/line').iterdir())[:3]
+    answers = {path: searcher.search(path) for path in pictures}
+    best = min(hits.score[0] for hits in answers.values())
+    for threshold, head in ((None, 'query'), (2, 'no match'), (best, 'query')):
+        heads = [row[0] for row in titles(monkeypatch, answers, threshold=threshold)]
+        assert heads == [head] * 3
+
+
+# Several pictures at once
+
+
+def test_many_pictures_share_one_search(monkeypatch, searcher, project):
+    files = sorted((project / 'images/line').iterdir())[:40]
+    sizes = []
+    real = searcher.index.batch_hits
+
+    def counted(vectors, *args, **options):
+        sizes.append(len(vectors))
+        return real(vectors, *args, **options)
+
+    monkeypatch.setattr(searcher.index, 'batch_hits', counted)
+    together = pd.concat(query(searcher, files, topk=4, runs=1).hits.values())
+    assert sizes[0] == len(files)
+    alone = pd.concat([searcher.search(file, 4) for file in files])
+    assert together.cand_path.tolist() == alone.cand_path.tolist()
+    assert np.allclose(together.score, alone.score, atol=1e-5)
+
+
+def test_answers_with_and_without_a_threshold(project, picture):
+    s = load_searcher(project / 'out')
+    files = sorted((project / 'images/line').iterdir())[:3]
+    s.threshold = 0.74
+    answers = query(s, files, topk=2, runs=1)
+    written = answers.json()
+    assert list(written)[0] == 'queries' and len(answers.hits) == 3
+    matches = [hit['match'] for one in written['queries'] for hit in one['hits']]
+    assert answers.table().match.tolist() == matches
+    assert (answers.table().match == (answers.table().score >= 0.74)).all()
+    s.threshold = None
+    plain = query(s, [picture], topk=3, runs=1)
+    columns = ['rank', 'cand_path', 'score']
+    assert list(plain.table()) == list(plain.json()['hits'][0]) == columns
+    keys = ['image', 'hits', 'latency_ms', 'runs', 'threads', 'engine']
+    assert list(plain.json()) == keys
+    assert len(query(s, [picture], topk=5000, runs=1).table()) == len(s.index.paths)
+
+
+def test_a_folder_without_a_readable_picture(searcher, tmp_path):
+    for name in ('a.txt', 'b.txt'):
+        (tmp_path / name).write_text('no picture')
+    with pytest.warns(UserWarning), pytest.raises(InputError, match='None of the 2 files'):
+        query(searcher, tmp_path)
+
+
+# GPUs
+
+
+class FakeGpu:
+    "Stands for the copy that FAISS makes on a GPU; it serves one thread at a time"
+
+    def __init__(self, cpu):
+        self.cpu = cpu
+        self.busy = False
+        self.calls = 0
+
+    def search(self, vectors, k):
+        assert not self.busy
+        self.busy = True
+        time.sleep(0.002)
+        self.calls += 1
+        self.busy = False
+        return self.cpu.search(vectors, k)
+
+
+def test_exact_search_on_a_gpu(monkeypatch, project, searcher, picture):
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr(faiss, 'get_num_gpus', lambda: 1)
+    monkeypatch.setattr(faiss, 'index_cpu_to_all_gpus', FakeGpu, raising=False)
+    s = load_searcher(project / 'out')
+    gpu = s.index.gpu.gpu
+    pd.testing.assert_frame_equal(s.search(picture), searcher.search(picture))
+    assert gpu.calls == 1
+    vectors = s.index.faiss.reconstruct_n(0, 20)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(s.index.hits, vectors))
+    assert gpu.calls == 21
+    # Too many for a GPU
+    assert len(s.index.gpu.search(vectors[:1], 3000)[0][0]) == 3000 and gpu.calls == 21
+    assert on_gpu(Index(faiss.IndexHNSWFlat(32, 8), [], {})).gpu is None
+
+
+def test_a_gpu_without_room(monkeypatch, project, searcher, picture):
+    def full(index):
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr(faiss, 'get_num_gpus', lambda: 1)
+    monkeypatch.setattr(faiss, 'index_cpu_to_all_gpus', full, raising=False)
+    with pytest.warns(UserWarning, match=r'FAISS can not use the GPU \(out of memory\)'):
+        s = load_searcher(project / 'out')
+    assert s.index.gpu is None
+    pd.testing.assert_frame_equal(s.search(picture), searcher.search(picture))
+
+
+# The threshold
+
+
+def test_shorter_vectors_and_untrained_models_have_no_threshold(project, searcher):
+    model = load_model(project / 'out/model')
+    model.training_info = {'match': {'threshold': 0.74}}
+    assert Searcher(model, searcher.index).threshold == 0.74
+    shorter = copy.copy(searcher.index)
+    shorter.manifest = searcher.index.manifest | dict(dim=16, model_dim=32)
+    with pytest.warns(UserWarning, match='hits are not marked'):
+        assert Searcher(model, shorter).threshold is None
+    model.training_info = {}
+    assert Searcher(model, searcher.index).threshold is None
 
 
 # Other processes
@@ -433,7 +566,7 @@ def forked(check):
 
 
 def test_preloaded_as_gunicorn_does(forks, searcher, picture):
-    "A master loads and answers; it forks two workers, one forks again, and threads of a worker answer as well"
+    "A master loads and forks two workers; one forks again, and its threads answer as well"
     want = hits_of(searcher, picture)
     time.sleep(1.1)  # OpenVINO's threads have come to rest
 
@@ -452,7 +585,7 @@ def test_preloaded_as_gunicorn_does(forks, searcher, picture):
 
 
 def test_forks_while_threads_search(forks, project, searcher, picture):
-    "A thread may hold a lock of OpenVINO at that moment: the child does without it, also where it loads anew"
+    "A thread may hold a lock of OpenVINO: the child does without it, also after loading again"
     want = hits_of(searcher, picture)
     stop = threading.Event()
 

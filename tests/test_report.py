@@ -1,4 +1,4 @@
-"What the report, the model card and the command line say of runs that were not promoted, of few queries, and of old files."
+"What report, model card and command line say of unpromoted runs, few queries, old files."
 
 import json
 import re
@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from two_tower_vs.eval import column_names
-from two_tower_vs.export import held_out_words, interval_unit, kept_words, model_card
-from two_tower_vs.report import Found, report
-from two_tower_vs.statistics import fewest_products
+from two_tower_vs.comparison import fewest_products
+from two_tower_vs.evidence import column_names
+from two_tower_vs.model_card import model_card
+from two_tower_vs.outcome import held_out_words, interval_unit, kept_words
+from two_tower_vs.report import report
+from two_tower_vs.runfiles import RunFiles
 
 
 def text_of(html):
@@ -188,8 +190,8 @@ def test_files_of_older_versions(ran, page):
     html, words = page(ran)
     assert headings(html, 'In percent')[1:] == ['untrained', 'kept (plain)', 'difference']
     assert (
-        'Training was not promoted, since training did not improve on it. Kept is the untrained backbone.'
-        in words
+        'Training was not promoted, since training did not improve on it. '
+        'Kept is the untrained backbone.' in words
     )
 
 
@@ -201,7 +203,7 @@ def test_one_pair_alone(fresh, cli, page):
     assert status == 0 and 'Too few products to hold any out' in err
     history = pd.read_csv(fresh / 'out/train/history.csv')
     assert {'phase', 'epoch', 'recall@1'} <= set(history.columns)
-    assert Found(fresh / 'out')['train/history.csv'] is not None
+    assert RunFiles(fresh / 'out')['train/history.csv'] is not None
     words = page(fresh)[1]
     assert 'damaged' not in words and 'Nothing was held out' in words
     assert 'Kept is the untrained backbone.' in words

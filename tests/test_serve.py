@@ -9,19 +9,23 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 import attack
+import faiss
 import numpy as np
 import pytest
-import web  # of nbs/attacks
+import web  # of tests/attacks
 from PIL import Image
 from starlette.testclient import TestClient
 
 from two_tower_vs.access import Access, Refusal, make_access, read_token
-from two_tower_vs.embed import Embeddings
-from two_tower_vs.export import save_vectors
-from two_tower_vs.index import load_index
+from two_tower_vs.bundle import load_index, save_index
+from two_tower_vs.errors import InputError
 from two_tower_vs.serve import make_app
+from two_tower_vs.vector_files import save_vectors
+from two_tower_vs.vectors import Embeddings
 
 TOKEN = 'a-token-for-this-test'
 
@@ -287,91 +291,244 @@ def test_login_gives_a_cookie_that_is_not_the_token(project):
     assert other.get('/image/0').status_code == 401
 
 
-def test_where_a_token_comes_from(tmp_path, monkeypatch, cli, project):
+def test_where_a_token_comes_from(tmp_path, monkeypatch):
     monkeypatch.setenv('SEARCH_TOKEN', TOKEN)
     assert read_token('env:SEARCH_TOKEN') == TOKEN
     (tmp_path / 'token').write_text(TOKEN + '\n')
     assert read_token(f'file:{tmp_path}/token') == TOKEN
-    text = (project / 'config.yaml').read_text()
-    for value, says in (
-        ('letmein-1', 'not a good one'),
-        ('env:NONE', 'NONE'),
-        ('file:none', 'cannot be read'),
-        ('98765432109876543', 'serve.token'),
-    ):
-        config = project / 'token.yaml'
-        config.write_text(text + f'serve: {{token: {value}, port: 0}}\n')
-        status, out, err = cli('--config', config, '--stage', 'serve')
-        assert status == 2 and says in err and 'letmein' not in err and '98765' not in err
-        assert len(err.strip().splitlines()) == 1
 
 
-def test_settings_are_lists_of_texts(cli, project):
-    text = (project / 'config.yaml').read_text()
-    config = project / 'hosts.yaml'
-    for value, says in (
+@pytest.mark.parametrize(
+    'settings, says',
+    [
+        ('{token: letmein-1}', 'not a good one'),
+        ('{token: "env:NONE"}', 'NONE'),
+        ('{token: "file:none"}', 'cannot be read'),
+        ('{token: 98765432109876543}', 'serve.token'),
         ('{hosts: [1]}', 'serve.hosts'),
         ('{hosts: ["a b"]}', 'serve.hosts'),
         ('{origins: "*"}', 'serve.origins'),
         ('{originals: maybe}', 'serve.originals'),
         ('{per_address: -1}', 'serve.per_address'),
         ('{max_upload_megapixels: 0}', 'serve.max_upload_megapixels'),
-    ):
-        config.write_text(text + f'serve: {value}\n')
-        status, out, err = cli('--config', config, '--stage', 'serve', '--port', 0)
-        assert status == 2 and says in err, err
-        assert len(err.strip().splitlines()) == 1
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(settings, says, cli, project):
+    "which never holds the token"
+    config = project / 'wrong.yaml'
+    config.write_text((project / 'config.yaml').read_text() + f'serve: {settings}\n')
+    status, out, err = cli('--config', config, '--stage', 'serve', '--port', 0)
+    assert status == 2 and says in err, err
+    assert 'letmein' not in err and '98765' not in err
+    assert len(err.strip().splitlines()) == 1
 
 
 # ---- connections
 
 
-def test_idle_connections_keep_nobody_out(server):
-    idle = [socket.create_connection(('127.0.0.1', server.port)) for _ in range(505)]
+@contextmanager
+def open_connections(server, count):
+    connections = [socket.create_connection(('127.0.0.1', server.port)) for _ in range(count)]
     try:
-        assert server.post(PICTURE)[0] == 200
-        assert len(server.uvicorn.server_state.connections) <= 101
+        yield connections
     finally:
-        for connection in idle:
+        for connection in connections:
             connection.close()
 
 
-def test_slow_uploads_keep_nobody_out(project):
+def begun_upload(size, sent):
+    "The beginning of a request that announces `size` bytes"
+    head = (
+        'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n'
+        f'Content-Length: {size}\r\n\r\n'
+    )
+    return head.encode() + bytes(sent)
+
+
+def noise(side):
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    return png(Image.fromarray(pixels))
+
+
+def test_idle_connections_keep_nobody_out(server):
+    with open_connections(server, 505):
+        assert server.post(PICTURE)[0] == 200
+        assert len(server.uvicorn.server_state.connections) <= 101
+
+
+@pytest.fixture
+def small_server(project):
+    running = web.Server(project, waiting=4, per_address=30)
+    yield running
+    running.close()
+
+
+def test_slow_uploads_keep_nobody_out(small_server):
     "More of them than searches may wait, of one address; then one more search"
-    slow = web.Server(project, waiting=4, per_address=30)
-    head = b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 9999\r\n\r\nx'
-    lines = [socket.create_connection(('127.0.0.1', slow.port)) for _ in range(40)]
-    try:
+    with open_connections(small_server, 40) as lines:
         for line in lines:
-            line.sendall(head)
+            line.sendall(begun_upload(9999, 1))
         time.sleep(0.3)
-        assert slow.post(PICTURE)[0] == 200
-    finally:
-        for line in lines:
-            line.close()
-        slow.close()
+        assert small_server.post(PICTURE)[0] == 200
 
 
-def test_slow_uploads_make_room_for_others(project, monkeypatch):
+def test_slow_uploads_make_room_for_others(small_server):
     "Uploads that hold all the memory there is end, when they are slow"
-    slow = web.Server(project)
-    slow.site.held_most = 300_000
-    head = b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 999999\r\n\r\n'
-    lines = [socket.create_connection(('127.0.0.1', slow.port)) for _ in range(3)]
-    try:
+    site = small_server.site
+    site.held_most = 300_000
+    with open_connections(small_server, 3) as lines:
         for line in lines:
-            line.sendall(head + bytes(95_000))
-        web.until(lambda: slow.site.held > 250_000, 5)
-        large = png(
-            Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8))
-        )
-        assert slow.post(large)[0] == 503  # they are not slow yet
+            line.sendall(begun_upload(999_999, 95_000))
+        web.until(lambda: site.held > 250_000, 5)
+        large = noise(128)
+        assert small_server.post(large)[0] == 503  # they are not slow yet
         time.sleep(2.2)
-        assert slow.post(large)[0] == 200
+        assert small_server.post(large)[0] == 200
+
+
+# ---- too much at once, too slow, and a fault of ours
+
+
+@pytest.fixture
+def tight(project):
+    "A server with one place and one second"
+    local = Access(('127.0.0.1',))
+    app = app_of(project, waiting=1, timeout_s=1, examples=False, access=local)
+    return TestClient(app, base_url='http://127.0.0.1:9')
+
+
+def error_of(response):
+    error = response.json()['error']
+    return error['status'], error['reason']
+
+
+def test_one_search_too_many(tight):
+    site = tight.app.state.site
+    site.busy = 1
+    refused = post(tight, PICTURE)
+    assert error_of(refused) == (503, 'busy') and refused.headers['retry-after'] == '1'
+    site.busy = 0
+    site.held = site.held_most
+    assert error_of(post(tight, PICTURE)) == (503, 'busy')
+    site.held = 0
+    assert post(tight, PICTURE).status_code == 200
+    assert (site.busy, site.held) == (0, 0)
+
+
+def test_a_search_that_takes_too_long(tight, monkeypatch):
+    site = tight.app.state.site
+    monkeypatch.setattr(site, 'batcher', lambda *args: Future())
+    assert error_of(post(tight, PICTURE)) == (504, 'too slow')
+    assert (site.busy, site.held) == (0, 0)
+
+
+def test_a_fault_of_ours_has_the_common_form(tight, monkeypatch):
+    def broken(*args):
+        raise RuntimeError('a fault')
+
+    monkeypatch.setattr(tight.app.state.site, 'batcher', broken)
+    with pytest.warns(UserWarning, match='a fault'):
+        assert error_of(post(tight, PICTURE)) == (500, 'our fault')
+
+
+def test_names_and_examples_of_a_tight_server(tight):
+    for host, status in (('127.0.0.1', 200), ('127.0.0.1:80', 200), ('evil.example', 421)):
+        assert tight.get('/health', headers={'Host': host}).status_code == status
+    assert error_of(tight.get('/query/0')) == (404, 'no examples')
+    assert tight.get('/examples').json()['counts']['all'] == 0
+
+
+def test_no_threshold_is_no_match(tight):
+    tight.app.state.site.now.searcher.threshold = None
+    answer = post(tight, PICTURE).json()
+    assert 'threshold' not in answer and 'match' not in answer['hits'][0]
+
+
+def test_its_end_closes_the_threads(tight):
+    with tight:
+        pass
+    for thread in tight.app.state.site.batcher.threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    'option', [dict(timeout_s=0), dict(topk=0), dict(topk=1001), dict(batch=0)]
+)
+def test_options_out_of_range(project, option):
+    with pytest.raises(InputError, match='from 1 to'):
+        app_of(project, **option)
+
+
+def test_an_app_of_nothing(project, tmp_path):
+    with pytest.raises(InputError, match='--stage train'):
+        make_app(tmp_path, project / 'images')
+    with pytest.raises(InputError, match='images_root'):
+        make_app(project / 'out', tmp_path / 'none')
+
+
+# ---- a new index
+
+
+@pytest.fixture
+def changing(ran):
+    "The client of an app over a project of this test alone"
+    client = TestClient(app_of(ran))
+    yield client
+    client.app.state.site.close()
+
+
+def smaller(index, rows):
+    flat = faiss.IndexFlatIP(index.faiss.d)
+    flat.add(index.faiss.reconstruct_n(0, rows))
+    return type(index)(flat, index.paths[:rows], dict(index.manifest, rows=rows))
+
+
+def test_addresses_of_the_list_before_show_what_they_showed(changing, ran):
+    site = changing.app.state.site
+    old = site.now.shows
+    last = len(old.paths) - 1
+    save_index(smaller(load_index(ran / 'out/index', writable=True), last), ran / 'out/index')
+    assert site.reload()
+    picture = changing.get(f'/image/{last}', params=dict(v=old.version))
+    assert picture.content == (ran / 'images' / old.paths[last]).read_bytes()
+    assert changing.get(f'/image/{last}').status_code == 404  # this list has no such row
+    assert post(changing, PICTURE).json()['version'] != old.version
+    assert changing.get('/stats').json()['reloads'] == 1
+
+
+def test_a_model_whose_index_is_not_there_yet(changing, ran):
+    "The old pair answers; when both belong together again, the engine is still the same"
+    site = changing.app.state.site
+    was = site.now
+    file = ran / 'out/model/model.json'
+    text = file.read_text()
+    file.write_text(json.dumps(json.loads(text) | {'sha256': '0' * 64}))
+    with pytest.warns(UserWarning, match='is not used'):
+        assert not site.reload()
+    assert site.now is was
+    file.write_text(text)
+    assert site.reload() and site.now.searcher.engine is was.searcher.engine
+
+
+def test_a_request_stays_with_the_searcher_that_it_began_with(changing, client, monkeypatch):
+    site = changing.app.state.site
+    was = site.now
+    other = client.app.state.site.now
+    batcher = site.batcher
+
+    def replaced_meanwhile(searcher, pixels, topk):
+        site.now = other
+        return batcher(searcher, pixels, topk)
+
+    other.shows.version, version = 'another', other.shows.version
+    monkeypatch.setattr(site, 'batcher', replaced_meanwhile)
+    try:
+        assert post(changing, PICTURE).json()['version'] == was.shows.version
+        assert site.now is other
     finally:
-        for line in lines:
-            line.close()
-        slow.close()
+        other.shows.version = version
+        monkeypatch.undo()
 
 
 # ---- large pictures
@@ -407,8 +564,7 @@ def test_large_pictures_are_decoded_one_at_a_time(project, monkeypatch):
         return decode(self, source)
 
     monkeypatch.setattr(type(searcher), 'pixels', slow)
-    noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
-    large = png(Image.fromarray(noise))
+    large = noise(400)
     with TestClient(app) as client:
         statuses = []
         threads = [
@@ -460,7 +616,7 @@ def photo_with_place(form):
     ],
 )
 def test_originals_do_not_tell_where(project, form, kind):
-    from two_tower_vs.data import load_image
+    from two_tower_vs.pictures import load_image
 
     app = app_of(project)
     client = TestClient(app)
@@ -512,7 +668,7 @@ def test_the_same_picture_is_marked(project):
 
 
 def test_the_truth_may_say_that_it_is_right(project):
-    from two_tower_vs.serve import _example
+    from two_tower_vs.searches import as_example
 
     app = app_of(project)
     now = app.state.site.now
@@ -520,7 +676,7 @@ def test_the_truth_may_say_that_it_is_right(project):
     now.shows.queries.iat[0, 4] = [now.shows.paths[2]]  # answers
     hit = dict(rank=1, id=2, cand_path=now.shows.paths[2], score=1.0, same_picture=True)
     other = dict(rank=2, id=3, cand_path=now.shows.paths[3], score=0.9, same_picture=True)
-    hits = _example(now, 0, dict(hits=[hit, other]))['hits']
+    hits = as_example(now, 0, dict(hits=[hit, other]))['hits']
     assert hits[0]['match'] is True and 'same_picture' not in hits[0]
     assert hits[1]['same_picture'] is True and 'match' not in hits[1]
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import yaml
 
-from two_tower_vs.cli import read_config, schema, sections
-from two_tower_vs.data import InputError
+from two_tower_vs.config import read_config, schema, sections
+from two_tower_vs.errors import InputError
 from two_tower_vs.settings import Several, bounds_of
 
 NUMBERS = [
@@ -229,7 +229,8 @@ def test_flags_have_the_same_bounds(fresh, cli, flags):
 def test_comments_of_parameters_survive_the_table():
     from fastcore.docments import docments
 
-    from two_tower_vs.train import finetune, train
+    from two_tower_vs.finetune import finetune
+    from two_tower_vs.train import train
 
     assert docments(finetune)['chunk'].startswith('pictures whose activations')
     assert 'lr' in inspect.signature(train).parameters

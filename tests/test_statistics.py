@@ -1,4 +1,4 @@
-"""Intervals, comparisons and thresholds against independent sources, and by simulation with known truth."""
+"""Intervals, comparisons and thresholds against independent sources and simulated truth."""
 
 from itertools import product
 
@@ -7,18 +7,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from two_tower_vs.catalog import InputError
+from two_tower_vs.comparison import compare, not_worse, promotion
+from two_tower_vs.errors import InputError
 from two_tower_vs.statistics import (
-    compare,
     components,
     interval,
-    not_worse,
-    promotion,
     query_clusters,
-    threshold,
     unit_sentence,
     worth,
 )
+from two_tower_vs.threshold import threshold
 
 sizes_of = {
     'even': lambda rng, products: np.full(products, 10),

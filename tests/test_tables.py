@@ -1,4 +1,4 @@
-"""One spelling for a path: tables that spell pictures in several ways, links, housekeeping, ~ and variables."""
+"""One spelling for a path in tables that spell it in several ways; links, ~ and variables."""
 
 import json
 import os
@@ -12,20 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from two_tower_vs import catalog
-from two_tower_vs.catalog import (
-    BadImage,
-    InputError,
-    expand,
-    inside_root,
-    list_images,
-    read_bytes,
-    read_candidates,
-    read_gt,
-    read_pairs,
-    read_paths,
-)
+from two_tower_vs import data, spelling
+from two_tower_vs.data import read_candidates, read_gt, read_pairs, read_paths
+from two_tower_vs.errors import BadImage, InputError
 from two_tower_vs.init import init, list_folder
+from two_tower_vs.listing import list_images
+from two_tower_vs.paths import expand, inside_root
+from two_tower_vs.reading import read_bytes
 
 COMPOSED = 'hats/caf\u00e9.png'
 DECOMPOSED = 'hats/cafe\u0301.png'
@@ -109,8 +102,8 @@ def test_either_kind_of_column(tmp_path, root, storage):
     assert found == ['a.png', 'hats/b.png']
     assert [message.split(': ', 1)[1] for message in said] == [
         '1 of 5 rows stand there twice and are used once (first: row 5).',
-        '2 of 5 rows name what an earlier row names, only spelt otherwise (as ./x and x), and are used once '
-        '(first: row 4).',
+        '2 of 5 rows name what an earlier row names, only spelt otherwise (as ./x and x), '
+        'and are used once (first: row 4).',
     ]
 
 
@@ -230,10 +223,13 @@ def test_folder_in_one_form_and_file_in_another(tmp_path, root):
 def test_a_file_system_that_finds_either_form(tmp_path, root, monkeypatch):
     "As on a Mac: both names lead to one file; the listing has one of them"
     made(root, DECOMPOSED, 'e\u0301.png')
-    stamp = catalog.file_stamp
-    monkeypatch.setattr(
-        catalog, 'file_stamp', lambda path: stamp(unicodedata.normalize('NFD', os.fspath(path)))
-    )
+    stamp = spelling.file_stamp
+
+    def stamp_of_either_form(path):
+        return stamp(unicodedata.normalize('NFD', os.fspath(path)))
+
+    for module in (spelling, data):
+        monkeypatch.setattr(module, 'file_stamp', stamp_of_either_form)
     found, _ = candidates(tmp_path, root, COMPOSED, DECOMPOSED, '\u00e9.png', on_bad='skip')
     assert found == [DECOMPOSED, 'e\u0301.png']
 
@@ -249,14 +245,14 @@ def test_links_are_followed_everywhere(tmp_path, root):
     assert {'album/1.png', 'two.png'} <= set(listed)
     assert {'album/1.png', 'two.png'} <= set(list_folder(root).paths)
     assert candidates(tmp_path, root, *listed)[0] == listed
-    from two_tower_vs.serve import read_inside
+    from two_tower_vs.sending import read_inside
 
     for path in listed:
         assert read_inside(root, path)[0] == read_bytes(inside_root(root, path)) == b'x'
 
 
 def test_the_server_refuses_what_climbs(tmp_path, root):
-    from two_tower_vs.serve import read_inside
+    from two_tower_vs.sending import read_inside
 
     made(tmp_path, 'disk/photos/p.png', 'disk/secret.png', 'x.png')
     (root / 'link').symlink_to(tmp_path / 'disk/photos')
@@ -479,9 +475,9 @@ def test_what_is_there_by_that_very_name_comes_first(tmp_path):
 
 def test_pictures_are_found_from_home(fresh, monkeypatch):
     "embed, train and the like take images_root as the readers do"
-    from two_tower_vs.check import fingerprints
-    from two_tower_vs.data import show_pairs
     from two_tower_vs.embed import embed
+    from two_tower_vs.fingerprints import fingerprints
+    from two_tower_vs.grids import show_pairs
     from two_tower_vs.model import TwoTower
 
     monkeypatch.setenv('HOME', str(fresh))
@@ -520,7 +516,7 @@ def test_metrics_are_those_of_plain_tables(ran, fresh, cli, monkeypatch):
     monkeypatch.setenv('SHOP', str(fresh))
     plain = results(ran / 'out')
     for i, name in enumerate(('pairs.csv', 'candidates.csv', 'query_gt.csv')):
-        rewritten(fresh, name, lambda row, path: dotted(row + i, path))
+        rewritten(fresh, name, lambda row, path, shift=i: dotted(row + shift, path))
     config = fresh / 'config.yaml'
     text = (
         config.read_text()
@@ -534,7 +530,7 @@ def test_metrics_are_those_of_plain_tables(ran, fresh, cli, monkeypatch):
     assert results(fresh / 'out') == plain
     status, printed, err = cli('--config', config, '--stage', 'export')
     assert status == 0, err
-    from two_tower_vs.serve import evaluated
+    from two_tower_vs.gallery import evaluated
 
     queries = evaluated(fresh / 'out', fresh / 'query_gt.csv', fresh / 'images')
     assert queries.answers.map(len).min() == 1

@@ -1,4 +1,4 @@
-"""One set of photos as queries and gallery: a query is never its own hit unless the truth marks it as right."""
+"""One set of photos as queries and gallery: no query is its own hit, unless it is marked right."""
 
 import json
 from itertools import permutations
@@ -10,7 +10,8 @@ from PIL import Image
 
 from two_tower_vs.embed import embed
 from two_tower_vs.eval import evaluate
-from two_tower_vs.model import TwoTower, load_model, save_model
+from two_tower_vs.model import TwoTower
+from two_tower_vs.saving import load_model, save_model
 from two_tower_vs.train import train
 
 
@@ -52,7 +53,7 @@ def model():
 
 
 def brute_force(vectors, label):
-    "Leave-one-out metrics of each photo, answer by answer; scores within 1e-6 are equal and go in their order"
+    "Leave-one-out metrics of each photo, answer by answer; scores within 1e-6 are equal"
     scores = vectors @ vectors.T
     np.fill_diagonal(scores, -np.inf)
     place = np.arange(len(scores))

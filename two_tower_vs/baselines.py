@@ -30,6 +30,10 @@ class LinearHeads:
     def cand(self, x):
         return F.normalize(x @ self.weight.T + self.cand_bias, dim=-1)  # (m, f) -> (m, d)
 
+    def to(self, device):
+        "The same on a device."
+        return LinearHeads(*(part.to(device) for part in vars(self).values()))
+
 # %% ../nbs/02a_baselines.ipynb #b86fb244
 def centred_heads(
     q: torch.Tensor,  # unit features of the training queries (n, f)
@@ -40,13 +44,12 @@ def centred_heads(
     "Each side centred, then the directions in which all pictures differ most."
     query_mean = torch.cat([q, c]).mean(0) if common else q.mean(0)
     cand_mean = query_mean if common else c.mean(0)
-    axes = _axes(torch.cat([q - query_mean, c - cand_mean]), dim)  # (f, d)
+    axes = _padded_axes(torch.cat([q - query_mean, c - cand_mean]), dim)  # (f, d)
     return LinearHeads(axes.T.contiguous(), -query_mean @ axes, -cand_mean @ axes)
 
 
-def _axes(x, dim):
-    "As principal_axes; zero columns where there are more numbers than features"
-    axes = principal_axes(x, dim)
+def _padded_axes(features, dim):  # (f, dim)
+    axes = principal_axes(features, dim)
     return F.pad(axes, (0, dim - axes.shape[1]))
 
 # %% ../nbs/02a_baselines.ipynb #fb174b4b
@@ -57,23 +60,21 @@ def plain_heads(
     own: int,  # number of the backbone's own features, which come first
 ) -> LinearHeads:
     "The backbone's own features, shortened to `dim` numbers."
-    x = F.normalize(torch.cat([q, c])[:, :own], dim=-1)
-    if dim >= own:
-        axes = torch.eye(own)
-    else:
-        axes = _uncentred_axes(x, dim)
+    features = F.normalize(torch.cat([q, c])[:, :own], dim=-1)
+    axes = torch.eye(own) if dim >= own else _uncentred_axes(features, dim)
     weight = torch.zeros(dim, q.shape[1])
     weight[: axes.shape[1], :own] = axes.T
     return LinearHeads(weight, torch.zeros(dim), torch.zeros(dim))
 
 
-def _uncentred_axes(x, dim, most=20_000):  # (own, dim)
-    rows = np.random.default_rng(0).permutation(len(x))[:most]
+def _uncentred_axes(features, dim, most=20_000):  # (own, dim)
+    rows = np.random.default_rng(0).permutation(len(features))[:most]
+    some = features[torch.from_numpy(rows)]
+    few = min(dim, len(rows))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        few = min(dim, len(rows))
-        axes = torch.pca_lowrank(x[torch.from_numpy(rows)], few, center=False, niter=2)[2]
-        more = torch.randn(x.shape[1], dim - few)
+        axes = torch.pca_lowrank(some, few, center=False, niter=2)[2]
+        more = torch.randn(features.shape[1], dim - few)
         return torch.linalg.qr(torch.cat([axes, more], 1))[0] if few < dim else axes
 
 # %% ../nbs/02a_baselines.ipynb #ce9501c4

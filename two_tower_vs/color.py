@@ -15,7 +15,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms, ImageColor
 
-from .catalog import InputError
+from .errors import InputError
 
 # %% ../nbs/00_color.ipynb #96ab840b
 def strips(
@@ -39,7 +39,7 @@ def white_level(
         return np.iinfo(dtype).max
     return 65535 if highest <= 65535 else np.iinfo(dtype).max
 
-
+# %% ../nbs/00_color.ipynb #9cdac495
 def to_bytes(
     values: np.ndarray,  # of any type
     white: float,  # white_level
@@ -74,9 +74,9 @@ def _colour_cube(mode):
     cube = np.stack(np.meshgrid(*[levels] * channels), -1).reshape(1, -1, channels)
     return Image.fromarray(cube[..., 0] if channels == 1 else cube, mode)
 
-
+# %% ../nbs/00_color.ipynb #5b581041
 def _made_transform(profile, mode):
-    "The transform of a profile to sRGB; None where it changes nothing, or can't be made"
+    "The transform of a profile to sRGB; None where it changes nothing, or cannot be made"
     try:
         source = ImageCms.getOpenProfile(BytesIO(profile))
         if _spaces.get(source.profile.xcolor_space) != mode:
@@ -98,7 +98,7 @@ def profile_mode(im: Image.Image) -> str:
         return 'CMYK'
     return 'L' if im.mode in ('L', 'LA', 'La', '1') or im.mode[0] in 'IF' else 'RGB'
 
-
+# %% ../nbs/00_color.ipynb #bf0d947d
 def profile_transform(
     profile: bytes,  # an ICC profile, or None
     mode: str,  # profile_mode of the picture
@@ -127,9 +127,9 @@ def check_background(
     )
 
 
-_light = 204  # 80 % of 255
+_light_level = 204  # 80 % of 255
 
-
+# %% ../nbs/00_color.ipynb #a508c167
 def chosen_ground(
     im: Image.Image,  # with transparency
     background: str = 'auto',  # as check_background allows
@@ -146,7 +146,7 @@ def chosen_ground(
         visible += grey.histogram(alpha.point(lambda a: 255 * (a >= 128)))
         faint += grey.histogram(alpha)  # where alpha is above 0
     counts = visible if visible.any() else faint
-    is_light = counts.any() and counts[_light:].sum() >= 0.8 * counts.sum()
+    is_light = counts.any() and counts[_light_level:].sum() >= 0.8 * counts.sum()
     return (0, 0, 0) if is_light else (255, 255, 255)
 
 
@@ -163,7 +163,7 @@ class _Plan:
     transform: object  # of its profile
     ground: tuple  # of a transparent one
 
-
+# %% ../nbs/00_color.ipynb #dff75ccf
 def _plan(im, background):
     ground = chosen_ground(im, background) if _is_transparent(im) else None
     transform = profile_transform(im.info.get('icc_profile'), profile_mode(im))
@@ -175,7 +175,7 @@ def _is_transparent(im):
         return False
     return im.mode[-1] not in 'Aa' or im.getchannel(im.getbands()[-1]).getextrema()[0] < 255
 
-
+# %% ../nbs/00_color.ipynb #9ce3c323
 def _strip_to_rgb(im, plan):
     if im.mode == 'LAB':
         return _from_lab(im)
@@ -196,7 +196,7 @@ def _strip_to_rgb(im, plan):
     ground = Image.new('RGBA', im.size, plan.ground)
     return Image.alpha_composite(ground, colour).convert('RGB')
 
-
+# %% ../nbs/00_color.ipynb #ea82d0fd
 def _in_srgb(im, transform):
     if transform is None:
         return im.convert('RGB')

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/07c_connections.ipynb #fc223d66
 class Connections:
-    "The open connections. Each has `address`, `waits()`: is it the client's turn? and `cut()`: end it."
+    "The open connections. Each has `address`, `waits()` (is it the client's turn?) and `cut()`."
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Connections:
         of_address = sum(other.address == address for other in self.open)
         room = True
         if self.each and of_address >= self.each:
-            room = self._end_one(lambda other: other.address == address)
+            room = self._end_one_of(address)
         elif len(self.open) >= self.most:
             room = self._end_of_largest()
         if room:
@@ -53,12 +53,12 @@ class Connections:
                 return True
         return False
 
+    def _end_one_of(self, address):
+        return self._end_one(lambda connection: connection.address == address)
+
     def _end_of_largest(self):
         counts = Counter(connection.address for connection in self.open)
-        return any(
-            self._end_one(lambda other: other.address == address)
-            for address, _ in counts.most_common()
-        )
+        return any(self._end_one_of(address) for address, _ in counts.most_common())
 
 # %% ../nbs/07c_connections.ipynb #4038b6c2
 @patch

@@ -21,11 +21,15 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
-from .catalog import expand
-from .data import InputError, in_threads, picture, replacing, thumb
-from .embed import Embeddings
-from .eval import nearest, never, ranks
-from .query import Searcher, others, show_hits
+from .errors import InputError
+from .files import replacing
+from .grids import picture, thumb
+from .hits import others, show_hits
+from .paths import expand
+from .query import Searcher
+from .ranks import nearest_candidates, never, ranks
+from .threads import in_threads
+from .vectors import Embeddings
 
 # %% ../nbs/06b_explore.ipynb #7c5f658f
 def _need(package, what):
@@ -93,7 +97,7 @@ def _drawn(n, most, seed):
     return np.sort(np.random.default_rng([seed, 6]).permutation(n)[:most])
 
 
-def _said(shown, n, what):
+def _sample_words(shown, n, what):
     return f'{n:,} {what}' if shown == n else f'{shown:,} of {n:,} {what}, drawn at random'
 
 
@@ -136,7 +140,7 @@ def catalogue_map(
 ) -> Image.Image:
     "Thumbnails on a grid on which alike ones are neighbours. Raises `InputError`."
     rows = _drawn(len(cands), most, seed)
-    _some(rows)
+    _refuse_none(rows)
     columns = min(columns, math.ceil(1.5 * len(rows) ** 0.5))
     cells = to_grid(layout(cands.vectors[rows]), columns)
     step = side + max(1, side // 16)
@@ -145,14 +149,14 @@ def catalogue_map(
     for (c, r), (t, _) in zip(cells, _tiles([cands.paths[i] for i in rows], images_root, side)):
         im.paste('#f1f3f6', (c * step, r * step, c * step + side, r * step + side))
         im.paste(t, (c * step, r * step), t)
-    text = f'{_said(len(rows), len(cands), "candidates")}; alike ones are neighbours'
+    text = f'{_sample_words(len(rows), len(cands), "candidates")}; alike ones are neighbours'
     ImageDraw.Draw(im).text(
         (0, im.height - foot), text, '#59606d', ImageFont.load_default(foot * 0.8)
     )
     return im.quantize(colors, dither=Image.Dither.NONE) if colors else im
 
 
-def _some(rows):
+def _refuse_none(rows):
     if not len(rows):
         raise InputError('There are no candidates to draw a map of.')
 
@@ -258,7 +262,7 @@ def _within(sheet, columns, most):
 
 def _neighbours(q, c, k, own=False):
     "(numbers (n, <= k) of the nearest candidates, scores): of each candidate itself without it"
-    i, s = nearest(q, c, min(k + own, len(c)))
+    i, s = nearest_candidates(q, c, min(k + own, len(c)))
     keep = i != np.arange(len(i))[:, None] if own else np.ones(i.shape, bool)
     keep[keep.all(1) & own, -1] = False  # equal pictures may push it out
     return i[keep].reshape(len(i), -1), s[keep].reshape(len(i), -1)
@@ -278,7 +282,7 @@ class Explorer:
         seed: int = 42,  # of both draws
     ):
         rows = _drawn(len(cands), most, seed)
-        _some(rows)
+        _refuse_none(rows)
         if (queries is None) != (gt is None):
             raise InputError('Explorer: give queries and gt together, or neither.')
         c = Embeddings(np.ascontiguousarray(cands.vectors[rows]), [cands.paths[i] for i in rows])
@@ -302,7 +306,7 @@ class Explorer:
             return [[cast(v) for v in row] for part in near for row in part[at]]
 
         self.data = dict(
-            words='; '.join([_said(len(c), len(cands), 'candidates'), *said]),
+            words='; '.join([_sample_words(len(c), len(cands), 'candidates'), *said]),
             names=names,
             candidates=len(c),
             nearest=(
@@ -374,7 +378,7 @@ def _asked(cands, shown, queries, gt, most, seed):
         np.ascontiguousarray(queries.vectors[rows[some]]), [queries.paths[i] for i in rows[some]]
     )
     firsts = sum(rank[i] == 1 for i in some)
-    words = _said(len(some), len(can), 'evaluation queries that they answer')
+    words = _sample_words(len(some), len(can), 'evaluation queries that they answer')
     said = [f'{words}; {firsts:,} of these are answered first'] if some else []
     places = [0 if rank[i] == never else int(rank[i]) for i in some]
     return (q if some else None), [right[i] for i in some], places, said
@@ -442,7 +446,7 @@ class _SearchBox:
             self.search(bytes(f['content']), f['name'])
 
 # %% ../nbs/06b_explore.ipynb #2fc1095a
-def _lines(w, *lines, **layout):
+def _text_lines(w, *lines, **layout):
     "Texts beneath each other, each with a colour or None"
 
     def style(c):
@@ -478,7 +482,8 @@ def search(self: _SearchBox, src, name, right=()):
     tiles = [self._hit(h, h.cand_path in right) for h in hits.itertuples()]
     if under.any() and not none:
         tiles.insert(
-            under.argmax(), _lines(self.w, (f'no match: below {least:.2f}', None), width='100%')
+            under.argmax(),
+            _text_lines(self.w, (f'no match: below {least:.2f}', None), width='100%'),
         )
     self.hits.children = (self._query(src), *tiles)
 
@@ -486,7 +491,7 @@ def search(self: _SearchBox, src, name, right=()):
 @patch
 def _query(self: _SearchBox, src):
     return self.w.VBox(
-        [self._picture(src, 112), _lines(self.w, ('your picture', None))],
+        [self._picture(src, 112), _text_lines(self.w, ('your picture', None))],
         layout=self.w.Layout(margin='0 1.5rem 0 0'),
     )
 
@@ -500,7 +505,7 @@ def _hit(self: _SearchBox, h, right):
         (h.cand_path, None),
     )
     return self.w.VBox(
-        [self._picture(self.root / h.cand_path, 112), _lines(self.w, *said, width='112px')]
+        [self._picture(self.root / h.cand_path, 112), _text_lines(self.w, *said, width='112px')]
     )
 
 

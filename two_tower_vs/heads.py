@@ -11,40 +11,41 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
-from .data import InputError
+from .errors import InputError
 from .model import TwoTower
 
 # %% ../nbs/02a_heads.ipynb #654c2f0d
-def _finite(**tensors):
+def _refuse_not_finite(**tensors):
     "Raise `InputError` where rows hold NaN or infinity"
-    for name, x in tensors.items():
-        finite = x.isfinite()
+    for name, tensor in tensors.items():
+        finite = tensor.isfinite()
         odd = ~(finite.all(1) if finite.ndim > 1 else finite)
         if odd.any():
             raise InputError(
-                f'{int(odd.sum())} of {len(x)} rows of the {name} hold NaN or infinity '
+                f'{int(odd.sum())} of {len(tensor)} rows of the {name} hold NaN or infinity '
                 f'(first: row {int(odd.nonzero()[0])}): no head can be computed from them.'
             )
 
 # %% ../nbs/02a_heads.ipynb #c167768e
 def principal_axes(
-    f: torch.Tensor,  # features of both towers (n, f)
-    k: int = 1024,  # axes, at most
+    features: torch.Tensor,  # of both towers (n, f)
+    count: int = 1024,  # axes, at most
     most: int = 20_000,  # rows that are looked at
-) -> torch.Tensor:  # (f, k), orthonormal columns, largest variance first
-    "Directions in which features differ most; random ones after them where there are fewer pictures than axes."
-    _finite(features=f)
-    x = f[torch.from_numpy(np.random.default_rng(0).permutation(len(f))[:most])]
-    k = min(k, x.shape[1])
+) -> torch.Tensor:  # (f, count), orthonormal columns, largest variance first
+    "Directions in which features differ most."
+    _refuse_not_finite(features=features)
+    rows = np.random.default_rng(0).permutation(len(features))[:most]
+    some = features[torch.from_numpy(rows)]
+    count = min(count, some.shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        v = torch.pca_lowrank(x, min(k, len(x)), niter=2)[2]
-        return (
-            v
-            if v.shape[1] == k
-            else torch.linalg.qr(torch.cat([v, torch.randn(len(v), k - v.shape[1])], 1))[0]
-        )
+        axes = torch.pca_lowrank(some, min(count, len(some)), niter=2)[2]
+        missing = count - axes.shape[1]
+        if not missing:
+            return axes
+        return torch.linalg.qr(torch.cat([axes, torch.randn(len(axes), missing)], 1))[0]
 
 # %% ../nbs/02a_heads.ipynb #7a02071e
 @dataclass
@@ -67,41 +68,52 @@ def pair_stats(
     common: bool = False,  # one mean for both, as one tower for both needs
 ) -> PairStats:
     "Statistics of pairs; candidates without a pair are left out."
-    _finite(queries=q, candidates=c)
+    _refuse_not_finite(queries=q, candidates=c)
     some, ci, count = torch.unique(ci, return_inverse=True, return_counts=True)
     c = c[some]
     count = count.float()
-    mean = torch.zeros_like(c).index_add_(0, ci, q) / count[:, None]  # (m, k)
-    mq, mc = [torch.cat([q, c]).mean(0)] * 2 if common else (q.mean(0), c.mean(0))
-    d = q - mean[ci]
-    x = torch.cat([q - mq, c - mc])
-    return PairStats(mq, mc, x.T @ x, d.T @ d / len(q), (mean - mq) - (c - mc), c - mc, count)
+    centre = torch.zeros_like(c).index_add_(0, ci, q) / count[:, None]  # of each one's queries
+    mean_q = torch.cat([q, c]).mean(0) if common else q.mean(0)
+    mean_c = mean_q if common else c.mean(0)
+    within = q - centre[ci]
+    both = torch.cat([q - mean_q, c - mean_c])
+    total = both.T @ both
+    noise = within.T @ within / len(q)
+    gaps = (centre - mean_q) - (c - mean_c)
+    return PairStats(mean_q, mean_c, total, noise, gaps, c - mean_c, count)
 
 # %% ../nbs/02a_heads.ipynb #56ccf0f6
-def _whiten(s, gap, shrink):
-    "Map after which noise and gaps have variance 1 at most (k, k)"
-    g = s.gaps * s.count[:, None]
-    e, v = torch.linalg.eigh(s.noise + gap * (s.gaps.T @ g) / s.count.sum())
-    e = e.clamp(min=0)
-    floor = shrink * e.mean()
-    return v * (e + floor).rsqrt() if floor > 0 else torch.eye(len(e))
+def _whitening(stats, gap, shrink):  # (k, k)
+    "Map after which noise and gaps have variance 1 at most"
+    weighted = stats.gaps * stats.count[:, None]
+    spread = stats.noise + gap * (stats.gaps.T @ weighted) / stats.count.sum()
+    variances, axes = torch.linalg.eigh(spread)
+    variances = variances.clamp(min=0)
+    floor = shrink * variances.mean()
+    return axes * (variances + floor).rsqrt() if floor > 0 else torch.eye(len(variances))
 
 
+def _common_map(stats, dim, gap, shrink):  # (k, dim)
+    "As large as an orthogonal map"
+    whitening = _whitening(stats, gap, shrink)
+    directions = torch.linalg.eigh(whitening.T @ stats.total @ whitening).eigenvectors.flip(1)
+    both = whitening @ directions[:, :dim]
+    return both / (torch.linalg.matrix_norm(both) / both.shape[1] ** 0.5)
+
+# %% ../nbs/02a_heads.ipynb #c4912248
 def closed_form(
-    s: PairStats,
+    stats: PairStats,
     dim: int,  # columns of the embedding
     gap: float = 0.1,  # weight of the gaps in what is whitened
     shrink: float = 0.1,  # floor of the variances, against their mean
     ridge: float = 0.1,  # of the regression, against the candidates' mean square
 ) -> tuple:  # the map of both (k, dim), what a pull of 1 adds to the candidates' (k, dim)
     "The two heads as linear maps of centred features."
-    _finite(**vars(s))
-    p = _whiten(s, gap, shrink)
-    w = p @ torch.linalg.eigh(p.T @ s.total @ p).eigenvectors.flip(1)[:, :dim]
-    w = w / (torch.linalg.matrix_norm(w) / w.shape[1] ** 0.5)  # as large as an orthogonal map
-    a = s.cands.T @ s.cands
-    a.diagonal().add_(ridge * a.trace() / len(s.cands) + 1e-12)
-    return w, torch.linalg.solve(a, s.cands.T @ (s.gaps @ w))
+    _refuse_not_finite(**vars(stats))
+    both = _common_map(stats, dim, gap, shrink)
+    squares = stats.cands.T @ stats.cands
+    squares.diagonal().add_(ridge * squares.trace() / len(stats.cands) + 1e-12)
+    return both, torch.linalg.solve(squares, stats.cands.T @ (stats.gaps @ both))
 
 # %% ../nbs/02a_heads.ipynb #16ba5f30
 class PairHeads:
@@ -110,37 +122,42 @@ class PairHeads:
     def __init__(
         self,
         model: TwoTower,  # its heads get the result
-        fq: torch.Tensor,  # unit features of queries (n, f)
-        fc: torch.Tensor,  # unit features of candidates (m, f)
+        queries: torch.Tensor,  # their unit features (n, f)
+        cands: torch.Tensor,  # their unit features (m, f)
     ):
         self.model = model
         self.common = model.query is model.cand
-        pictures = torch.cat([fq.cpu(), fc.cpu()])
+        self.size = model.query.head.out_features
+        pictures = torch.cat([queries.cpu(), cands.cpu()])
         # More axes would only be more random ones
-        few = max(256, model.query.head.out_features, len(pictures))
-        self.axes = principal_axes(pictures, min(1024, few))
-        self.q = fq.cpu() @ self.axes
-        self.c = fc.cpu() @ self.axes
+        enough = max(256, self.size, len(pictures))
+        self.axes = principal_axes(pictures, min(1024, enough))
+        self.queries = queries.cpu() @ self.axes
+        self.cands = cands.cpu() @ self.axes
 
     def stats(self, qi: np.ndarray, ci: np.ndarray) -> PairStats:
         "Of pairs by the numbers of their pictures."
-        return pair_stats(self.q[torch.from_numpy(qi)], self.c, torch.from_numpy(ci), self.common)
+        queries = self.queries[torch.from_numpy(qi)]
+        return pair_stats(queries, self.cands, torch.from_numpy(ci), self.common)
 
-    def maps(self, s: PairStats, gap: float, shrink: float = 0.1) -> tuple:
+    def maps(self, stats: PairStats, gap: float, shrink: float = 0.1) -> tuple:
         "What `put` needs; one serves all pulls."
-        return closed_form(
-            s, min(self.model.query.head.out_features, self.axes.shape[1]), gap, shrink
-        )
+        return closed_form(stats, min(self.size, self.axes.shape[1]), gap, shrink)
 
-    @torch.no_grad()
-    def put(self, s: PairStats, maps: tuple, pull: float):
-        "Set the model's heads."
-        m, (w, shift) = self.model, maps
-        d = w.shape[1]
-        for tower, w, mean in zip(
-            (m.query, m.cand), (w, w + (0 if self.common else pull) * shift), (s.mean_q, s.mean_c)
-        ):
-            tower.head.weight.zero_()
-            tower.head.bias.zero_()  # columns beyond d say nothing
-            tower.head.weight[:d] = (self.axes @ w).T
-            tower.head.bias[:d] = -mean @ w
+# %% ../nbs/02a_heads.ipynb #a1378921
+@torch.no_grad()
+def _put_linear_head(head, axes, linear, mean):
+    used = linear.shape[1]
+    head.weight.zero_()
+    head.bias.zero_()
+    head.weight[:used] = (axes @ linear).T
+    head.bias[:used] = -mean @ linear
+
+
+@patch
+def put(self: PairHeads, stats: PairStats, maps: tuple, pull: float):
+    "Set the model's heads."
+    both, shift = maps
+    pulled = both + (0 if self.common else pull) * shift
+    _put_linear_head(self.model.query.head, self.axes, both, stats.mean_q)
+    _put_linear_head(self.model.cand.head, self.axes, pulled, stats.mean_c)

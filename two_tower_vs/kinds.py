@@ -27,7 +27,7 @@ class Kind:
         return 'not an image, or of an unknown format'
 
 # %% ../nbs/00_kinds.ipynb #ac0094df
-_read = {
+_read_starts = {
     'JPEG': rb'\xff\xd8\xff(?!\xf7)',
     'PNG': rb'\x89PNG\r\n\x1a\n(?!....CgBI)',
     'WEBP': rb'RIFF....WEBP',
@@ -46,10 +46,10 @@ _read = {
     'TGA': rb'.(\0[\x02\x03\x0a\x0b]\0\0\0\0\0|\x01[\x01\x09]..(?!\0\0)..[\x0f\x10\x18\x20])....'
     rb'(?!\0\0)..(?!\0\0)..[\x08\x0f\x10\x18\x20][\0\x01\x08\x0f\x10\x18\x20\x28\x2f]',
 }
-_read = {name: re.compile(start, re.S) for name, start in _read.items()}
+_read_starts = {name: re.compile(start, re.S) for name, start in _read_starts.items()}
 
 # %% ../nbs/00_kinds.ipynb #f80413ad
-_pictures = {
+_unread_starts = {
     'a JPEG-LS picture': rb'\xff\xd8\xff\xf7',
     'an iPhone-optimised PNG (CgBI)': rb'\x89PNG\r\n\x1a\n....CgBI',
     'a Canon raw photo': rb'II\*\0....CR|....ftypcrx ',
@@ -77,16 +77,16 @@ _pictures = {
     'an XPM picture': rb'/\* XPM \*/',
     'a DjVu document': rb'AT&TFORM',
 }
-_pictures = {name: re.compile(start, re.S) for name, start in _pictures.items()}
+_unread_starts = {name: re.compile(start, re.S) for name, start in _unread_starts.items()}
 
 # %% ../nbs/00_kinds.ipynb #e4efa00c
-_text = rb'(\xef\xbb\xbf)?\s*'
-_others = {
-    'an HTML page': _text
+_text_start = rb'(\xef\xbb\xbf)?\s*'
+_other_starts = {
+    'an HTML page': _text_start
     + rb'(<!--.*?-->\s*)?(?i:<!doctype\s+html|<html|<head|<body|<script|<title)',
     'a Git LFS pointer (run git lfs pull)': rb'version https://(git-lfs|hawser)\.github',
-    'an XML file': _text + rb'<\?xml',
-    'JSON': _text + rb'(\{\s*["}]|\[\s*[\[{"\]\d-])',
+    'an XML file': _text_start + rb'<\?xml',
+    'JSON': _text_start + rb'(\{\s*["}]|\[\s*[\[{"\]\d-])',
     'a picture written as a data: text': rb'data:image/',
     'a PDF document': rb'\s*%PDF',
     'an MP4 or QuickTime video': rb'....(ftyp|moov|mdat|wide|free|skip)',
@@ -117,7 +117,7 @@ _others = {
     'a Python pickle': rb'\x80[\x02-\x05][\x95}\]c(]',
     'zeros alone': rb'\0{512}',
 }
-_others = {name: re.compile(start, re.S) for name, start in _others.items()}
+_other_starts = {name: re.compile(start, re.S) for name, start in _other_starts.items()}
 
 # %% ../nbs/00_kinds.ipynb #17ff1b13
 def _is_text(start):
@@ -130,32 +130,32 @@ def _is_text(start):
         text = start[: e.start].decode('utf-8')
     return len(text) > 3 and all(c.isprintable() or c in '\r\n\t\f' for c in text)
 
-
+# %% ../nbs/00_kinds.ipynb #6ccb330f
 def file_kind(
     data: bytes,  # the content of a file
 ) -> Kind:
     "What a file is."
     start = data[:1024]
-    if _read['JPEG'].match(start):  # by far the most frequent
+    if _read_starts['JPEG'].match(start):
         return Kind('JPEG', 'read')
-    for name, pattern in _pictures.items():
-        if pattern.match(start):
-            return Kind(name, 'picture')
-    late = ('TGA',)
-    for name, pattern in _read.items():
-        if name not in late and pattern.match(start):
-            return Kind(name, 'read')
-    for name, pattern in _others.items():
-        if pattern.match(start):
-            return Kind(name, 'other')
+    if name := _first_match(_unread_starts, start):
+        return Kind(name, 'picture')
+    name = _first_match(_read_starts, start)
+    if name and name != 'TGA':
+        return Kind(name, 'read')
+    if other := _first_match(_other_starts, start):
+        return Kind(other, 'other')
     if _is_text(start):
         return Kind('a text', 'other')
-    if _read['TGA'].match(start):
-        return Kind('TGA', 'read')
-    return Kind('', 'unknown')
+    return Kind(name, 'read') if name else Kind('', 'unknown')
+
+
+def _first_match(starts, start):
+    "The first kind whose pattern matches, or None"
+    return next((name for name, pattern in starts.items() if pattern.match(start)), None)
 
 # %% ../nbs/00_kinds.ipynb #bca3335a
-_frames = {
+_rare_frames = {
     0xC3: 'lossless',
     0xC7: 'lossless',
     0xCB: 'lossless',
@@ -169,7 +169,7 @@ _frames = {
 _frame_markers = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 
-def _frame(data):
+def _jpeg_frame(data):
     "(marker, bits, channels) of a JPEG's frame, or None"
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
@@ -182,17 +182,17 @@ def _frame(data):
         at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
     return None
 
-
+# %% ../nbs/00_kinds.ipynb #9d5675eb
 def jpeg_variant(
     data: bytes,  # a JPEG file
 ) -> str:  # in words; '' for those that are read, or without a frame
     "The variant of a JPEG that no usual decoder reads."
-    frame = _frame(data)
+    frame = _jpeg_frame(data)
     if not frame:
         return ''
     marker, bits, channels = frame
-    if marker in _frames:
-        return f'a {_frames[marker]} JPEG' if marker != 0xF7 else 'a JPEG-LS picture'
+    if marker in _rare_frames:
+        return f'a {_rare_frames[marker]} JPEG' if marker != 0xF7 else 'a JPEG-LS picture'
     if bits != 8:
         return f'a {bits}-bit JPEG' if bits in (12, 16) else ''
     if channels not in (1, 3, 4):

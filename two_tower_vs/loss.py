@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .data import InputError
+from .errors import InputError
 
 # %% ../nbs/02_loss.ipynb #9f0c16be
 def logits(
@@ -26,7 +26,7 @@ def logits(
 
 # %% ../nbs/02_loss.ipynb #ed951e79
 def _both_ways(z, known, logq):
-    "Logits of the queries' direction (b, m) and of the candidates' (b, b); what is left out is -inf"
+    "Logits of the queries' way (b, m) and of the candidates' (b, b); -inf for what is left out"
     if logq is not None:
         z = z - logq
     if known is not None:
@@ -36,9 +36,9 @@ def _both_ways(z, known, logq):
 # %% ../nbs/02_loss.ipynb #58a63df8
 def info_nce(
     q: torch.Tensor,  # query vectors (b, d), unit rows
-    c: torch.Tensor,  # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
+    c: torch.Tensor,  # candidates (m, d), m >= b; row i is right for row i of q, others are wrong
     scale,  # 1 / temperature
-    known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out of both directions
+    known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out both ways
     logq: torch.Tensor = None,  # (m,): log popularity of the candidates
     bias=0.0,  # not used, since it would cancel; all losses have the same parameters
 ) -> torch.Tensor:  # a number
@@ -62,9 +62,9 @@ def _decoupled(z):
 # %% ../nbs/02_loss.ipynb #74534e42
 def decoupled(
     q: torch.Tensor,  # query vectors (b, d), unit rows
-    c: torch.Tensor,  # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
+    c: torch.Tensor,  # candidates (m, d), m >= b; row i is right for row i of q, others are wrong
     scale,  # 1 / temperature; gets no gradient
-    known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out of both directions
+    known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out both ways
     logq: torch.Tensor = None,  # (m,): log popularity of the candidates
     bias=0.0,  # not used, since it would cancel
 ) -> torch.Tensor:  # a number
@@ -75,7 +75,7 @@ def decoupled(
 # %% ../nbs/02_loss.ipynb #b22bb113
 def sigmoid(
     q: torch.Tensor,  # query vectors (b, d), unit rows
-    c: torch.Tensor,  # candidate vectors (m, d), m >= b; row i is right for row i of q, further rows are wrong
+    c: torch.Tensor,  # candidates (m, d), m >= b; row i is right for row i of q, others are wrong
     scale,  # 1 / temperature
     known: torch.Tensor = None,  # bool (b, m): right pairs off the diagonal, left out
     logq: torch.Tensor = None,  # (m,): log popularity of the candidates
@@ -116,7 +116,7 @@ def known_positives(
     keys: np.ndarray,  # what pair_keys made of the whole table
     n_cand: int,
 ) -> torch.Tensor:  # bool (b, m), False on the diagonal
-    "Which queries and candidates of a batch are right for each other, beside the batch's own pairs."
+    "Which queries and candidates of a batch are right for each other, off the diagonal."
     want = qi.astype(np.int64)[:, None] * n_cand + ci[None]  # (b, m)
     at = np.searchsorted(keys, want).clip(max=len(keys) - 1)
     known = keys[at] == want
@@ -128,7 +128,7 @@ def log_popularity(
     ci: np.ndarray,  # candidate number of each pair of the table (n,)
     n_cand: int,  # number of candidates
 ) -> np.ndarray:  # float32 (n_cand,)
-    "Log of how often each candidate is in the pairs, against the average; one that isn't counts as being there once."
+    "Log of how often each candidate is in the pairs, against the average; at least once."
     n = np.bincount(ci, minlength=n_cand)
     return np.log(n.clip(1) / n[n > 0].mean()).astype(np.float32)
 
@@ -152,7 +152,7 @@ def matryoshka(
     loss,  # one of losses
     dims,  # widths of the prefixes, in columns; the full width is always there
 ):  # a function with the parameters of loss
-    "The mean of a loss over prefixes of the vectors. `bias` may have one value for each width, narrowest first."
+    "The mean of a loss over prefixes of the vectors; `bias` may have a value for each width."
 
     def mean_loss(q, c, scale, known=None, logq=None, bias=0.0):
         qs = prefixes(q, dims)
@@ -187,7 +187,7 @@ def start_bias(
     logq: torch.Tensor = None,  # as the loss gets it
     dims=(),  # as matryoshka gets it
 ) -> torch.nn.Parameter:  # (1 + number of prefixes,), narrowest first
-    "The learnable bias of the sigmoid loss, set so that wrong answers push about as hard as right ones can pull."
+    "The sigmoid loss's bias: wrong answers push about as hard as right ones can pull."
     wrong = [
         _wrong(_both_ways(logits(*qc, scale), known, logq)[0])
         for qc in zip(prefixes(q, dims), prefixes(c, dims))

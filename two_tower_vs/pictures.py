@@ -6,36 +6,28 @@
 __all__ = ['formats', 'decoding_version', 'load_image', 'load_pixels', 'web_type', 'picture_header']
 
 # %% ../nbs/00_pictures.ipynb #112206b4
-import ctypes
-import logging
 import os
 import re
-import struct
 import threading
-import warnings
-import zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .catalog import BadImage, read_bytes
 from .color import profile_mode, profile_transform, strips, to_rgb
-from two_tower_vs.extras import (
-    array_to_image,
-    jxl_header,
-    pillow_reads,
-    read_jxl,
-    read_tiff,
-    tiff_header,
+from two_tower_vs.decoders import (
+    exif_turn,
+    open_by_pillow,
+    open_picture,
+    png_without_notes,
 )
+from .errors import BadImage
 from .kinds import file_kind, jpeg_variant
+from .reading import read_bytes
 
-# %% ../nbs/00_pictures.ipynb #0562c2ff
+# %% ../nbs/00_pictures.ipynb #498c8304
 formats = (
     'JPEG',
     'PNG',
@@ -55,160 +47,8 @@ formats = (
 )
 decoding_version = 2  # part of the keys of cached features: raise it when decoded pixels change
 
-warnings.filterwarnings('ignore', module=r'PIL\.')
-logging.getLogger('PIL').addHandler(logging.NullHandler())  # else Python prints it
-with suppress(Exception):  # libtiff writes to stderr; where it can't be reached, it still does
-    _tiff = ctypes.CDLL(Image.core.__file__)
-    _tiff.TIFFSetErrorHandler(None)
-    _tiff.TIFFSetWarningHandler(None)
-
-# %% ../nbs/00_pictures.ipynb #e9948300
-@dataclass
-class _Found:
-    "A picture of which only the header has been read"
-
-    width: int
-    height: int
-    load: object  # a function without arguments that decodes: a PIL image
-    turn: int = 1  # as EXIF numbers it
-    image: object = None  # of Pillow, not decoded yet
-    cost: int = 0  # pixels that decoding holds in memory
-
-    def __post_init__(self):
-        self.cost = self.cost or self.width * self.height
-
-
-def _by_pillow(data, name):
-    im = Image.open(BytesIO(data), formats=(name,))
-
-    def load():
-        im.load()
-        return im
-
-    return _Found(im.width, im.height, load, _turn(im), im)
-
-
-def _turn(im):
-    "The orientation in EXIF; one that can't be read turns nothing"
-    for key in ('xmp', 'XML:com.adobe.xmp'):  # where Pillow would look, too
-        im.info.pop(key, None)
-    try:
-        turn = im.getexif().get(0x0112, 1)
-    except Exception:
-        return 1
-    return turn if turn in range(1, 9) else 1
-
-# %% ../nbs/00_pictures.ipynb #76762ea2
-def _by_heif(data):
-    import _pi_heif
-
-    threads = 1
-    to_8_bits = to_16_bits = packed = True  # 8 bits win
-    bgr = unlimited = False
-    images = _pi_heif.load_file(data, threads, to_8_bits, bgr, packed, to_16_bits, '', unlimited)
-    primary = next(image for image in images if image is not None and image.primary)
-    (width, height), _ = primary.size_mode
-    held = 1 if primary.bit_depth <= 8 else 2
-    return _Found(width, height, partial(_heif_image, primary), cost=held * width * height)
-
-
-def _heif_image(primary):
-    pixels = primary.data  # decoded here, and turned as HEIF says
-    size, mode = primary.size_mode
-    im = Image.frombytes(mode, size, pixels, 'raw', mode, primary.stride)
-    profile = primary.color_profile
-    if profile and profile['type'] in ('rICC', 'prof'):
-        im.info['icc_profile'] = profile['data']
-    return im
-
-
-def _by_tiff(data):
-    header = tiff_header(data)
-    if header is None or pillow_reads(header):
-        found = _by_pillow(data, 'TIFF')
-        if header and (header.sample, header.bits) == (1, 32):
-            found.load = partial(_unsigned, found.load)
-        return found
-    bytes_each = header.channels * header.bits // 8
-    found = _Found(header.width, header.height, lambda: read_tiff(data, header))
-    found.cost = max(1, bytes_each // 4) * header.width * header.height
-    return found
-
-
-def _unsigned(load):
-    "Pillow has only signed 32-bit integers"
-    im = load()
-    out = array_to_image(np.asarray(im).view(np.uint32))
-    out.info = im.info
-    return out
-
-
-def _by_jxl(data):
-    header = jxl_header(data)
-    if header is None:
-        raise ValueError('no header')
-    width, height, extra = header
-    load = partial(read_jxl, data, width, height)
-    return _Found(width, height, load, cost=max(1, extra) * width * height)
-
-# %% ../nbs/00_pictures.ipynb #bc9350ac
-def _by_ico(data):
-    "The directory of an icon may lie, and Pillow decodes while it opens: so ask the pictures in it"
-    (count,) = struct.unpack_from('<H', data, 4)
-    sizes = []
-    for i in range(count):
-        (at,) = struct.unpack_from('<I', data, 6 + 16 * i + 12)
-        if data[at : at + 4] == b'\x89PNG':
-            sizes.append(struct.unpack_from('>II', data, at + 16))
-        else:
-            width, height = struct.unpack_from('<ii', data, at + 4)
-            sizes.append((abs(width), abs(height) // 2))  # above its mask
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
-    return _Found(width, height, lambda: _by_pillow(data, 'ICO').load())
-
-# %% ../nbs/00_pictures.ipynb #6f6624af
-def _by_psd(data):
-    "Only the merged picture is read; resource 1057 says whether there is one"
-    bits, mode = struct.unpack_from('>HH', data, 22)
-    if bits != 8 or mode not in (1, 2, 3, 4, 8, 9):
-        raise BadImage(
-            f'a Photoshop document of {bits} bits a channel, colour mode {mode}, '
-            'which is not read; save it as JPEG'
-        )
-    resources, layers, _ = _psd_sections(data)
-    merged = re.search(rb'8BIM\x04\x21..\0\0\0[\x01-\xff]....(.)', resources, re.S)
-    if merged and merged[1] == b'\0':
-        raise BadImage(
-            'a Photoshop document without a merged picture; '
-            'save it with maximum compatibility, or as JPEG'
-        )
-    found = _by_pillow(data, 'PSD')
-    count = struct.unpack_from('>h', layers, 4)[0] if len(layers) >= 6 else 0
-    if found.image.mode == 'RGBA' and count >= 0:  # the fourth channel is a saved selection
-        load = found.load
-        found.load = lambda: load().convert('RGB')
-    return found
-
-
-def _psd_sections(data):
-    "Image resources, layers, and the rest"
-    at = 26
-    parts = []
-    for _ in range(3):
-        (size,) = struct.unpack_from('>I', data, at)
-        parts.append(data[at + 4 : at + 4 + size])
-        at += 4 + size
-    return parts[1], parts[2], data[at:]
-
-
-_special = {'HEIF': _by_heif, 'TIFF': _by_tiff, 'JPEG XL': _by_jxl, 'ICO': _by_ico, 'PSD': _by_psd}
-
-
-def _find(data, kind):
-    return _special[kind](data) if kind in _special else _by_pillow(data, kind)
-
 # %% ../nbs/00_pictures.ipynb #d674a887
-class _Room:
+class _DecodingRoom:
     "Pictures being decoded share so many pixels; one that is larger is alone"
 
     def __init__(self, limit):
@@ -230,11 +70,11 @@ class _Room:
                 self.changed.notify_all()
 
 
-_room = _Room(200_000_000)
+_decoding_room = _DecodingRoom(200_000_000)
 if hasattr(os, 'register_at_fork'):  # in a child process no picture is being decoded
-    os.register_at_fork(after_in_child=lambda: _room.__init__(_room.limit))
+    os.register_at_fork(after_in_child=lambda: _decoding_room.__init__(_decoding_room.limit))
 
-
+# %% ../nbs/00_pictures.ipynb #0f0e4990
 def _check_bounds(found, data, max_pixels):
     pixels = found.width * found.height
     if pixels > max_pixels:
@@ -251,37 +91,8 @@ def _check_bounds(found, data, max_pixels):
             f'over the limit max_pixels={max_pixels:,}'
         )
 
-# %% ../nbs/00_pictures.ipynb #87af5468
-_needed = {b'tRNS', b'eXIf'}  # optional chunks of a PNG that change what is seen
-
-
-def _png_without_notes(data):
-    "(PNG of the necessary chunks alone, its colour profile)"
-    parts = [data[:8]]
-    profile = None
-    at = 8
-    while at + 12 <= len(data):
-        size, name = struct.unpack_from('>I4s', data, at)
-        end = at + 12 + size
-        checksum = zlib.crc32(data[at + 4 : end - 4]).to_bytes(4, 'big')
-        intact = end <= len(data) and data[end - 4 : end] == checksum
-        if not name[0] & 32 or name in _needed and intact:  # a capital letter means necessary
-            parts.append(data[at:end])
-        elif name == b'iCCP' and intact:
-            profile = _png_profile(data[at + 8 : end - 4])
-        at = end
-    return b''.join(parts), profile
-
-
-def _png_profile(chunk):
-    packed = chunk.partition(b'\0')[2][1:]  # after the name and the method
-    unpack = zlib.decompressobj()
-    with suppress(zlib.error):
-        profile = unpack.decompress(packed, 4_000_000)
-        return profile if unpack.eof else None
-
 # %% ../nbs/00_pictures.ipynb #d56016ab
-_names = (
+_transpose_names = (
     'FLIP_LEFT_RIGHT',
     'ROTATE_180',
     'FLIP_TOP_BOTTOM',
@@ -290,9 +101,9 @@ _names = (
     'TRANSVERSE',
     'ROTATE_90',
 )
-_turns = {turn: Image.Transpose[name] for turn, name in enumerate(_names, 2)}
+_turns = {turn: Image.Transpose[name] for turn, name in enumerate(_transpose_names, 2)}
 
-
+# %% ../nbs/00_pictures.ipynb #79194920
 @dataclass
 class _Wish:
     "What is asked of the decoder"
@@ -301,32 +112,32 @@ class _Wish:
     side: int  # that is needed; None: the full size
     background: str  # of transparent pictures
 
-
+# %% ../nbs/00_pictures.ipynb #cf6c8d49
 def _decode(data, kind, wish, then, profile=None):
     "What `then` makes of the upright picture in RGB"
-    found = _find(data, kind)
+    found = open_picture(data, kind)
     _check_bounds(found, data, wish.max_pixels)
     if wish.side and found.image is not None:
         found.image.draft(None, (wish.side, wish.side))
         if 'progressive' not in found.image.info:  # these are held whole
             found.cost = found.image.width * found.image.height
-    with _room(found.cost):
+    with _decoding_room(found.cost):
         im = found.load()
         if profile:
             im.info['icc_profile'] = profile
-        turn = im.info.get('turn') or _turn(im)  # Pillow turns TIFF while it decodes
-        return then(to_rgb(_turned(im, turn), wish.background))
+        turn = im.info.get('turn') or exif_turn(im)  # Pillow turns TIFF while it decodes
+        return then(to_rgb(_turned_upright(im, turn), wish.background))
 
-
-def _turned(im, turn):
+# %% ../nbs/00_pictures.ipynb #4c37367a
+def _turned_upright(im, turn):
     if turn not in _turns:
         return im
     turned = im.transpose(_turns[turn])
     turned.info = im.info
     return turned
 
-
-def _decoded(data, wish, then):
+# %% ../nbs/00_pictures.ipynb #3fb8a4be
+def _decode_or_reason(data, wish, then):
     "As _decode, with second tries. Raises `BadImage` alone"
     kind = file_kind(data)
     try:
@@ -341,13 +152,13 @@ def _decoded(data, wish, then):
                 return _decode(data, kind.name, _Wish(wish.max_pixels, None, wish.background), then)
             if kind.name != 'PNG':
                 raise
-        data, profile = _png_without_notes(data)
+        data, profile = png_without_notes(data)
         return _decode(data, kind.name, wish, then, profile)
     except Exception as e:
-        raise e if isinstance(e, BadImage) else BadImage(_reason(e, data, kind.name)) from e
+        raise e if isinstance(e, BadImage) else BadImage(_decoder_reason(e, data, kind.name)) from e
 
 # %% ../nbs/00_pictures.ipynb #4083c7f5
-def _reason(error, data, kind):
+def _decoder_reason(error, data, kind):
     "A decoder's exception in a few words"
     text = str(error)
     if isinstance(error, MemoryError):
@@ -367,14 +178,14 @@ def _reason(error, data, kind):
 # %% ../nbs/00_pictures.ipynb #52cdd8f5
 def load_image(
     src,  # path, bytes or open binary file; a path may lead into a tar
-    max_pixels: int = 100_000_000,  # larger pictures are refused unread (at most Pillow's 179 million)
+    max_pixels: int = 100_000_000,  # larger pictures are refused (at most Pillow's 179 million)
     side: int = None,  # the side in pixels that will be needed; JPEG decodes smaller then
     background: str = 'auto',  # the ground of transparent pictures: auto, white, black or #rrggbb
 ) -> Image.Image:  # upright, mode RGB; of an animation, the first frame
     "Decode any picture of the `formats`. Raises `BadImage` with the reason."
     if not isinstance(src, bytes):
         src = read_bytes(src) if isinstance(src, (str, Path)) else src.read()
-    return _decoded(src, _Wish(max_pixels, side, background), lambda im: im)
+    return _decode_or_reason(src, _Wish(max_pixels, side, background), lambda im: im)
 
 # %% ../nbs/00_pictures.ipynb #05f7326c
 def load_pixels(
@@ -387,17 +198,21 @@ def load_pixels(
     if isinstance(src, (str, Path)):
         src = read_bytes(src)
     pixels = _plain_jpeg(src, max_pixels, side)
-    return _decoded(src, _Wish(max_pixels, side, background), _array) if pixels is None else pixels
+    return (
+        _decode_or_reason(src, _Wish(max_pixels, side, background), _rgb_array)
+        if pixels is None
+        else pixels
+    )
 
-
-def _array(im):
+# %% ../nbs/00_pictures.ipynb #ed275677
+def _rgb_array(im):
     "As np.array(im), which would take three times the memory"
     pixels = np.empty((im.height, im.width, 3), np.uint8)
     for box in strips(im):
         pixels[box[1] : box[3]] = im.crop(box)
     return pixels
 
-
+# %% ../nbs/00_pictures.ipynb #aa6577de
 def _plain_jpeg(data, max_pixels, side):
     "None where Pillow should decide"
     if data[:3] != b'\xff\xd8\xff':
@@ -405,7 +220,7 @@ def _plain_jpeg(data, max_pixels, side):
     try:
         import simplejpeg
 
-        found = _by_pillow(data, 'JPEG')
+        found = open_by_pillow(data, 'JPEG')
         _check_bounds(found, data, max_pixels)
         im = found.image
         plain = (im.format, found.turn) == ('JPEG', 1) and im.mode in ('RGB', 'L')
@@ -413,7 +228,7 @@ def _plain_jpeg(data, max_pixels, side):
             return None
         if side:
             im.draft(None, (side, side))
-        with _room(found.cost if 'progressive' in im.info else im.width * im.height):
+        with _decoding_room(found.cost if 'progressive' in im.info else im.width * im.height):
             return simplejpeg.decode_jpeg(data, min_width=im.width, min_height=im.height)
     except Exception:
         return None
@@ -432,21 +247,21 @@ _web = {
 
 def web_type(
     data: bytes,  # a picture file
-) -> str:  # its MIME type; None where browsers can't show it
+) -> str:  # its MIME type; None where browsers cannot show it
     "The type under which a browser shows this file."
     kind = file_kind(data)
     return _web.get(kind.name) if kind.role == 'read' else None
 
-
+# %% ../nbs/00_pictures.ipynb #6baa57a7
 def picture_header(
     data: bytes,  # a picture file that can be read
 ) -> tuple:  # width, height (before it is turned), orientation as of EXIF
     "Size and orientation, without decoding."
     kind = file_kind(data)
     try:
-        found = _find(data, kind.name)
+        found = open_picture(data, kind.name)
     except Exception:
         if kind.name != 'PNG':
             raise
-        found = _find(_png_without_notes(data)[0], kind.name)
+        found = open_picture(png_without_notes(data)[0], kind.name)
     return found.width, found.height, found.turn

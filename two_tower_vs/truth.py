@@ -6,10 +6,9 @@
 __all__ = ['picture_numbers', 'SamePictures']
 
 # %% ../nbs/02_truth.ipynb #d24db6cb
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 # %% ../nbs/02_truth.ipynb #1a1bc5cb
 def picture_numbers(
@@ -18,9 +17,9 @@ def picture_numbers(
     query_contents=None,  # uint8 (n, 16), start of each file's SHA-256; None: not known
     cand_contents=None,  # uint8 (m, 16)
 ) -> tuple:  # int64 (n,), int64 (m,)
-    "Numbers of the pictures behind two lists of paths; the same picture has the same number in both."
+    "Numbers of the pictures behind two lists of paths; a picture has the same number in both."
     if query_contents is None or cand_contents is None:
-        both = np.concatenate([np.asarray(queries, dtype=object), np.asarray(cands, dtype=object)])
+        both = np.concatenate([np.asarray(paths, dtype=object) for paths in (queries, cands)])
         numbers = pd.factorize(both)[0]
     else:
         both = np.ascontiguousarray(np.concatenate([query_contents, cand_contents]))
@@ -48,23 +47,29 @@ class SamePictures:
     def _keys(self, queries, cands):
         return queries.astype(np.int64) * len(self.cand_numbers) + cands
 
-    def own(
-        self,
-        queries: np.ndarray,  # numbers of queries (b,)
-    ) -> tuple:  # positions in `queries` (c,), candidates (c,): the cells that do not count
-        "Cells of these queries' rows that hold the query itself."
+    def _matches(self, queries):  # first position in `sorted` and number of matches, each (b,)
         numbers = self.query_numbers[queries]
         first = np.searchsorted(self.sorted, numbers, 'left')
-        count = np.searchsorted(self.sorted, numbers, 'right') - first
-        row = np.repeat(np.arange(len(queries)), count)
-        nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-        cand = self.order[np.repeat(first, count) + nth]
-        counts = ~np.isin(self._keys(queries[row], cand), self.marked)
-        return row[counts], cand[counts]
+        return first, np.searchsorted(self.sorted, numbers, 'right') - first
 
-    def left_out(self) -> np.ndarray:  # int64 (n,)
-        "How many candidates are left out of each query's list."
-        count = np.searchsorted(self.sorted, self.query_numbers, 'right')
-        count -= np.searchsorted(self.sorted, self.query_numbers, 'left')
-        marked = self.marked // len(self.cand_numbers)
-        return count - np.bincount(marked, minlength=len(count))
+# %% ../nbs/02_truth.ipynb #1eeee5de
+@patch
+def own(
+    self: SamePictures,
+    queries: np.ndarray,  # numbers of queries (b,)
+) -> tuple:  # positions in `queries` (c,), candidates (c,): the cells that do not count
+    "Cells of these queries' rows that hold the query itself."
+    first, count = self._matches(queries)
+    row = np.repeat(np.arange(len(queries)), count)
+    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    cand = self.order[np.repeat(first, count) + nth]
+    wrong = ~np.isin(self._keys(queries[row], cand), self.marked)
+    return row[wrong], cand[wrong]
+
+# %% ../nbs/02_truth.ipynb #889d3b5f
+@patch
+def left_out(self: SamePictures) -> np.ndarray:  # int64 (n,)
+    "How many candidates are left out of each query's list."
+    count = self._matches(np.arange(len(self.query_numbers)))[1]
+    marked = self.marked // len(self.cand_numbers)
+    return count - np.bincount(marked, minlength=len(count))

