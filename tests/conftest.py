@@ -54,3 +54,14 @@ def grocery():
     if not folder.is_dir():
         pytest.skip('the grocery photos are not beside the repository')
     return folder
+
+
+@pytest.fixture
+def write(tmp_path):
+    "A function: text -> a CSV file"
+
+    def written(text, name='table.csv'):
+        (tmp_path / name).write_text(text, encoding='utf-8')
+        return tmp_path / name
+
+    return written

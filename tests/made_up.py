@@ -1,5 +1,8 @@
 """Embeddings without pictures, for tests of what searches them."""
 
+import tarfile
+from io import BytesIO
+
 import numpy as np
 
 from two_tower_vs.vectors import Embeddings
@@ -28,3 +31,13 @@ def clusters(n=1915, d=32, queries=200, seed=0):
     near = vectors[rng.choice(n, queries, replace=False)] + 0.3 * rng.standard_normal((queries, d))
     contents = rng.integers(0, 256, (n, 16)).astype(np.uint8)
     return Embeddings(unit(vectors), names(n), contents=contents), unit(near)
+
+
+def make_tar(path, *names):
+    "A tar whose members hold one byte each"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, 'w') as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, BytesIO(b'x'))

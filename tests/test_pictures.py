@@ -444,22 +444,11 @@ def test_intact_files_of_unread_kinds_are_not_damaged():
         )
 
 
+WRITTEN = 'JPEG PNG WEBP AVIF GIF BMP TIFF JPEG2000 PPM TGA ICO PCX DDS'.split()
+
+
 def test_kinds_are_those_that_pillow_writes():
-    for kind in (
-        'JPEG',
-        'PNG',
-        'WEBP',
-        'AVIF',
-        'GIF',
-        'BMP',
-        'TIFF',
-        'JPEG2000',
-        'PPM',
-        'TGA',
-        'ICO',
-        'PCX',
-        'DDS',
-    ):
+    for kind in WRITTEN:
         assert file_kind(encoded(PICTURE, kind)).name == kind
     noise = random.Random(0)
     mistaken = [file_kind(noise.randbytes(99)).name for _ in range(20_000)]
@@ -467,21 +456,7 @@ def test_kinds_are_those_that_pillow_writes():
 
 
 def test_no_reason_holds_a_decoders_words():
-    for kind in (
-        'JPEG',
-        'PNG',
-        'WEBP',
-        'AVIF',
-        'GIF',
-        'BMP',
-        'TIFF',
-        'JPEG2000',
-        'PPM',
-        'TGA',
-        'ICO',
-        'PCX',
-        'DDS',
-    ):
+    for kind in WRITTEN:
         data = encoded(PICTURE, kind)
         for cut in (20, len(data) // 2, len(data) - 20):
             outcome(data[:cut])  # asserts

@@ -16,17 +16,6 @@ PAIR = ['query_path', 'cand_path']
 
 
 @pytest.fixture
-def csv(tmp_path):
-    "A function: text -> a CSV file"
-
-    def written(text, name='table.csv'):
-        (tmp_path / name).write_text(text, encoding='utf-8')
-        return tmp_path / name
-
-    return written
-
-
-@pytest.fixture
 def parquet(tmp_path):
     "A function: a name and columns -> a Parquet file"
 
@@ -41,9 +30,9 @@ def parquet(tmp_path):
 # CSV
 
 
-def test_rows_have_the_numbers_of_a_spreadsheet(csv):
+def test_rows_have_the_numbers_of_a_spreadsheet(write):
     text = '\ufeffquery_path,cand_path,note\na.png,b.png,x\n\n"c, d.png",NA,\n'
-    table = read_table(csv(text), PAIR)
+    table = read_table(write(text), PAIR)
     assert list(table.index) == [2, 4] and table.cand_path.tolist() == ['b.png', 'NA']
     assert table.query_path.tolist() == ['a.png', 'c, d.png'] and table.index.name == 'row'
 
@@ -75,9 +64,9 @@ def test_rows_have_the_numbers_of_a_spreadsheet(csv):
     }.items(),
     ids=range(11),
 )
-def test_mistakes(csv, text, message):
+def test_mistakes(write, text, message):
     with pytest.raises(InputError) as error:
-        read_table(csv(text), PAIR)
+        read_table(write(text), PAIR)
     assert message in str(error.value)
 
 
@@ -92,19 +81,19 @@ def test_no_such_file(tmp_path):
         read_table(tmp_path / 'none.csv', ['cand_path'])
 
 
-def test_comments_above_the_header(csv):
+def test_comments_above_the_header(write):
     with pytest.warns(UserWarning, match='2 comment lines above the header are left out'):
-        table = read_table(csv('# a\n# b\n#query_path,cand_path\na,b\n'), ['#query_path'])
+        table = read_table(write('# a\n# b\n#query_path,cand_path\na,b\n'), ['#query_path'])
     assert list(table.index) == [4]
 
 
-def test_a_column_that_may_be_there(csv):
+def test_a_column_that_may_be_there(write):
     "Its empty cells count; a row with nothing else is a mistake"
-    table = read_table(csv('a,g\n1,\n,\n2,x\n'), ['a'], ['g', 'h'])
+    table = read_table(write('a,g\n1,\n,\n2,x\n'), ['a'], ['g', 'h'])
     assert table.columns.tolist() == ['a', 'g'] and table.g.tolist() == ['', 'x']
     assert list(table.index) == [2, 4]
     with pytest.raises(InputError, match='row 2: a is empty'):
-        read_table(csv('a,g\n,x\n'), ['a'], ['g'])
+        read_table(write('a,g\n,x\n'), ['a'], ['g'])
 
 
 # Parquet
@@ -135,9 +124,9 @@ def test_empty_rows_and_numbers_of_groups(parquet):
     ],
     ids=str,
 )
-def test_all_that_a_writer_may_call_text(csv, parquet, kind):
+def test_all_that_a_writer_may_call_text(write, parquet, kind):
     paths = ['a.png', 'ü.png']
-    from_csv = read_table(csv('cand_path\na.png\nü.png\n'), ['cand_path'])
+    from_csv = read_table(write('cand_path\na.png\nü.png\n'), ['cand_path'])
     table = read_table(parquet('x.parquet', cand_path=pa.array(paths).cast(kind)), ['cand_path'])
     assert table.cand_path.tolist() == paths and table.dtypes.tolist() == from_csv.dtypes.tolist()
 
@@ -203,7 +192,7 @@ def test_parquet_without_pyarrow(parquet):
             read_table(file, ['gt'])
 
 
-def test_a_plain_table_warns_of_nothing(csv):
+def test_a_plain_table_warns_of_nothing(write):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        read_table(csv('query_path,cand_path\na,b\n'), PAIR)
+        read_table(write('query_path,cand_path\na,b\n'), PAIR)

@@ -1,25 +1,15 @@
 """The readers of the three tables, the listing of folders and tars, and the demo catalogue."""
 
-import tarfile
 import warnings
-from io import BytesIO
 
 import pandas as pd
 import pytest
+from made_up import make_tar
 
 from two_tower_vs.data import read_candidates, read_gt, read_pairs
 from two_tower_vs.demo import demo_catalog, line_drawing
 from two_tower_vs.errors import InputError
 from two_tower_vs.listing import list_images
-
-
-def make_tar(path, *names):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, 'w') as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = 1
-            tar.addfile(member, BytesIO(b'x'))
 
 
 @pytest.fixture
@@ -32,17 +22,6 @@ def root(tmp_path):
     make_tar(images / 'shards/0.tar', '1.png', '1.json', '1.cls', 'x/2.JPG', '._1.png')
     make_tar(images / 'shards/1.tar', '3.webp', '3.txt', '3.webp.md5', '.cache/3.webp')
     return images
-
-
-@pytest.fixture
-def write(tmp_path):
-    "A function: text -> a CSV file"
-
-    def written(text, name='table.csv'):
-        (tmp_path / name).write_text(text, encoding='utf-8')
-        return tmp_path / name
-
-    return written
 
 
 def caught(f, *args):

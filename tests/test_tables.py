@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import tarfile
 import unicodedata
 import warnings
-from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_up import make_tar
 
 from two_tower_vs import data, spelling
 from two_tower_vs.data import read_candidates, read_gt, read_pairs, read_paths
@@ -30,15 +29,6 @@ def made(root, *names, content=b'x'):
         path = Path(root) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-def make_tar(path, *names):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, 'w') as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = 1
-            tar.addfile(member, BytesIO(b'x'))
 
 
 def table(folder, columns, *rows, name='table.csv'):
