@@ -218,7 +218,7 @@ def _thumbs(paths, root, side):
     grey = Image.new('RGB', (side, side), '#eee')
     return [(thumb(root / path, side) or grey) if path else None for path in paths]
 
-
+# %% ../nbs/01b_check.ipynb #429c25f6
 def show_check(
     c: Check,
     images_root,

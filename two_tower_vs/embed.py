@@ -211,7 +211,7 @@ def stored_features(
         store.flush()
     return rows, bad
 
-
+# %% ../nbs/01a_embed.ipynb #0ed3cc50
 def _kept_rows(store, batch):
     "Keep what a batch has computed; its rows in the cache."
     rows = batch.rows

@@ -202,7 +202,7 @@ def _read_model(file, description):
     refuse_not_finite(tensors, file, remedy)
     return _with_history(model, file, config, sha)
 
-
+# %% ../nbs/01_saving.ipynb #fcf0db85
 def _with_history(model, file, config, sha):
     "The model, knowing where it comes from and what training found out."
     for tower in (model.query, model.cand):
