@@ -104,7 +104,7 @@ def _first_words(row, path, why):
     reason = f' ({why[:60]})' if why else ''
     return f'row {row}: {short}{reason}'
 
-
+# %% ../nbs/01b_check.ipynb #26dd69c3
 def _leak_counts(how, queries):
     kinds = {'same_path': 'the same path', 'same_content': 'the same content', 'near': 'a near'}
     return {

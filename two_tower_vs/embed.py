@@ -231,7 +231,7 @@ class _Filled:
     contents: np.ndarray  # uint8 (n, 16)
     bad: dict  # number of another path -> reason
 
-
+# %% ../nbs/01a_embed.ipynb #220455e4
 def _fill_directly(batches, paths, out, bar) -> _Filled:
     "Without a cache: each batch becomes vectors at once."
     readable = []

@@ -171,7 +171,7 @@ def _restored(file, config):
             'Make it anew with --stage train.'
         ) from error
 
-
+# %% ../nbs/01_saving.ipynb #0b6fad0e
 def _differences(before, after):
     "What was changed in a description, in one line."
     changes = []

@@ -330,7 +330,7 @@ def _no_tensors(found):
         inside = _names_shown(str(key) for key in list(found)[:3]) or 'nothing'
     return f'there is no tensor with a name in it, only {inside}'
 
-
+# %% ../nbs/01_weights.ipynb #f59871cd
 def _refusal(found, fitted, network):
     "Why the tensors of a file cannot be the network's; None if they can."
     if fitted is None:
