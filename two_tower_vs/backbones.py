@@ -150,13 +150,11 @@ def _first_weights(folder):
             return file
     return None
 
-# %% ../nbs/01_backbones.ipynb #7165fb97
-def _from_folder(place, pretrained, image_size):
-    "The network that a folder's config.json describes, with the weights that lie there."
+# %% ../nbs/01_backbones.ipynb #76d9c1e8
+def _described_network(folder, name, image_size):
+    "The network that a folder's config.json describes, without weights."
     import timm
 
-    name = f'timm/local-dir:{place}'
-    folder = Path(place).expanduser()
     if not (folder / 'config.json').is_file():
         raise InputError(
             f'backbone {name}: there is no config.json. '
@@ -165,11 +163,18 @@ def _from_folder(place, pretrained, image_size):
     source = f'local-dir:{folder}'
     options = _size_option(source, image_size)
     try:
-        network = timm.create_model(source, pretrained=False, num_classes=0, **options)
+        return timm.create_model(source, pretrained=False, num_classes=0, **options)
     except Exception as error:  # a description from somewhere else
         raise InputError(
             f'backbone {name} can not be made from its config.json: {one_line(error)}.'
         ) from error
+
+# %% ../nbs/01_backbones.ipynb #7165fb97
+def _from_folder(place, pretrained, image_size):
+    "The network that a folder's config.json describes, with the weights that lie there."
+    name = f'timm/local-dir:{place}'
+    folder = Path(place).expanduser()
+    network = _described_network(folder, name, image_size)
     if pretrained:
         file = _first_weights(folder)
         if not file:

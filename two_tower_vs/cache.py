@@ -173,7 +173,7 @@ def add(
         self.flush()
     return rows
 
-
+# %% ../nbs/01a_cache.ipynb #6a8ebb27
 @patch
 def see(self: FeatureCache, stamps, keys):  # uint8 (n, 16), (n, 32)
     "Remember which files hold which contents; a stamp of zeros is none."
@@ -190,7 +190,7 @@ def _write_tensors(folder, **tensors):
         save_file(tensors, temporary)
     return file
 
-
+# %% ../nbs/01a_cache.ipynb #7d7be1fe
 @patch
 def flush(self: FeatureCache):
     "Write what was added. Raises `DiskError`."

@@ -104,7 +104,7 @@ def _first_words(row, path, why):
     reason = f' ({why[:60]})' if why else ''
     return f'row {row}: {short}{reason}'
 
-
+# %% ../nbs/01b_check.ipynb #26dd69c3
 def _leak_counts(how, queries):
     kinds = {'same_path': 'the same path', 'same_content': 'the same content', 'near': 'a near'}
     return {
@@ -218,7 +218,7 @@ def _thumbs(paths, root, side):
     grey = Image.new('RGB', (side, side), '#eee')
     return [(thumb(root / path, side) or grey) if path else None for path in paths]
 
-
+# %% ../nbs/01b_check.ipynb #429c25f6
 def show_check(
     c: Check,
     images_root,

@@ -158,16 +158,17 @@ class _Copier:
             image = load_image(data, side=self.side)
             image.thumbnail((self.side, self.side))
             for name in missing:
-                self.write(name, edited(image, random.Random(name)))
+                _write_copy(self.folder / name, edited(image, random.Random(name)))
         return content, names
 
-    def write(self, name, data):
-        temporary = self.folder / f'.tmp-{os.getpid()}-{uuid4().hex[:8]}-{name}'
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+# %% ../nbs/00b_copies.ipynb #ac37226a
+def _write_copy(file, data):
+    temporary = file.with_name(f'.tmp-{os.getpid()}-{uuid4().hex[:8]}-{file.name}')
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 # %% ../nbs/00b_copies.ipynb #bf7900f3
 def _is_whole(file):

@@ -211,7 +211,7 @@ def stored_features(
         store.flush()
     return rows, bad
 
-
+# %% ../nbs/01a_embed.ipynb #0ed3cc50
 def _kept_rows(store, batch):
     "Keep what a batch has computed; its rows in the cache."
     rows = batch.rows
@@ -231,7 +231,7 @@ class _Filled:
     contents: np.ndarray  # uint8 (n, 16)
     bad: dict  # number of another path -> reason
 
-
+# %% ../nbs/01a_embed.ipynb #220455e4
 def _fill_directly(batches, paths, out, bar) -> _Filled:
     "Without a cache: each batch becomes vectors at once."
     readable = []

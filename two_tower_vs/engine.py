@@ -253,6 +253,15 @@ def _carry_out(setup, decision, note, exact, pixels):
         note.write(checked)
     return checked
 
+# %% ../nbs/01a_engine.ipynb #730085fe
+_engines = WeakSet()  # of this process
+
+
+def _refuse_unknown(option, value, known):
+    if value not in known:
+        names = f'{", ".join(known[:-1])} or {known[-1]}'
+        raise InputError(f'embed.{option} is {value!r}. Use {names}.')
+
 # %% ../nbs/01a_engine.ipynb #d22e16f6
 class Engine:
     "A tower's backbone: uint8 pixels (b, 3, s, s) -> float32 unit features (b, f)."
@@ -291,15 +300,6 @@ class Engine:
     def name(self) -> str:
         runner = self.decision.runner
         return runner.name if runner else self.setup.name
-
-
-_engines = WeakSet()  # of this process
-
-
-def _refuse_unknown(option, value, known):
-    if value not in known:
-        names = f'{", ".join(known[:-1])} or {known[-1]}'
-        raise InputError(f'embed.{option} is {value!r}. Use {names}.')
 
 # %% ../nbs/01a_engine.ipynb #14907f73
 @patch

@@ -31,6 +31,8 @@ _wanted_tags = {
     339: 'sample',
 }
 _number_types = {1: 'B', 3: 'H', 4: 'I', 16: 'Q'}  # types of TIFF that hold whole numbers
+
+# %% ../nbs/00_extras.ipynb #01ff44c6
 _compressions = {
     1: '',
     2: 'fax',
@@ -55,6 +57,8 @@ _compressions = {
     33005: 'JPEG 2000',
     34712: 'JPEG 2000',
 }
+
+# %% ../nbs/00_extras.ipynb #977c3f94
 # photometric
 _colours = {0: 'grey', 1: 'grey', 2: 'RGB', 3: 'palette', 5: 'CMYK', 6: 'YCbCr', 8: 'Lab'}
 _sample_words = {1: '', 2: 'signed ', 3: ''}  # sample

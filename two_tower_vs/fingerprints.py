@@ -67,6 +67,11 @@ def _fingerprint_table(values, paths):
     }
     return pd.DataFrame(columns, index=paths)
 
+# %% ../nbs/01b_fingerprints.ipynb #638e5715
+def _values(store, rows):
+    "What the cache holds in these rows (n, 16)"
+    return store.vectors(rows) if len(rows) else np.zeros((0, 16), np.float32)
+
 # %% ../nbs/01b_fingerprints.ipynb #1ec29162
 def fingerprints(
     paths,  # of pictures, as in a CSV
@@ -85,10 +90,8 @@ def fingerprints(
             batches, full, partial(progress_bar, len(paths), 'reading', progress)
         )
         readable = np.flatnonzero(rows >= 0)
-        values = np.zeros((0, 16), np.float32)
         try:
-            if len(readable):
-                values = store.vectors(rows[readable])
+            values = _values(store, rows[readable])
         except DamagedShard as error:
             store.without(error.args[0])
             return fingerprints(paths, root, cache, max_pixels, progress)

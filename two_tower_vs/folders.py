@@ -149,6 +149,16 @@ class _Visits:
             return None
         return None if here is None else here + name
 
+# %% ../nbs/00a_folders.ipynb #53a090b6
+def _why_no_picture(full, empty):
+    "Why there can be no picture; the file is not opened"
+    if not os.path.isfile(full):
+        is_link = os.path.islink(full)
+        return 'by a link to a file that is not there' if is_link else 'for it is no file'
+    if not empty and not os.path.getsize(full):
+        return 'for there is no file or an empty one'
+    return None
+
 # %% ../nbs/00a_folders.ipynb #0ca8e8a7
 class _PictureFiles:
     "Files that count as pictures, and why others don't"
@@ -168,20 +178,12 @@ class _PictureFiles:
         elif entry.is_symlink():
             self.links.append(path)
         else:
-            self._add(path, self._why_none(entry.path))
+            self._add(path, _why_no_picture(entry.path, self.empty))
 
     def _is_wanted(self, path, entry):
         if path.lower().endswith(self.endings):
             return True
         return self.tars and in_tar(os.path.join(entry.path, 'x'))
-
-    def _why_none(self, full):
-        "Why there is no picture; the file is not opened"
-        if not os.path.isfile(full):
-            is_link = os.path.islink(full)
-            return 'by a link to a file that is not there' if is_link else 'for it is no file'
-        if not self.empty and not os.path.getsize(full):
-            return 'for there is no file or an empty one'
 
     def _add(self, path, why):
         if why:
@@ -196,7 +198,7 @@ class _PictureFiles:
         for path in sorted(self.links):
             full = os.path.join(folder, path)
             target = os.path.realpath(full)
-            why = self._why_none(full)
+            why = _why_no_picture(full, self.empty)
             if not why and (target in targets or visits.path_of(target) in listed):
                 why = 'by a link to one that is listed anyway'
             if not why:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from .copies import make_copies
-from .errors import InputError
+from .errors import InputError, escape_invisible
 from .files import DiskError, replacing, tidy
 from .folders import Listing, list_files
-from .layout import find_things, layouts, printable
+from .layout import find_things, layouts
 from .listing import picture_endings
 from .paths import expand
 from .sheet import write_csv
@@ -89,8 +89,8 @@ def _images_root(folder, base, copies):
     written = root if is_far else Path(os.path.relpath(root, base)).as_posix()
     if not written.isprintable():
         raise InputError(
-            f'{printable(folder)}: the name of this folder cannot be written to a config file. '
-            'Rename it.'
+            f'{escape_invisible(folder)}: the name of this folder cannot be written to a config '
+            'file. Rename it.'
         )
     return root, written
 
@@ -128,7 +128,10 @@ def _make_pairs(paths, images, base, root, seed, most, progress):
 # %% ../nbs/00b_init.ipynb #81c221e0
 def _example_lines(pairs):
     two = pairs.iloc[[0, len(pairs) // 2]].drop_duplicates().to_numpy()
-    return [f'  for example {printable(query)}  ->  {printable(cand)}' for query, cand in two]
+    return [
+        f'  for example {escape_invisible(query)}  ->  {escape_invisible(cand)}'
+        for query, cand in two
+    ]
 
 
 def _count_line(tables, groups):
@@ -207,11 +210,22 @@ def _config_disk():
 
 # %% ../nbs/00b_init.ipynb #aa4832a4
 def _write_project(config, tables, text):
+    _refuse_existing(config)
     files = (*(config.parent / name for name in _table_files), config)
     with _config_disk(), replacing(*files) as temporary:
         for file, table in zip(temporary, (tables.pairs, tables.candidates, tables.query_gt)):
             write_csv(table, file)
         temporary[-1].write_text(text, encoding='utf-8')
+
+# %% ../nbs/00b_init.ipynb #4797a4c0
+def _listed(images, config):
+    "The pictures of a folder. Raises `InputError` where there can be no project"
+    with _config_disk():
+        tidy(config.parent)
+    _refuse_existing(config)
+    found = list_folder(images, _own_folders(images, config.parent))
+    _refuse_few(images, found)
+    return found
 
 # %% ../nbs/00b_init.ipynb #ee278bc0
 def init(
@@ -226,11 +240,7 @@ def init(
     config = expand(config)
     images = expand(images)
     base = config.parent
-    with _config_disk():
-        tidy(base)
-    _refuse_existing(config)
-    found = list_folder(images, _own_folders(images, base))
-    _refuse_few(images, found)
+    found = _listed(images, config)
     order = find_things(found.paths, layout)
     is_augment = order.name == 'augment'
     root, written = _images_root(images, base, is_augment)
@@ -240,9 +250,10 @@ def init(
             pictures, bad = _make_pairs(found.paths, images, base, root, seed, most, progress)
         found.left_out |= bad
     tables = split_things(pictures, seed, 0 if is_augment else 0.2)
-    description = f'{len(found.paths):,} pictures in {printable(str(images))}; {order.description}'
+    description = (
+        f'{len(found.paths):,} pictures in {escape_invisible(str(images))}; {order.description}'
+    )
     _refuse_empty_tables(tables, description)
-    _refuse_existing(config)
     _write_project(config, tables, _config_text(description, written, seed, is_augment))
     lines = _described(order.name, description, tables) + [f'  {line}' for line in found.said()]
     lines.append(_other_layouts(config, order.name))

@@ -26,68 +26,78 @@ class Kind:
             return f'not an image but {self.name}'
         return 'not an image, or of an unknown format'
 
+# %% ../nbs/00_kinds.ipynb #49e701f9
+def _compiled(starts):
+    return {name: re.compile(start, re.S) for name, start in starts.items()}
+
 # %% ../nbs/00_kinds.ipynb #ac0094df
-_read_starts = {
-    'JPEG': rb'\xff\xd8\xff(?!\xf7)',
-    'PNG': rb'\x89PNG\r\n\x1a\n(?!....CgBI)',
-    'WEBP': rb'RIFF....WEBP',
-    'GIF': rb'GIF8[79]a',
-    'AVIF': rb'....ftyp(avif|avis|(mif1|msf1).{0,99}?avif)',
-    'HEIF': rb'....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)',
-    'JPEG XL': rb'\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n',
-    'TIFF': rb'II[*+]\0(?!....CR)|MM\0[*+]',
-    'BMP': rb'BM.{4}\0\0\0\0|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0',
-    'JPEG2000': rb'\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51',
-    'PPM': rb'P[1-6y][\s#]|P0CMYK|Pf\s|Py(P|RGBA|CMYK)',
-    'PSD': rb'8BPS\0\x01',
-    'ICO': rb'\0\0\x01\0[^\0]\0',
-    'PCX': rb'\n[\0\x02\x03\x05]\x01[\x01\x02\x04\x08]',
-    'DDS': rb'DDS \x7c\0\0\0',
-    'TGA': rb'.(\0[\x02\x03\x0a\x0b]\0\0\0\0\0|\x01[\x01\x09]..(?!\0\0)..[\x0f\x10\x18\x20])....'
-    rb'(?!\0\0)..(?!\0\0)..[\x08\x0f\x10\x18\x20][\0\x01\x08\x0f\x10\x18\x20\x28\x2f]',
-}
-_read_starts = {name: re.compile(start, re.S) for name, start in _read_starts.items()}
+_read_starts = _compiled(
+    {
+        'JPEG': rb'\xff\xd8\xff(?!\xf7)',
+        'PNG': rb'\x89PNG\r\n\x1a\n(?!....CgBI)',
+        'WEBP': rb'RIFF....WEBP',
+        'GIF': rb'GIF8[79]a',
+        'AVIF': rb'....ftyp(avif|avis|(mif1|msf1).{0,99}?avif)',
+        'HEIF': rb'....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)',
+        'JPEG XL': rb'\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n',
+        'TIFF': rb'II[*+]\0(?!....CR)|MM\0[*+]',
+        'BMP': rb'BM.{4}\0\0\0\0|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0',
+        'JPEG2000': rb'\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51',
+        'PPM': rb'P[1-6y][\s#]|P0CMYK|Pf\s|Py(P|RGBA|CMYK)',
+        'PSD': rb'8BPS\0\x01',
+        'ICO': rb'\0\0\x01\0[^\0]\0',
+        'PCX': rb'\n[\0\x02\x03\x05]\x01[\x01\x02\x04\x08]',
+        'DDS': rb'DDS \x7c\0\0\0',
+        'TGA': rb'.(\0[\x02\x03\x0a\x0b]\0\0\0\0\0|\x01[\x01\x09]..(?!\0\0)..[\x0f\x10\x18\x20])'
+        rb'....(?!\0\0)..(?!\0\0)..[\x08\x0f\x10\x18\x20][\0\x01\x08\x0f\x10\x18\x20\x28\x2f]',
+    }
+)
 
 # %% ../nbs/00_kinds.ipynb #f80413ad
-_unread_starts = {
-    'a JPEG-LS picture': rb'\xff\xd8\xff\xf7',
-    'an iPhone-optimised PNG (CgBI)': rb'\x89PNG\r\n\x1a\n....CgBI',
-    'a Canon raw photo': rb'II\*\0....CR|....ftypcrx ',
-    'a Fujifilm raw photo': rb'FUJIFILMCCD-RAW',
-    'an Olympus raw photo': rb'II(RO|RS)',
-    'a Panasonic raw photo': rb'IIU\0',
-    'a JPEG XR picture': rb'II\xbc',
-    'an SVG drawing': rb'(\xef\xbb\xbf)?\s*(<[?!].*?)?<svg',
-    'an EPS drawing': rb'%!PS|\xc5\xd0\xd3\xc6',
-    'a large Photoshop document (PSB)': rb'8BPS\0\x02',
-    'a GIMP document': rb'gimp xcf',
-    'an OpenEXR picture': rb'\x76\x2f\x31\x01',
-    'a Radiance HDR picture': rb'#\?(RADIANCE|RGBE)',
-    'a FITS picture': rb'SIMPLE  =',
-    'a DICOM picture': rb'.{128}DICM',
-    'a PAM picture': rb'P7\s',
-    'a PFM picture in colour': rb'PF\s',
-    'a QOI picture': rb'qoif',
-    'a BPG picture': rb'BPG\xfb',
-    'an Apple icon': rb'icns',
-    'a Windows cursor': rb'\0\0\x02\0[^\0]\0',
-    'a Windows metafile': rb'\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF',
-    'a Sun raster picture': rb'\x59\xa6\x6a\x95',
-    'an SGI picture': rb'\x01\xda[\0\x01][\x01\x02]',
-    'an XPM picture': rb'/\* XPM \*/',
-    'a DjVu document': rb'AT&TFORM',
-}
-_unread_starts = {name: re.compile(start, re.S) for name, start in _unread_starts.items()}
+_unread_starts = _compiled(
+    {
+        'a JPEG-LS picture': rb'\xff\xd8\xff\xf7',
+        'an iPhone-optimised PNG (CgBI)': rb'\x89PNG\r\n\x1a\n....CgBI',
+        'a Canon raw photo': rb'II\*\0....CR|....ftypcrx ',
+        'a Fujifilm raw photo': rb'FUJIFILMCCD-RAW',
+        'an Olympus raw photo': rb'II(RO|RS)',
+        'a Panasonic raw photo': rb'IIU\0',
+        'a JPEG XR picture': rb'II\xbc',
+        'an SVG drawing': rb'(\xef\xbb\xbf)?\s*(<[?!].*?)?<svg',
+        'an EPS drawing': rb'%!PS|\xc5\xd0\xd3\xc6',
+        'a large Photoshop document (PSB)': rb'8BPS\0\x02',
+        'a GIMP document': rb'gimp xcf',
+        'an OpenEXR picture': rb'\x76\x2f\x31\x01',
+        'a Radiance HDR picture': rb'#\?(RADIANCE|RGBE)',
+        'a FITS picture': rb'SIMPLE  =',
+        'a DICOM picture': rb'.{128}DICM',
+        'a PAM picture': rb'P7\s',
+        'a PFM picture in colour': rb'PF\s',
+        'a QOI picture': rb'qoif',
+        'a BPG picture': rb'BPG\xfb',
+        'an Apple icon': rb'icns',
+        'a Windows cursor': rb'\0\0\x02\0[^\0]\0',
+        'a Windows metafile': rb'\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF',
+        'a Sun raster picture': rb'\x59\xa6\x6a\x95',
+        'an SGI picture': rb'\x01\xda[\0\x01][\x01\x02]',
+        'an XPM picture': rb'/\* XPM \*/',
+        'a DjVu document': rb'AT&TFORM',
+    }
+)
 
 # %% ../nbs/00_kinds.ipynb #e4efa00c
 _text_start = rb'(\xef\xbb\xbf)?\s*'
-_other_starts = {
+_text_starts = {
     'an HTML page': _text_start
     + rb'(<!--.*?-->\s*)?(?i:<!doctype\s+html|<html|<head|<body|<script|<title)',
     'a Git LFS pointer (run git lfs pull)': rb'version https://(git-lfs|hawser)\.github',
     'an XML file': _text_start + rb'<\?xml',
     'JSON': _text_start + rb'(\{\s*["}]|\[\s*[\[{"\]\d-])',
     'a picture written as a data: text': rb'data:image/',
+}
+
+# %% ../nbs/00_kinds.ipynb #b42e3c5f
+_media_starts = {
     'a PDF document': rb'\s*%PDF',
     'an MP4 or QuickTime video': rb'....(ftyp|moov|mdat|wide|free|skip)',
     'a Matroska or WebM video': rb'\x1a\x45\xdf\xa3',
@@ -97,6 +107,10 @@ _other_starts = {
     'an Ogg file': rb'OggS',
     'an MPEG video': rb'\0\0\x01[\xb3\xba]',
     'a Flash video': rb'FLV\x01',
+}
+
+# %% ../nbs/00_kinds.ipynb #d16ec5b6
+_archive_starts = {
     'a gzip file': rb'\x1f\x8b\x08',
     'a ZIP archive': rb'PK(\x03\x04|\x05\x06)',
     'a RAR archive': rb'Rar!\x1a\x07',
@@ -105,6 +119,10 @@ _other_starts = {
     'a bzip2 file': rb'BZh[1-9]1AY',
     'a Zstandard file': rb'\x28\xb5\x2f\xfd',
     'a tar archive': rb'.{257}ustar',
+}
+
+# %% ../nbs/00_kinds.ipynb #00764f86
+_file_starts = {
     'an SQLite database': rb'SQLite format 3\0',
     'a Parquet file': rb'PAR1',
     'a NumPy file': rb'\x93NUMPY',
@@ -117,7 +135,7 @@ _other_starts = {
     'a Python pickle': rb'\x80[\x02-\x05][\x95}\]c(]',
     'zeros alone': rb'\0{512}',
 }
-_other_starts = {name: re.compile(start, re.S) for name, start in _other_starts.items()}
+_other_starts = _compiled({**_text_starts, **_media_starts, **_archive_starts, **_file_starts})
 
 # %% ../nbs/00_kinds.ipynb #17ff1b13
 def _is_text(start):

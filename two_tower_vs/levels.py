@@ -43,7 +43,7 @@ class _Shapes:
         for hook in self.hooks:
             hook.remove()
 
-
+# %% ../nbs/01_levels.ipynb #4e81853f
 def _shapes_within(network, size):
     "{name of a part: shape of its output}, and the width of the network's features."
     shapes = _Shapes(_parts(network))

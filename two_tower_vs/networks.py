@@ -241,7 +241,7 @@ def _usable_files(folder, key, must_keep):
         return None
     return files
 
-
+# %% ../nbs/01a_networks.ipynb #7b1ebd69
 def openvino_features(
     tower,
     folder,  # where the converted network is kept; None: nowhere

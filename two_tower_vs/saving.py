@@ -171,7 +171,7 @@ def _restored(file, config):
             'Make it anew with --stage train.'
         ) from error
 
-
+# %% ../nbs/01_saving.ipynb #0b6fad0e
 def _differences(before, after):
     "What was changed in a description, in one line."
     changes = []
@@ -202,7 +202,7 @@ def _read_model(file, description):
     refuse_not_finite(tensors, file, remedy)
     return _with_history(model, file, config, sha)
 
-
+# %% ../nbs/01_saving.ipynb #fcf0db85
 def _with_history(model, file, config, sha):
     "The model, knowing where it comes from and what training found out."
     for tower in (model.query, model.cand):

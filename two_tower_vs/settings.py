@@ -86,7 +86,7 @@ class Several:
         "The range in words."
         return f'a list of {self.least} to {self.most} numbers, each {self.each.text()}'
 
-
+# %% ../nbs/00_settings.ipynb #462754db
 def wholes(
     low: int,
     high: int,

@@ -11,21 +11,26 @@ from os.path import join
 import numpy as np
 import pandas as pd
 
-from .embed import embed
+from .embed import embed, picture_pixels
 from .engine import Engine
 from .errors import BadImage
 from .paths import expand
-from .pictures import load_pixels
 from .vectors import apply_head
 
 # %% ../nbs/01b_turned.ipynb #e04c6f48
-def _tower_pixels(path, tower, max_pixels):
-    "A picture as the tower sees it; None where it cannot be read"
-    background = tower.prep.get('background', 'auto')
-    try:
-        return tower.pixels(load_pixels(path, max_pixels, tower.prep['size'], background))
-    except BadImage:
-        return None
+def _readable(pairs, bad_answers, tower, root, max_pixels):
+    "Pairs whose two pictures can be read, and the pixels of their queries (3, side, side)"
+    readable = []
+    pixels = []
+    for query, answer in pairs.itertuples(index=False):
+        if answer in bad_answers:
+            continue
+        try:
+            pixels.append(picture_pixels(tower, join(root, query), max_pixels))
+        except BadImage:
+            continue
+        readable.append((query, answer))
+    return readable, pixels
 
 # %% ../nbs/01b_turned.ipynb #a6ed9e37
 def _turned_cosines(tower, engine, pixels, answers):
@@ -67,15 +72,8 @@ def find_turned(
     some = pairs.iloc[:, :2].drop_duplicates(pairs.columns[0])
     some = some.sample(frac=1, random_state=seed).head(sample)
     answers = embed(tower, some.iloc[:, 1].unique(), root, cache, desc='comparing', **kw)
-    readable = []
-    pixels = []
-    for query, answer in some.itertuples(index=False):
-        if answer in answers.bad:
-            continue
-        image = _tower_pixels(join(expand(root), query), tower, kw.get('max_pixels', 100_000_000))
-        if image is not None:
-            readable.append((query, answer))
-            pixels.append(image)
+    max_pixels = kw.get('max_pixels', 100_000_000)
+    readable, pixels = _readable(some, answers.bad, tower, expand(root), max_pixels)
     if not readable:
         return pd.DataFrame(columns=['path', 'other', 'degrees', 'gain'])
     engine = Engine(tower, kw.get('engine', 'auto'), cache, precision=kw.get('precision', 'auto'))

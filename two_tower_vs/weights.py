@@ -23,14 +23,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, squeezed
 
 # %% ../nbs/01_weights.ipynb #75dfa17f
-def one_line(error) -> str:
-    "The start of an error's text, without line breaks."
-    return ' '.join(str(error).split())[:160].rstrip('. ') or type(error).__name__
-
-
 def _is_safetensors(file):
     with open(file, 'rb') as opened:
         return opened.read(9)[8:] == b'{'
@@ -43,6 +38,11 @@ def _unpickled(file):
     # opened here, since PyTorch would look at the name
     with open(file, 'rb') as opened, torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(opened, map_location='cpu', weights_only=True)
+
+# %% ../nbs/01_weights.ipynb #8b0fb937
+def one_line(error) -> str:
+    "The start of an error's text, without line breaks."
+    return squeezed(error, 160).rstrip('. ') or type(error).__name__
 
 # %% ../nbs/01_weights.ipynb #650f721b
 def _unreadable(file, error):
@@ -330,7 +330,7 @@ def _no_tensors(found):
         inside = _names_shown(str(key) for key in list(found)[:3]) or 'nothing'
     return f'there is no tensor with a name in it, only {inside}'
 
-
+# %% ../nbs/01_weights.ipynb #f59871cd
 def _refusal(found, fitted, network):
     "Why the tensors of a file cannot be the network's; None if they can."
     if fitted is None:
@@ -384,7 +384,7 @@ def load_weights(
     refuse_not_finite(used, f'weights: {file}')
     network.load_state_dict(used, strict=False)  # what is derived may be missing
 
-
+# %% ../nbs/01_weights.ipynb #d3ff3a36
 def _in_own_precision(state, own, file):
     "The tensors that the network has, in its own precision."
     same = [key for key in own if key in state and state[key].shape == own[key].shape]
