@@ -157,7 +157,7 @@ class Sample:
     clusters: np.ndarray  # product of each query (n,), numbered from 0
     weight: np.ndarray  # (n,)
 
-
+# %% ../nbs/02_statistics.ipynb #f0315c5c
 def checked_sample(x, clusters, weight, low, high) -> Sample:
     "Raise `InputError` for values, products or weights that cannot be."
     values = np.asarray(x, dtype=np.float64)
