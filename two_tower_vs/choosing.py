@@ -49,7 +49,7 @@ def _score(job, held):
     "Validation of the present heads"
     return held.score(job.features.answers(held, job.model))
 
-
+# %% ../nbs/02h_choosing.ipynb #0f8cc025
 def _mean_row(phase, setting, scores, weight):  # a row of the history
     gap, shrink, pull = setting
     means = pd.DataFrame(scores).mean().to_dict()
@@ -67,7 +67,7 @@ def _most_cautious(rows):
     near = [row for row in same_shrink if row['recall@1'] >= enough]
     return min(near, key=lambda row: (row['pull'], row['gap']))
 
-
+# %% ../nbs/02h_choosing.ipynb #7712e075
 def choose_dials(
     job: Job,
     divisions: list,  # of Validation

@@ -35,7 +35,7 @@ def components(
     labels = connected_components(csr_array(links, shape=(count, count)), directed=False)[1]
     return pd.factorize(labels[nodes[:rows]])[0]
 
-
+# %% ../nbs/02_statistics.ipynb #f7b664d7
 def query_clusters(
     queries,  # query of each row (n,)
     answers,  # the right answer of each row (n,)

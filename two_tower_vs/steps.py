@@ -138,7 +138,7 @@ def held_out(job: Job, number: int, rows: np.ndarray = None) -> Validation:
         job.series,
     )
 
-
+# %% ../nbs/02g_steps.ipynb #f948681c
 def objective(job: Job) -> Objective:
     "A new objective, with the temperature at its start."
     options = job.options
@@ -207,7 +207,7 @@ def _locked(job):
     "Does the candidates' backbone stay as it is?"
     return job.options['tuning']['towers'] == 'query'
 
-
+# %% ../nbs/02g_steps.ipynb #87d0a6d5
 def _picture_batches(job, rows):
     return PictureBatches(
         job.model,
