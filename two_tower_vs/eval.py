@@ -286,14 +286,16 @@ def _warn_of_lost_answers(truth, table_name):
         )
 
 # %% ../nbs/04_eval.ipynb #70256936
-def _without_bad(gt, candidates, queries, cands, names, on_bad):
-    "(rows of gt whose query can be read, rows of unreadable pictures)"
-    asked = gt[['query_path']]
+def _readable_answers(gt, candidates, queries, cands, names, on_bad):  # rows of gt
     drop_bad(candidates, cands.bad, names[1], on_bad or 'skip')
-    readable = drop_bad(asked, queries.bad, names[0], on_bad or 'error')
-    bad_queries = bad_rows(asked, queries.bad, names[0])
+    readable = drop_bad(gt[['query_path']], queries.bad, names[0], on_bad or 'error')
+    return gt.loc[readable.index]
+
+
+def _unreadable(gt, candidates, queries, cands, names):  # rows of bad_images.csv
+    bad_queries = bad_rows(gt[['query_path']], queries.bad, names[0])
     bad_candidates = bad_rows(candidates, cands.bad, names[1])
-    return gt.loc[readable.index], pd.concat([bad_queries, bad_candidates])
+    return pd.concat([bad_queries, bad_candidates])
 
 # %% ../nbs/04_eval.ipynb #e47172c9
 @bounded(k=wholes(1, 1_000_000, least=1))
@@ -314,7 +316,7 @@ def evaluate(
     ks = sorted(set(k))
     embedder = _Embedder(images_root, cache, {**(embedding or {}), 'progress': progress})
     queries, cands = embedder.vectors(model, gt.query_path.unique(), candidates.cand_path)
-    answers, bad = _without_bad(gt, candidates, queries, cands, names, on_bad)
+    answers = _readable_answers(gt, candidates, queries, cands, names, on_bad)
     truth = _truth_in_numbers(queries, cands, answers)
     ours = _answers_of(queries, cands, truth, ks)
     found = {'trained': ours, **_baselines(model, embedder, ours, truth, ks)}
@@ -323,6 +325,7 @@ def evaluate(
     _mark_leaked(table, leaked)
     metrics = _metrics_json(found, truth, table, model.training_info, ks)
     _warn_if_not_better(metrics, found, truth, table)
+    bad = _unreadable(gt, candidates, queries, cands, names)
     return Evaluation(metrics, table, bad)
 
 # %% ../nbs/04_eval.ipynb #e2d5a9ee

@@ -104,12 +104,13 @@ def _allowed_places(answers, precision, error):
     return allowed
 
 # %% ../nbs/02_threshold.ipynb #49553d42
-def _checked_scores(score, wrong_score, count):  # scores of first hits, of best wrong candidates
-    score = np.asarray(score, dtype=np.float64)
-    strangers = np.nan_to_num(np.asarray(wrong_score, dtype=np.float64), nan=-np.inf)
+def _strangers(wrong_score):  # what queries without an answer would find
+    return np.nan_to_num(np.asarray(wrong_score, dtype=np.float64), nan=-np.inf)
+
+
+def _check_scores(score, strangers, count):
     if not len(score) == len(strangers) == count or not np.isfinite(score).all():
         raise InputError('The scores of first hits must be numbers, one for each query.')
-    return score, strangers
 
 
 def _ranked(score, sample, weight):  # _RankedAnswers
@@ -144,7 +145,9 @@ def threshold(
 ) -> Threshold:  # None where no threshold can be promised
     "The threshold that decides most queries rightly, of those that keep the promise."
     sample = checked_sample(np.asarray(right, dtype=np.float64), clusters, weight, 0, 1)
-    score, strangers = _checked_scores(score, wrong_score, len(sample.values))
+    score = np.asarray(score, dtype=np.float64)
+    strangers = _strangers(wrong_score)
+    _check_scores(score, strangers, len(sample.values))
     weight = sample.weight / sample.weight.sum()
     answers = _ranked(score, sample, weight)
     best = None
