@@ -13,7 +13,7 @@ from reprlib import repr as shorter
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, squeezed
 
 # %% ../nbs/04a_ann.ipynb #4be76d9b
 kinds = 'flat', 'hnsw', 'ivf_pq', 'ivf_rabitq'
@@ -148,8 +148,8 @@ def faiss_reason(
     error: Exception,  # as FAISS raised it
 ) -> str:  # at most 120 characters
     "FAISS's reason, without the place in its own source."
-    message = ' '.join(str(error).split()) or type(error).__name__
-    return re.split(r'\.cpp:\d+: ', message)[-1][:120]
+    reason = re.split(r'\.cpp:\d+:\s', str(error))[-1]
+    return squeezed(reason) or type(error).__name__
 
 # %% ../nbs/04a_ann.ipynb #741c2269
 def sample(

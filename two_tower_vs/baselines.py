@@ -52,6 +52,17 @@ def _padded_axes(features, dim):  # (f, dim)
     axes = principal_axes(features, dim)
     return F.pad(axes, (0, dim - axes.shape[1]))
 
+# %% ../nbs/02a_baselines.ipynb #d310351d
+def _uncentred_axes(features, dim, most=20_000):  # (own, dim)
+    rows = np.random.default_rng(0).permutation(len(features))[:most]
+    some = features[torch.from_numpy(rows)]
+    few = min(dim, len(rows))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        axes = torch.pca_lowrank(some, few, center=False, niter=2)[2]
+        more = torch.randn(features.shape[1], dim - few)
+        return torch.linalg.qr(torch.cat([axes, more], 1))[0] if few < dim else axes
+
 # %% ../nbs/02a_baselines.ipynb #fb174b4b
 def plain_heads(
     q: torch.Tensor,  # unit features of the training queries (n, f)
@@ -65,17 +76,6 @@ def plain_heads(
     weight = torch.zeros(dim, q.shape[1])
     weight[: axes.shape[1], :own] = axes.T
     return LinearHeads(weight, torch.zeros(dim), torch.zeros(dim))
-
-
-def _uncentred_axes(features, dim, most=20_000):  # (own, dim)
-    rows = np.random.default_rng(0).permutation(len(features))[:most]
-    some = features[torch.from_numpy(rows)]
-    few = min(dim, len(rows))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        axes = torch.pca_lowrank(some, few, center=False, niter=2)[2]
-        more = torch.randn(features.shape[1], dim - few)
-        return torch.linalg.qr(torch.cat([axes, more], 1))[0] if few < dim else axes
 
 # %% ../nbs/02a_baselines.ipynb #ce9501c4
 @torch.no_grad()

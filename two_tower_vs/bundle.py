@@ -82,7 +82,7 @@ def _write_faiss(index, file):
     with open(file, 'wb') as f:
         faiss.write_index(index, faiss.PyCallbackIOWriter(f.write, 2**20))
 
-
+# %% ../nbs/05a_bundle.ipynb #70cc2b03
 def save_index(
     index: Index,
     folder,  # receives vectors.faiss, rows.safetensors, candidates.csv, manifest.json

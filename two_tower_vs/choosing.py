@@ -49,7 +49,7 @@ def _score(job, held):
     "Validation of the present heads"
     return held.score(job.features.answers(held, job.model))
 
-
+# %% ../nbs/02h_choosing.ipynb #0f8cc025
 def _mean_row(phase, setting, scores, weight):  # a row of the history
     gap, shrink, pull = setting
     means = pd.DataFrame(scores).mean().to_dict()
@@ -67,7 +67,7 @@ def _most_cautious(rows):
     near = [row for row in same_shrink if row['recall@1'] >= enough]
     return min(near, key=lambda row: (row['pull'], row['gap']))
 
-
+# %% ../nbs/02h_choosing.ipynb #7712e075
 def choose_dials(
     job: Job,
     divisions: list,  # of Validation
@@ -87,7 +87,7 @@ def choose_dials(
         job.state.save(force=True)
     return Choice(**done[name])
 
-# %% ../nbs/02h_choosing.ipynb #29b31729
+# %% ../nbs/02h_choosing.ipynb #e60d30ac
 @dataclass(frozen=True)
 class _Tuned:
     "The best epoch of fine-tuning"
@@ -96,7 +96,17 @@ class _Tuned:
     renewed: bool  # are the heads those of the closed form on tuned features?
     score: dict  # validation of it
 
+# %% ../nbs/02h_choosing.ipynb #48d88c4e
+def _note_renewed(state, dials, score):
+    "A row of the history, once; a resumed run has it already"
+    if 'renewed' in state.done:
+        return
+    row = dict(phase='choose renewed heads', epoch=0, gap=dials.gap, pull=dials.pull, **score)
+    state.history.append(row)
+    state.done['renewed'] = True
+    state.save(force=True)
 
+# %% ../nbs/02h_choosing.ipynb #29b31729
 def _choose_tuning(job, held, dials):  # _Tuned
     "Fine-tune on a part of the pairs; the model is left at its best"
 
@@ -115,16 +125,6 @@ def _choose_tuning(job, held, dials):  # _Tuned
         return _Tuned(best['epoch'], True, renewed)
     put(head_params(job.model), heads)
     return _Tuned(best['epoch'], False, tuned)
-
-
-def _note_renewed(state, dials, score):
-    "A row of the history, once; a resumed run has it already"
-    if 'renewed' in state.done:
-        return
-    row = dict(phase='choose renewed heads', epoch=0, gap=dials.gap, pull=dials.pull, **score)
-    state.history.append(row)
-    state.done['renewed'] = True
-    state.save(force=True)
 
 # %% ../nbs/02h_choosing.ipynb #39a4cc2b
 def choose(

@@ -53,6 +53,16 @@ def _chances(sample, mean):
     gain = float(stdtr(value.freedom, -mean / max(error, 1e-12)))
     return gain, 1 - gain
 
+# %% ../nbs/02_comparing.ipynb #ced1bccc
+def _decision(difference, low, high, clusters):
+    if not difference.any():
+        return 'equal'
+    if clusters < fewest_products:
+        return 'too few'
+    if low > 0:
+        return 'better'
+    return 'worse' if high < 0 else 'cannot tell'
+
 # %% ../nbs/02_comparing.ipynb #3d70fcad
 def compare(
     a,  # values of one model, of n queries (n,), from 0 to 1
@@ -76,16 +86,6 @@ def compare(
         found.mean, [low, high], gain, decision, found.unit, found.clusters, found.queries
     )
 
-
-def _decision(difference, low, high, clusters):
-    if not difference.any():
-        return 'equal'
-    if clusters < fewest_products:
-        return 'too few'
-    if low > 0:
-        return 'better'
-    return 'worse' if high < 0 else 'cannot tell'
-
 # %% ../nbs/02_comparing.ipynb #e3bd9648
 def not_worse(
     a,  # values of one model, of n queries (n,), from 0 to 1
@@ -98,7 +98,7 @@ def not_worse(
     found = compare(a, b, clusters, weight)
     return found.ci95[1] >= 0 and found.value >= -max(margin, 1 / found.queries) - 1e-9
 
-# %% ../nbs/02_comparing.ipynb #76ba85c5
+# %% ../nbs/02_comparing.ipynb #7ffa1a5f
 @dataclass(frozen=True)
 class Verdict:
     "Whether a model is promoted, and why."
@@ -112,7 +112,7 @@ class Verdict:
     clusters: int
     queries: int
 
-
+# %% ../nbs/02_comparing.ipynb #76ba85c5
 def promotion(
     metric_a,  # what must be better, of the new model (n,), from 0 to 1
     metric_b,  # of the old one

@@ -285,6 +285,18 @@ def _warn_of_lost_answers(truth, table_name):
             'they count as not found.'
         )
 
+# %% ../nbs/04_eval.ipynb #70256936
+def _readable_answers(gt, candidates, queries, cands, names, on_bad):  # rows of gt
+    drop_bad(candidates, cands.bad, names[1], on_bad or 'skip')
+    readable = drop_bad(gt[['query_path']], queries.bad, names[0], on_bad or 'error')
+    return gt.loc[readable.index]
+
+
+def _unreadable(gt, candidates, queries, cands, names):  # rows of bad_images.csv
+    bad_queries = bad_rows(gt[['query_path']], queries.bad, names[0])
+    bad_candidates = bad_rows(candidates, cands.bad, names[1])
+    return pd.concat([bad_queries, bad_candidates])
+
 # %% ../nbs/04_eval.ipynb #e47172c9
 @bounded(k=wholes(1, 1_000_000, least=1))
 def evaluate(
@@ -304,9 +316,7 @@ def evaluate(
     ks = sorted(set(k))
     embedder = _Embedder(images_root, cache, {**(embedding or {}), 'progress': progress})
     queries, cands = embedder.vectors(model, gt.query_path.unique(), candidates.cand_path)
-    drop_bad(candidates, cands.bad, names[1], on_bad or 'skip')
-    readable = drop_bad(gt[['query_path']], queries.bad, names[0], on_bad or 'error')
-    answers = gt.loc[readable.index]
+    answers = _readable_answers(gt, candidates, queries, cands, names, on_bad)
     truth = _truth_in_numbers(queries, cands, answers)
     ours = _answers_of(queries, cands, truth, ks)
     found = {'trained': ours, **_baselines(model, embedder, ours, truth, ks)}
@@ -315,9 +325,8 @@ def evaluate(
     _mark_leaked(table, leaked)
     metrics = _metrics_json(found, truth, table, model.training_info, ks)
     _warn_if_not_better(metrics, found, truth, table)
-    bad_queries = bad_rows(gt[['query_path']], queries.bad, names[0])
-    bad_candidates = bad_rows(candidates, cands.bad, names[1])
-    return Evaluation(metrics, table, pd.concat([bad_queries, bad_candidates]))
+    bad = _unreadable(gt, candidates, queries, cands, names)
+    return Evaluation(metrics, table, bad)
 
 # %% ../nbs/04_eval.ipynb #e2d5a9ee
 @patch

@@ -57,7 +57,7 @@ class PairFeatures:
     cands: torch.Tensor  # (1 + views, m, f)
     own: int  # number of the backbone's own features, which come first
 
-
+# %% ../nbs/02f_features.ipynb #056f8b1f
 def pair_features(
     model: TwoTower,
     pairs,  # what read_pairs gave
@@ -89,7 +89,7 @@ def answered(
     "Answers to held-out queries by two functions from features to vectors."
     return held.answers(lambda i: query(self.queries[0][i]), lambda i: cand(self.cands[0][i]))
 
-
+# %% ../nbs/02f_features.ipynb #53398a29
 @patch
 def answers(self: PairFeatures, held: Validation, model: TwoTower) -> dict:  # kind -> Answers
     "Answers by the model's heads."

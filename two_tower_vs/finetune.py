@@ -169,7 +169,7 @@ def mine(self: PictureBatches, epoch):
     self.mined = from_main(mined, self.accelerator)
     self.mined_epoch = epoch
 
-
+# %% ../nbs/02c_finetune.ipynb #fbd55c81
 @patch
 def hard(self: PictureBatches, rows, epoch) -> np.ndarray:  # candidate numbers
     "Further candidates for a batch."

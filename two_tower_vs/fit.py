@@ -184,24 +184,7 @@ def _show(bar, row):
     bar.set_postfix({name: f'{row[name]:.3f}' for name in names})
     bar.update()
 
-# %% ../nbs/02b_fit.ipynb #6209e531
-def run_phase(
-    name: str,  # of the phase, in the history
-    trainer: Trainer,
-    rows: np.ndarray,  # rows of the table to train on
-    state: State,
-    validate: Callable = None,  # () -> dict with recall@1; the best epoch's weights are put back
-) -> dict:  # row of the epoch whose weights the parameters now have
-    "Train parameters; resumes where an interrupted run with the same `state` was."
-    if name not in state.done:
-        best = _trained(name, trainer, rows, state, validate)
-        state.done[name] = vars(best)
-        state.save(force=True)
-    best = Best(**state.done[name])
-    put(trainer.params, best.params)
-    return best.row
-
-
+# %% ../nbs/02b_fit.ipynb #61ed2f76
 def _trained(name, trainer, rows, state, validate):  # Best
     plan = trainer.plan
     start, best = _resumed(trainer, state, name) or _started(trainer, state, name, validate)
@@ -218,3 +201,20 @@ def _trained(name, trainer, rows, state, validate):  # Best
             state.save()
             _show(bar, row)
     return best
+
+# %% ../nbs/02b_fit.ipynb #6209e531
+def run_phase(
+    name: str,  # of the phase, in the history
+    trainer: Trainer,
+    rows: np.ndarray,  # rows of the table to train on
+    state: State,
+    validate: Callable = None,  # () -> dict with recall@1; the best epoch's weights are put back
+) -> dict:  # row of the epoch whose weights the parameters now have
+    "Train parameters; resumes where an interrupted run with the same `state` was."
+    if name not in state.done:
+        best = _trained(name, trainer, rows, state, validate)
+        state.done[name] = vars(best)
+        state.save(force=True)
+    best = Best(**state.done[name])
+    put(trainer.params, best.params)
+    return best.row

@@ -48,6 +48,24 @@ class Side:
         for part, part_gradient in zip(self.pixels.split(chunk), gradient.split(chunk)):
             backward((self.vectors(part) * part_gradient).sum())
 
+# %% ../nbs/02c_gradcache.ipynb #37364e5d
+def _at_once(sides, loss_of, backward):  # the loss
+    loss = loss_of(*(side.vectors(side.pixels) for side in sides))
+    backward(loss)
+    return loss.item()
+
+# %% ../nbs/02c_gradcache.ipynb #75b50633
+def _all_vectors(sides, chunk, accelerator, count):  # of all processes, (n, d) for each side
+    found = [side.without_gradient(chunk) for side in sides]
+    if count > 1:
+        found = [accelerator.gather(vectors) for vectors in found]
+    return [vectors.detach().requires_grad_() for vectors in found]
+
+# %% ../nbs/02c_gradcache.ipynb #a8d2b6c0
+def _shared(params, count):
+    "Those whose gradients several processes have to agree on"
+    return [param for param in params if count > 1 and param.grad is not None]
+
 # %% ../nbs/02c_gradcache.ipynb #6fbcd530
 def cached_backward(
     sides: list,  # a Side for each tower
@@ -60,13 +78,8 @@ def cached_backward(
     backward = accelerator.backward if accelerator else torch.Tensor.backward
     count = accelerator.num_processes if accelerator else 1
     if count == 1 and sum(len(side.pixels) for side in sides) <= chunk:
-        loss = loss_of(*(side.vectors(side.pixels) for side in sides))
-        backward(loss)
-        return loss.item()
-    found = [side.without_gradient(chunk) for side in sides]
-    if count > 1:
-        found = [accelerator.gather(vectors) for vectors in found]
-    found = [vectors.detach().requires_grad_() for vectors in found]
+        return _at_once(sides, loss_of, backward)
+    found = _all_vectors(sides, chunk, accelerator, count)
     loss = loss_of(*found)
     backward(loss)
     for param in _shared(params, count):
@@ -78,8 +91,3 @@ def cached_backward(
     for param in _shared(params, count):
         param.grad = accelerator.reduce(param.grad, 'sum')
     return loss.item()
-
-
-def _shared(params, count):
-    "Those whose gradients several processes have to agree on"
-    return [param for param in params if count > 1 and param.grad is not None]

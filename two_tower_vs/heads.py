@@ -60,7 +60,7 @@ class PairStats:
     cands: torch.Tensor  # centred candidates (m, k)
     count: torch.Tensor  # pairs of each candidate (m,)
 
-
+# %% ../nbs/02a_heads.ipynb #d49ce287
 def pair_stats(
     q: torch.Tensor,  # features of the pairs' queries (n, k)
     c: torch.Tensor,  # features of all candidates (m, k)

@@ -166,7 +166,7 @@ class _IndexPlan:
 def _fits(spec, vectors, memory_mb):
     return memory_mb is None or megabytes(spec, *vectors.shape) <= memory_mb
 
-
+# %% ../nbs/05_index.ipynb #0f72a975
 def _plans_of_kind(kind, vectors, memory_mb):
     "One plan, or two where the refine stage may need 16 bits. Raises `InputError`."
     n, d = vectors.shape
@@ -235,6 +235,15 @@ def _check_links(spec):
             'and would take memory without end. Use 16 to 64.'
         )
 
+# %% ../nbs/05_index.ipynb #e5e81987
+def _warn_of_size(dim, trained):
+    only = f', only of {",".join(map(str, trained))}' if trained else ''
+    warn(
+        f'index.dim is {dim}, and the model was not trained for vectors of that size{only}: '
+        'it will find less than it could. See what evaluation says of sizes, '
+        'train with it in train.matryoshka, or leave index.dim out.'
+    )
+
 # %% ../nbs/05_index.ipynb #4e520858
 def first_numbers(
     vectors: np.ndarray,  # of candidates (n, d)
@@ -254,15 +263,6 @@ def first_numbers(
     if dim not in sizes:
         _warn_of_size(dim, [*sizes, d] if len(sizes) else [])
     return shorten(vectors, dim), None if queries is None else shorten(queries, dim)
-
-
-def _warn_of_size(dim, trained):
-    only = f', only of {",".join(map(str, trained))}' if trained else ''
-    warn(
-        f'index.dim is {dim}, and the model was not trained for vectors of that size{only}: '
-        'it will find less than it could. See what evaluation says of sizes, '
-        'train with it in train.matryoshka, or leave index.dim out.'
-    )
 
 # %% ../nbs/05_index.ipynb #0f79c8af
 def exact_search(

@@ -80,7 +80,7 @@ def division_answers(
         state.save(force=True)
     return _each(state.done[key], _as_answers)
 
-# %% ../nbs/02i_judging.ipynb #64eebe44
+# %% ../nbs/02i_judging.ipynb #0b0a86e0
 enough_queries = 100  # to judge by
 enough_products = 20
 most_divisions = 7
@@ -89,7 +89,7 @@ most_divisions = 7
 def _enough(asked, products):
     return len(asked) >= enough_queries and len(np.unique(products[asked])) >= enough_products
 
-
+# %% ../nbs/02i_judging.ipynb #96d13609
 def _joined_kinds(parts):  # kind -> Answers
     "Answers of several divisions, kind by kind"
     kinds = {}
@@ -98,7 +98,7 @@ def _joined_kinds(parts):  # kind -> Answers
             kinds.setdefault(kind, []).append(answers)
     return {kind: joined(found) for kind, found in kinds.items()}
 
-
+# %% ../nbs/02i_judging.ipynb #64eebe44
 def held_out_answers(
     job: Job,
     outer: Validation,  # the first division

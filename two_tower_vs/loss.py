@@ -147,7 +147,7 @@ def prefixes(
         )
     return [*(F.normalize(x.float()[:, :n], dim=-1) for n in sorted({*dims} - {d})), x]
 
-
+# %% ../nbs/02_loss.ipynb #9ec21c55
 def matryoshka(
     loss,  # one of losses
     dims,  # widths of the prefixes, in columns; the full width is always there

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, squeezed
 
 # %% ../nbs/04d_rows.ipynb #0f45960a
 def _sign_patterns(d):  # float32 (d, 4)
@@ -68,9 +68,8 @@ def load_rows(
         if 'sketch' in found and not np.isfinite(found['sketch']).all():
             raise ValueError('not a number')
     except Exception as e:
-        reason = ' '.join(str(e).split()) or type(e).__name__
+        reason = squeezed(e) or type(e).__name__
         raise InputError(
-            f'{file} is not what belongs to this index: {reason[:120]}. '
-            'Make it anew with --stage index.'
+            f'{file} is not what belongs to this index: {reason}. Make it anew with --stage index.'
         ) from e
     return found

@@ -35,7 +35,7 @@ def components(
     labels = connected_components(csr_array(links, shape=(count, count)), directed=False)[1]
     return pd.factorize(labels[nodes[:rows]])[0]
 
-
+# %% ../nbs/02_statistics.ipynb #f7b664d7
 def query_clusters(
     queries,  # query of each row (n,)
     answers,  # the right answer of each row (n,)
@@ -157,7 +157,7 @@ class Sample:
     clusters: np.ndarray  # product of each query (n,), numbered from 0
     weight: np.ndarray  # (n,)
 
-
+# %% ../nbs/02_statistics.ipynb #f0315c5c
 def checked_sample(x, clusters, weight, low, high) -> Sample:
     "Raise `InputError` for values, products or weights that cannot be."
     values = np.asarray(x, dtype=np.float64)

@@ -101,7 +101,7 @@ def _accelerator(device, finetune_epochs):
     accelerator.wait_for_everyone()
     return accelerator
 
-
+# %% ../nbs/02g_steps.ipynb #c9e7a1b3
 def make_job(
     model: TwoTower,
     features: PairFeatures,
@@ -138,7 +138,7 @@ def held_out(job: Job, number: int, rows: np.ndarray = None) -> Validation:
         job.series,
     )
 
-
+# %% ../nbs/02g_steps.ipynb #f948681c
 def objective(job: Job) -> Objective:
     "A new objective, with the temperature at its start."
     options = job.options
@@ -207,7 +207,7 @@ def _locked(job):
     "Does the candidates' backbone stay as it is?"
     return job.options['tuning']['towers'] == 'query'
 
-
+# %% ../nbs/02g_steps.ipynb #87d0a6d5
 def _picture_batches(job, rows):
     return PictureBatches(
         job.model,
@@ -244,6 +244,18 @@ def _tuning_plan(job, stop, patience):
         progress=job.options['progress'],
     )
 
+# %% ../nbs/02g_steps.ipynb #8c9da27b
+def _start_from_main(job):
+    everything = [*head_params(job.model), *backbone_params(job.model)]
+    put(everything, from_main(copied(everything), job.accelerator))
+
+
+def _too_little_memory(chunk):
+    return InputError(
+        'The GPU has too little memory for this batch. Lower '
+        f'finetune.chunk (now {chunk}) or take a smaller backbone.'
+    )
+
 # %% ../nbs/02g_steps.ipynb #52f4b329
 def tune(
     job: Job,
@@ -257,23 +269,19 @@ def tune(
     loss = objective(job)
     learner = _picture_batches(job, rows)
     groups = _tuning_groups(job)
-    everything = [*head_params(job.model), *backbone_params(job.model)]
-    put(everything, from_main(copied(everything), job.accelerator))
+    _start_from_main(job)
     job.model.to(memory_format=torch.channels_last)
     try:
         learner.precision = _precision(job, learner, rows[: tuning['batch_size']], loss)
         plan = _tuning_plan(job, stop, tuning['patience'] if validate else None)
         return run_phase(name, Trainer(groups, learner, loss, plan), rows, job.state, validate)
     except torch.OutOfMemoryError as error:
-        raise InputError(
-            'The GPU has too little memory for this batch. Lower '
-            f'finetune.chunk (now {tuning["chunk"]}) or take a smaller backbone.'
-        ) from error
+        raise _too_little_memory(tuning['chunk']) from error
     finally:
         for param in backbone_params(job.model):
             param.requires_grad_(True)
 
-
+# %% ../nbs/02g_steps.ipynb #78554acb
 def tuned_answers(job: Job, held: Validation) -> dict:  # kind -> Answers
     "Answers of the whole towers, as they are now."
     locked = job.features.cands[0] if _locked(job) else None

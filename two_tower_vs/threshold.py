@@ -103,6 +103,35 @@ def _allowed_places(answers, precision, error):
             allowed[int(at)] = bound
     return allowed
 
+# %% ../nbs/02_threshold.ipynb #49553d42
+def _strangers(wrong_score):  # what queries without an answer would find
+    return np.nan_to_num(np.asarray(wrong_score, dtype=np.float64), nan=-np.inf)
+
+
+def _check_scores(score, strangers, count):
+    if not len(score) == len(strangers) == count or not np.isfinite(score).all():
+        raise InputError('The scores of first hits must be numbers, one for each query.')
+
+
+def _ranked(score, sample, weight):  # _RankedAnswers
+    order = np.argsort(-score, kind='stable')
+    return _RankedAnswers(
+        score[order], sample.values[order, 0], sample.clusters[order], weight[order]
+    )
+
+# %% ../nbs/02_threshold.ipynb #a65d31a0
+def _at_place(answers, place, bound, precision, refused):  # Threshold
+    coverage = float(answers.weight[: place + 1].sum().round(12))
+    score = float(answers.scores[place])
+    refused = float(refused.round(12))
+    return Threshold(score, precision, bound, coverage, refused, len(answers.scores))
+
+
+def _decided_rightly(answers, place, refused, absent):
+    "Share of queries that are decided rightly, if a share `absent` has no answer"
+    right = answers.weight[: place + 1] @ answers.right[: place + 1]
+    return (1 - absent) * right + absent * refused
+
 # %% ../nbs/02_threshold.ipynb #a4c0c663
 def threshold(
     score,  # of the first hit of each query (n,)
@@ -117,35 +146,17 @@ def threshold(
     "The threshold that decides most queries rightly, of those that keep the promise."
     sample = checked_sample(np.asarray(right, dtype=np.float64), clusters, weight, 0, 1)
     score = np.asarray(score, dtype=np.float64)
-    strangers = np.nan_to_num(np.asarray(wrong_score, dtype=np.float64), nan=-np.inf)
-    if not len(score) == len(strangers) == len(sample.values) or not np.isfinite(score).all():
-        raise InputError('The scores of first hits must be numbers, one for each query.')
+    strangers = _strangers(wrong_score)
+    _check_scores(score, strangers, len(sample.values))
     weight = sample.weight / sample.weight.sum()
-    order = np.argsort(-score, kind='stable')
-    answers = _RankedAnswers(
-        score[order], sample.values[order, 0], sample.clusters[order], weight[order]
-    )
+    answers = _ranked(score, sample, weight)
     best = None
     most = -1.0
     for place, bound in sorted(_allowed_places(answers, precision, 1 - confidence).items()):
-        found = _at_place(
-            answers, place, bound, precision, weight @ (strangers < answers.scores[place])
-        )
+        refused = weight @ (strangers < answers.scores[place])
+        found = _at_place(answers, place, bound, precision, refused)
         decided = _decided_rightly(answers, place, found.refused, absent)
         if decided >= most - 1e-9:
             best = found
             most = decided
     return best
-
-
-def _at_place(answers, place, bound, precision, refused):  # Threshold
-    coverage = float(answers.weight[: place + 1].sum().round(12))
-    score = float(answers.scores[place])
-    refused = float(refused.round(12))
-    return Threshold(score, precision, bound, coverage, refused, len(answers.scores))
-
-
-def _decided_rightly(answers, place, refused, absent):
-    "Share of queries that are decided rightly, if a share `absent` has no answer"
-    right = answers.weight[: place + 1] @ answers.right[: place + 1]
-    return (1 - absent) * right + absent * refused

@@ -161,6 +161,21 @@ def _what_to_keep(job, judgement, answers, held):  # trained, plain or centred
     }
     return judge(models, held.weight, held.product, job.options['metric']).baseline
 
+# %% ../nbs/03_train.ipynb #3f599b20
+def _training_info(match, matryoshka, choice, validation, kept):  # as model.json has it
+    return dict(
+        match=match,
+        matryoshka=matryoshka,
+        chosen=asdict(choice),
+        validation=validation,
+        promoted=kept == 'trained',
+        kept=kept,
+    )
+
+# %% ../nbs/03_train.ipynb #10f31b5d
+def _history(job, untrained):
+    return pd.DataFrame([{'phase': 'untrained', 'epoch': 0, **untrained}, *job.state.history])
+
 # %% ../nbs/03_train.ipynb #c66cee89
 def _judged_training(job: Job, outer: Validation) -> Training:
     "Choose, judge, and train again with all pairs"
@@ -185,21 +200,6 @@ def _judged_training(job: Job, outer: Validation) -> Training:
     )
     history = _history(job, untrained)
     return Training(history, untrained, trained, judgement, asdict(choice), kept)
-
-
-def _training_info(match, matryoshka, choice, validation, kept):  # as model.json has it
-    return dict(
-        match=match,
-        matryoshka=matryoshka,
-        chosen=asdict(choice),
-        validation=validation,
-        promoted=kept == 'trained',
-        kept=kept,
-    )
-
-
-def _history(job, untrained):
-    return pd.DataFrame([{'phase': 'untrained', 'epoch': 0, **untrained}, *job.state.history])
 
 # %% ../nbs/03_train.ipynb #ea14ba18
 def _unjudged_training(job: Job) -> Training:
