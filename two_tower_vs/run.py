@@ -55,11 +55,11 @@ def _set_flags(cfg, section, **flags):
             refuse_outside(f'--{name}', value, bounds[name])
         cfg[section][name] = value
 
-# %% ../nbs/09b_run.ipynb #9ddb80a1
+
 def _picked(settings, *names):
     return {name: settings[name] for name in names if name in settings}
 
-
+# %% ../nbs/09b_run.ipynb #9ddb80a1
 class Settings:
     "What a config file and the flags say, with paths from the config's own folder."
 
