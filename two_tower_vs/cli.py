@@ -13,19 +13,22 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import wraps
 from pathlib import Path
 
 import two_tower_vs
+from .errors import InputError
+from .files import disk_refusals
 from .lock import clear_up, only_run
 from .run import Run
 from .stages import demo_stage, init_stage, stages
 
 # %% ../nbs/09_cli.ipynb #c0f37444
 about = (
-    "Bring pairs of pictures, get a search engine tuned to them: two trained towers, an honest Recall@K, "
-    "a FAISS index, answers in milliseconds."
+    'Bring pairs of pictures, get a search engine tuned to them: two trained towers, '
+    'an honest Recall@K, a FAISS index, answers in milliseconds.'
 )
 examples = """stages:
   demo    make ./demo from real pictures and run everything on it: start here
@@ -53,49 +56,80 @@ anything else."""
 # %% ../nbs/09_cli.ipynb #a499eebe
 def parser() -> argparse.ArgumentParser:
     "The flags; all other settings live in the config file."
-    p = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         'two_tower_vs',
         description=about,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument(
+    _add_run_flags(flags)
+    _add_picture_flags(flags)
+    flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
+    flags.add_argument(
+        '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
+    )
+    flags.add_argument('--port', type=int, metavar='N', help='port for serve (default: 8000)')
+    flags.add_argument('--version', action='version', version=two_tower_vs.__version__)
+    return flags
+
+# %% ../nbs/09_cli.ipynb #50b5fb8d
+def _add_run_flags(flags):
+    flags.add_argument(
         '--stage',
         required=True,
         choices=['demo', 'init', *stages],
         metavar='STAGE',
-        help='what to do: demo, init, check, train, eval, index, query, report, export, serve or all',
+        help='what to do: demo, init, check, train, eval, index, query, report, export, serve '
+        'or all',
     )
-    p.add_argument(
+    flags.add_argument(
         '--config',
         default='config.yaml',
         metavar='FILE',
         help='settings; paths in it start from its folder (default: config.yaml)',
     )
-    p.add_argument(
+    flags.add_argument(
         '--k',
         type=int,
         nargs='+',
         metavar='K',
         help='lengths of the hit list for eval (default: 1 5 10)',
     )
-    p.add_argument('--image', nargs='+', metavar='PATH', help='pictures or folders to search with')
-    p.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
-    p.add_argument(
+
+# %% ../nbs/09_cli.ipynb #dd8c005e
+def _add_picture_flags(flags):
+    flags.add_argument(
+        '--image', nargs='+', metavar='PATH', help='pictures or folders to search with'
+    )
+    flags.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
+    flags.add_argument(
         '--layout',
         default='auto',
         choices=['auto', 'classes', 'names', 'augment'],
         metavar='LAYOUT',
-        help='for init: what makes pairs, classes (folders), names, augment (edited copies) or auto (default)',
+        help='for init: what makes pairs, classes (folders), names, augment (edited copies) '
+        'or auto (default)',
     )
-    p.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
-    p.add_argument(
-        '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
-    )
-    p.add_argument('--port', type=int, metavar='N', help='port for serve (default: 8000)')
-    p.add_argument('--version', action='version', version=two_tower_vs.__version__)
-    return p
+
+# %% ../nbs/09_cli.ipynb #0db99511
+def _plain(text):
+    "In one line, without what would command a terminal: both may stand in a file's name"
+    odd = '[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
+    return re.sub(odd, lambda m: ascii(m[0])[1:-1], str(text))
+
+# %% ../nbs/09_cli.ipynb #ce1fcfed
+def _warn_once():
+    "Our own warnings, one line each, once"
+    ours = str(Path(two_tower_vs.__file__).parent), '<'  # '<': a notebook's cell
+    shown = set()
+
+    def show(message, category, filename, *args, **options):
+        if filename.startswith(ours) and str(message) not in shown:
+            shown.add(str(message))
+            print(f'warning: {_plain(message)}', file=sys.stderr)
+
+    return show
 
 # %% ../nbs/09_cli.ipynb #c4a50002
 class _Heard:
@@ -119,33 +153,26 @@ class _Heard:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.f.fileno())
 
+# %% ../nbs/09_cli.ipynb #e9ab4f4e
+def _refused(error):
+    "(exit status, line) for what the machine refuses; None for a mistake of ours"
+    if isinstance(error, KeyboardInterrupt):
+        return 1, 'interrupted; the same command goes on where it was.'
+    if isinstance(error, OSError) and error.errno in disk_refusals:
+        file = error.filename or 'a file'
+        reason = f'{file} can not be used ({error.strerror})'
+        return 2, f'{reason}. Change that, then give the same command again.'
+    # PyTorch has no class for it
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and 'alloc' in str(error):
+        remedy = 'Lower embed.batch_size and train.batch_size, or set train.views to 0.'
+        return 2, f'the memory is not enough. {remedy}'
+    return None
 
+# %% ../nbs/09_cli.ipynb #c4a50003
 def _interrupt(*args):
     raise KeyboardInterrupt
 
 
-def _refused(e):
-    "(exit status, line) for what the machine refuses; None for a mistake of ours"
-    if isinstance(e, KeyboardInterrupt):
-        return 1, 'interrupted; the same command goes on where it was.'
-    if isinstance(e, OSError):
-        from two_tower_vs.answers import refusals
-
-        return (
-            None
-            if e.errno not in refusals
-            else (
-                2,
-                f'{e.filename or "a file"} can not be used ({e.strerror}). Change that, then give the same command again.',
-            )
-        )
-    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and 'alloc' in str(e):
-        return (  # PyTorch has no class for it
-            2,
-            'the memory is not enough. Lower embed.batch_size and train.batch_size, or set train.views to 0.',
-        )
-
-# %% ../nbs/09_cli.ipynb #c4a50003
 def _steady(f):
     @wraps(f)
     def run(*args):
@@ -154,11 +181,11 @@ def _steady(f):
         with redirect_stdout(_Heard(sys.stdout)), redirect_stderr(_Heard(sys.stderr)):
             try:
                 return f(*args)
-            except BaseException as e:
-                if not (said := _refused(e)):
+            except BaseException as error:
+                if not (refused := _refused(error)):
                     raise
-                print(f'two_tower_vs: {said[1]}', file=sys.stderr)
-                return said[0]
+                print(f'two_tower_vs: {_plain(refused[1])}', file=sys.stderr)
+                return refused[0]
             finally:
                 sys.stdout.flush()
                 if main:
@@ -166,60 +193,48 @@ def _steady(f):
 
     return run
 
+# %% ../nbs/09_cli.ipynb #aaea7100
+def _set_streams(silent):
+    if silent:
+        sys.stdout = open(os.devnull, 'w')
+    for stream in (sys.stdout, sys.stderr):  # a name may hold what the terminal can't show
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    warnings.showwarning = (lambda *args, **options: None) if silent else _warn_once()
+
+# %% ../nbs/09_cli.ipynb #ff39e3d5
+def _run_stage(args, helper):
+    "Run one stage of a config file. Raises `InputError`."
+    run = Run(args.config, args.k, args.image, args.topk, args.host, args.port)
+    reads = args.stage in ('query', 'serve')
+    if reads:
+        clear_up(run.out)
+    try:
+        with nullcontext() if helper or reads else only_run(run.out):
+            stages[args.stage](run)
+    except InputError as error:
+        if hasattr(error, 'rows'):
+            with suppress(OSError):
+                run.record_bad(error.rows, *error.rows.file.unique())
+        raise
+
 # %% ../nbs/09_cli.ipynb #a40b730e
 @_steady
 def main(argv=None) -> int:  # exit status
     "Run one stage."
     args = parser().parse_args(argv)
-    t = time.perf_counter()
-    # Of torchrun: it trains too, but says and writes nothing
-    helper = os.environ.get('RANK', '0') != '0'
-    if helper:
-        if args.stage not in ('train', 'all'):
-            return 0
-        sys.stdout = open(os.devnull, 'w')
-    for s in (sys.stdout, sys.stderr):  # a name may hold what the terminal can't show
-        if hasattr(s, 'reconfigure'):
-            s.reconfigure(errors='backslashreplace')
-    import warnings
-
-    from two_tower_vs.errors import InputError
-
-    warnings.showwarning = (lambda *a, **kw: None) if helper else _warn_once(set())
-    r = None
+    start = time.perf_counter()
+    helper = os.environ.get('RANK', '0') != '0'  # of torchrun
+    if helper and args.stage not in ('train', 'all'):
+        return 0
+    _set_streams(silent=helper)
     try:
         if args.stage in ('demo', 'init'):
             (demo_stage if args.stage == 'demo' else init_stage)(args)
         else:
-            r = Run(args.config, args.k, args.image, args.topk, args.host, args.port)
-            reads = args.stage in ('query', 'serve')
-            if reads:
-                clear_up(r.out)
-            with nullcontext() if helper or reads else only_run(r.out):
-                stages[args.stage](r)
-    except InputError as e:
-        with suppress(OSError):
-            if r and hasattr(e, 'rows'):
-                r.record_bad(e.rows, *e.rows.file.unique())
-        print(f'two_tower_vs: {_plain(e)}', file=sys.stderr)
+            _run_stage(args, helper)
+    except InputError as error:
+        print(f'two_tower_vs: {_plain(error)}', file=sys.stderr)
         return 2
-    print(f'{args.stage}: done in {time.perf_counter() - t:.1f} s')
+    print(f'{args.stage}: done in {time.perf_counter() - start:.1f} s')
     return 0
-
-# %% ../nbs/09_cli.ipynb #349c28e9
-def _plain(text):
-    "In one line, without what would command a terminal: both may stand in a file's name"
-    odd = '[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
-    return re.sub(odd, lambda m: ascii(m[0])[1:-1], str(text))
-
-
-def _warn_once(said):
-    "Our own warnings, one line each, once"
-    ours = str(Path(two_tower_vs.__file__).parent), '<'  # '<': a notebook's cell
-
-    def show(message, category, filename, *a, **kw):
-        if filename.startswith(ours) and str(message) not in said:
-            said.add(str(message))
-            print(f'warning: {_plain(message)}', file=sys.stderr)
-
-    return show

@@ -131,7 +131,7 @@ def _texts(where, value):
         bad_setting(where, problem)
     return tuple(texts)
 
-
+# %% ../nbs/09_config.ipynb #c4d359f9
 def _checked_section(path, name, values, known):
     if not isinstance(values, dict):
         problem = f'{name} should hold keys, as in {name}: {{{next(iter(known))}: …}}'
@@ -183,7 +183,7 @@ def _parsed(path):
         bad_setting(path, 'it should hold sections such as data: and train:')
     return content
 
-
+# %% ../nbs/09_config.ipynb #4b325e85
 def read_config(
     path,  # a YAML file
 ) -> dict:  # section -> {key: value}, with out and seed; all sections are there

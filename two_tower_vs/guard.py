@@ -48,7 +48,7 @@ async def _read_rest(receive):
         if message['type'] != 'http.request' or not message.get('more_body'):
             return
 
-
+# %% ../nbs/07l_guard.ipynb #e24da66c
 class _Outgoing:
     "An answer on its way: with the headers of all answers, and without a body for HEAD"
 

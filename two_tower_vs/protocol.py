@@ -23,7 +23,7 @@ def _set_options(sock):
     if unsent_limit:
         sock.setsockopt(socket.IPPROTO_TCP, unsent_limit, 2**16)
 
-
+# %% ../nbs/07n_protocol.ipynb #1ec25260
 def listening_socket(
     host: str,
     port: int,  # 0: any that is free

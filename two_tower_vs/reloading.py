@@ -165,7 +165,7 @@ def _load(self: Site):
     version = _version(searcher.index.manifest, queries)
     return Served(searcher, Gallery(version, searcher.index.paths, queries))
 
-
+# %% ../nbs/07h_reloading.ipynb #82d2c6ac
 @patch
 def _same_model(self: Site):
     "A searcher with the engine in use and the new index, where the model is still the same"

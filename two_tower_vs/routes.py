@@ -101,7 +101,7 @@ async def _search_known(site, number, query, version, topk):
         answer = as_example(now, query, answer)
     return json_answer(answer)
 
-
+# %% ../nbs/07m_routes.ipynb #9adf36f2
 def _add_search_again(app, site, default_topk):
     @app.get(
         '/search',
@@ -136,7 +136,7 @@ _picture_route = dict(
     },
 )
 
-
+# %% ../nbs/07m_routes.ipynb #a5545c0a
 def _known_tag(request):
     return request.headers.get('if-none-match')
 
@@ -199,7 +199,7 @@ def _health(site, topk):
         max_upload_megapixels=site.limits.max_upload_megapixels,
     )
 
-
+# %% ../nbs/07m_routes.ipynb #a17cb91c
 def _add_health(app, site, topk):
     @app.get(
         '/health',
@@ -220,7 +220,7 @@ _prometheus_text = {
     'content': {'text/plain': {'schema': {'type': 'string'}}},
 }
 
-
+# %% ../nbs/07m_routes.ipynb #54cfef6f
 def _add_numbers(app, site):
     @app.get(
         '/stats',

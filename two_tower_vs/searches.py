@@ -98,7 +98,7 @@ async def _found(site, searcher, pixels, topk):
     except InputError as e:
         raise Refusal(503, 'no memory', str(e)) from e
 
-
+# %% ../nbs/07k_searches.ipynb #6a4686b2
 async def search(
     site,
     source,  # the bytes of a picture, or a function that reads them
@@ -115,7 +115,7 @@ async def search(
     site.measures.searched(ms, found.batch)
     return now, _answer(now, found, upload.content, ms)
 
-
+# %% ../nbs/07k_searches.ipynb #89138a66
 def _answer(now, found, content, ms):
     answer = dict(
         hits=_hits(now, found, content),

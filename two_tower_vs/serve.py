@@ -81,7 +81,7 @@ _about = (
     '`{"error":{"status":…,"reason":…,"detail":…}}`. HEAD is answered wherever GET is.'
 )
 
-
+# %% ../nbs/08_serve.ipynb #caed9093
 def _app_of(site, topk, every=1):
     from fastapi import FastAPI, Security
     from fastapi.security import HTTPBearer
@@ -119,7 +119,7 @@ _ranges = dict(
     per_address=whole(0, 100_000),
 )
 
-
+# %% ../nbs/08_serve.ipynb #7925e88a
 @bounded(**_ranges)
 def make_app(
     out,  # the folder that a run left behind: model/, index/, per_query.csv

@@ -13,13 +13,7 @@ import sys
 from .config import bad_setting
 from .lock import only_run
 from .run import Run
-from two_tower_vs.summaries import (
-    evaluation_details,
-    indented,
-    interval_unit,
-    training_summary,
-    tried_table,
-)
+from .summaries import evaluation_details, indented, training_summary, tried_table
 
 # %% ../nbs/09d_stages.ipynb #1171f380
 def check_stage(run: Run):
@@ -44,7 +38,7 @@ def check_stage(run: Run):
     print(_check_summary(run, found, len(tables)))
     _stop_at_errors(run, found)
 
-
+# %% ../nbs/09d_stages.ipynb #366ea401
 def _readers():
     from two_tower_vs.data import read_candidates, read_gt, read_pairs
 
@@ -68,7 +62,7 @@ def _tables_to_check(run, names):
         )
     return tables
 
-
+# %% ../nbs/09d_stages.ipynb #5acb3656
 def _is_strict(run, name):
     "Is an unreadable picture of this table an error?"
     return run.on_bad('skip' if name == 'candidates' else 'error') == 'error'
@@ -82,7 +76,7 @@ def _record_unreadable(run, tables, found):
         file = run.file(name)
         run.record_bad(bad_rows(paths, found.bad, file), file)
 
-
+# %% ../nbs/09d_stages.ipynb #4ac4e980
 def _check_summary(run, found, count):
     totals = found.json()
     words = []
@@ -95,7 +89,7 @@ def _check_summary(run, found, count):
     files = f'{run.out}/check.csv has all rows, check.png some pictures'
     return f'{line}; {files}\n{indented(found.table(), index=False)}'
 
-
+# %% ../nbs/09d_stages.ipynb #e32ad67c
 def _stop_at_errors(run, found):
     "Raise `InputError` with the first error and how many more there are"
     from two_tower_vs.errors import InputError
@@ -118,31 +112,45 @@ def _stop_at_errors(run, found):
 
 # %% ../nbs/09d_stages.ipynb #132261fd
 def train_stage(run: Run):
-    from two_tower_vs.data import read_paths
-    from two_tower_vs.files import replacing
+    "Train on `pairs.csv`, and write the model and its history. Raises `InputError`."
     from two_tower_vs.model import TwoTower
-    from two_tower_vs.saving import save_model
-    from two_tower_vs.sheet import write_csv
     from two_tower_vs.state import main_process
+
+    candidates = _candidate_paths(run)
+    print(_training_size(run.pairs))
+    model = TwoTower(**run.cfg['model'], seed=run.seed, background=run.data.background)
+    training = _trained(run, model, candidates)
+    if not main_process():
+        sys.exit()  # a helper's work is done
+    _save_training(run, model, training)
+    print(training_summary(training))
+
+# %% ../nbs/09d_stages.ipynb #2a4250e9
+def _candidate_paths(run):
+    "The catalogue's pictures; None where there is no table of them"
+    from two_tower_vs.data import read_paths
+
+    file = run.file('candidates')
+    return read_paths(file, ['cand_path'], run.root).cand_path if file.exists() else None
+
+
+def _training_size(pairs):
+    return (
+        f'train: {len(pairs):,} pairs of {pairs.query_path.nunique():,} queries '
+        f'and {pairs.cand_path.nunique():,} candidates'
+    )
+
+# %% ../nbs/09d_stages.ipynb #d57f1758
+def _trained(run, model, candidates):
     from two_tower_vs.train import train
 
-    cands = (
-        read_paths(run.file('candidates'), ['cand_path'], run.root).cand_path
-        if run.file('candidates').exists()
-        else None
-    )
-    print(
-        f'train: {len(run.pairs):,} pairs of {run.pairs.query_path.nunique():,} queries '
-        f'and {run.pairs.cand_path.nunique():,} candidates'
-    )
-    model = TwoTower(**run.cfg['model'], seed=run.seed, background=run.data.background)
-    t = train(
+    return train(
         model,
         run.pairs,
         run.root,
         run.cache,
         run.out / 'train',
-        candidates=cands,
+        candidates=candidates,
         on_bad=run.on_bad('error'),
         name=run.file('pairs'),
         seed=run.seed,
@@ -150,30 +158,39 @@ def train_stage(run: Run):
         tuning=run.cfg['finetune'],
         **run.cfg['train'],
     )
-    if not main_process():
-        sys.exit()  # a helper's work is done
-    run.record_bad(t.bad, run.file('pairs'))
+
+# %% ../nbs/09d_stages.ipynb #b4da1b57
+def _save_training(run, model, training):
+    from two_tower_vs.files import replacing
+    from two_tower_vs.saving import save_model
+    from two_tower_vs.sheet import write_csv
+
+    run.record_bad(training.bad, run.file('pairs'))
     save_model(model, run.out / 'model')
-    with replacing(run.out / 'train/history.csv') as (f,):
-        write_csv(t.history, f)
-    t.state.clear()
-    print(training_summary(t))
+    with replacing(run.out / 'train/history.csv') as (file,):
+        write_csv(training.history, file)
+    training.state.clear()
 
 # %% ../nbs/09d_stages.ipynb #9e69b0ba
 def eval_stage(run: Run):
-    from two_tower_vs.eval import evaluate, save_evaluation
-    from two_tower_vs.failures import show_changes, show_worst
-    from two_tower_vs.files import replacing
+    "Measure the model with `query_gt.csv`. Raises `InputError`."
+    from two_tower_vs.eval import save_evaluation
     from two_tower_vs.saving import load_model
 
     model = load_model(run.out / 'model')
     _same_settings(run, model)
+    evaluation = _evaluated(run, model)
+    save_evaluation(evaluation, run.out)
+    _save_sheets(run, evaluation)
+    print(_evaluation_summary(evaluation))
+
+# %% ../nbs/09d_stages.ipynb #4708e7ec
+def _evaluated(run, model):
+    from two_tower_vs.eval import evaluate
+
     names = (run.file('query_gt'), run.file('candidates'))
-    leaked = ()
-    if run.file('pairs').exists():
-        leaked = run.leaked.query_path
-        _say_leaked(run)
-    e = evaluate(
+    leaked = _leaked_queries(run)
+    evaluation = evaluate(
         model,
         run.gt,
         run.candidates,
@@ -185,15 +202,36 @@ def eval_stage(run: Run):
         embedding=run.embedding,
         **run.cfg['eval'],
     )
-    e.metrics['model_sha256'] = model.sha256  # so that a report can tell whose they are
-    run.record_bad(e.bad, *names)
-    save_evaluation(e, run.out)
+    evaluation.metrics['model_sha256'] = model.sha256
+    run.record_bad(evaluation.bad, *names)
+    return evaluation
+
+
+def _leaked_queries(run):
+    if not run.file('pairs').exists():
+        return ()
+    leaked = run.leaked.query_path
+    _say_leaked(run)
+    return leaked
+
+# %% ../nbs/09d_stages.ipynb #6ac6f7a0
+def _save_sheets(run, evaluation):
+    from two_tower_vs.failures import show_changes, show_worst
+    from two_tower_vs.files import replacing
+
     for show, file in ((show_worst, 'worst.png'), (show_changes, 'changes.png')):
-        with replacing(run.out / file) as (t,):
-            show(e, run.gt, run.root, cell=1.6, colors=0).save(t)
-    print(
-        f'eval: {e.metrics["queries"]:,} queries among {e.metrics["candidates"]:,} candidates; '
-        f'percent ({interval_unit(e.metrics)})\n{indented(e.table())}\n{evaluation_details(e)}'
+        with replacing(run.out / file) as (target,):
+            show(evaluation, run.gt, run.root, cell=1.6, colors=0).save(target)
+
+
+def _evaluation_summary(evaluation):
+    from two_tower_vs.outcome import interval_unit
+
+    metrics = evaluation.metrics
+    return (
+        f'eval: {metrics["queries"]:,} queries among {metrics["candidates"]:,} candidates; '
+        f'percent ({interval_unit(metrics)})\n'
+        f'{indented(evaluation.table())}\n{evaluation_details(evaluation)}'
     )
 
 # %% ../nbs/09d_stages.ipynb #5fc19d58
@@ -215,31 +253,41 @@ def _same_settings(run, model):
             'It is used as it is; train anew to use those of the config.'
         )
 
-
+# %% ../nbs/09d_stages.ipynb #2107d1da
 def _say_leaked(run):
     from warnings import warn
 
-    n = len(run.leaked)
-    of = run.gt.query_path.nunique()
-    how = run.leaked.how.str.split(' [(]', regex=True).str[0].value_counts()
-    if n:
-        warn(
-            f'{n} of {of} evaluation queries also stand in the training pairs '
-            f'({", ".join(f"{k} {h}" for h, k in how.items())}): '
-            'on these, recall measures memory, not search. '
-            'See what is left without them.'
-        )
+    if run.leaked.empty:
+        return
+    ways = run.leaked.how.str.split(' [(]', regex=True).str[0].value_counts()
+    counts = ', '.join(f'{count} {way}' for way, count in ways.items())
+    warn(
+        f'{len(run.leaked)} of {run.gt.query_path.nunique()} evaluation queries also stand in '
+        f'the training pairs ({counts}): on these, recall measures memory, not search. '
+        'See what is left without them.'
+    )
 
 # %% ../nbs/09d_stages.ipynb #c6ad6c78
 def index_stage(run: Run):
+    "Build the index of `candidates.csv`, or bring it up to date. Raises `InputError`."
     from two_tower_vs.bundle import edited, save_index
-    from two_tower_vs.data import bad_rows, drop_bad
-    from two_tower_vs.embed import embed
     from two_tower_vs.saving import load_model
 
     model = load_model(run.out / 'model')
     _same_settings(run, model)
-    c = embed(
+    index, done = _updated(run, model, _catalogue_vectors(run, model))
+    source = run.file('candidates')
+    if done != 'up to date' or edited(index, source):
+        save_index(index, run.out / 'index', source)
+    print(_index_summary(index.manifest, done))
+
+# %% ../nbs/09d_stages.ipynb #0db7ac56
+def _catalogue_vectors(run, model):
+    from two_tower_vs.data import bad_rows, drop_bad
+    from two_tower_vs.embed import embed
+
+    file = run.file('candidates')
+    vectors = embed(
         model.cand,
         run.candidates.cand_path,
         run.root,
@@ -247,46 +295,45 @@ def index_stage(run: Run):
         desc='candidates',
         **run.embedding,
     )
-    run.record_bad(bad_rows(run.candidates, c.bad, run.file('candidates')), run.file('candidates'))
-    drop_bad(run.candidates, c.bad, run.file('candidates'), run.on_bad('skip'))
-    index, done = _updated(run, model, c)
-    source = run.file('candidates')
-    if done != 'up to date' or edited(index, source):
-        save_index(index, run.out / 'index', source)
-    m = index.manifest
-    a = m['recall_vs_exact']
-    if done.startswith('built') and m['tried']:
-        print(tried_table(m['tried']))
-    print(
-        f'index: {done}; {m["rows"]:,} vectors of {m["dim"]}, '
-        f'{m["kind"]} ({m["factory"]}) {m["search"] or ""}'
-        + (
-            f'; finds {100 * a["value"]:.1f} % of what exact search finds in the first {a["k"]}, '
-            f'on {a["queries"]:,} real queries'
-            if a
-            else ''
-        )
+    run.record_bad(bad_rows(run.candidates, vectors.bad, file), file)
+    drop_bad(run.candidates, vectors.bad, file, run.on_bad('skip'))
+    return vectors
+
+# %% ../nbs/09d_stages.ipynb #2717cd99
+def _index_summary(manifest, done):
+    line = (
+        f'index: {done}; {manifest["rows"]:,} vectors of {manifest["dim"]}, '
+        f'{manifest["kind"]} ({manifest["factory"]}) {manifest["search"] or ""}'
     )
+    agreement = manifest['recall_vs_exact']
+    if agreement:
+        line += (
+            f'; finds {100 * agreement["value"]:.1f} % of what exact search finds in the first '
+            f'{agreement["k"]}, on {agreement["queries"]:,} real queries'
+        )
+    if done.startswith('built') and manifest['tried']:
+        return f'{tried_table(manifest["tried"])}\n{line}'
+    return line
 
 # %% ../nbs/09d_stages.ipynb #f9866910
-def _updated(run, model, cands):
+def _updated(run, model, vectors):
     "(Index, what was done): the one there brought up to date, or a new one"
     from two_tower_vs.bundle import load_index
     from two_tower_vs.errors import InputError
     from two_tower_vs.index import build_index
     from two_tower_vs.update import update_index
 
-    args = cands, model.sha256, _real_queries(run, model)
+    folder = run.out / 'index'
+    args = vectors, model.sha256, _real_queries(run, model)
     options = dict(run.cfg['index'], sizes=model.training_info.get('matryoshka') or ())
     try:
-        old = load_index(run.out / 'index', model.sha256, writable=True)
-    except InputError as e:
-        return build_index(*args, **options), f'built anew ({e})' if (
-            run.out / 'index'
-        ).exists() else 'built'
+        old = load_index(folder, model.sha256, writable=True)
+    except InputError as error:
+        done = f'built anew ({error})' if folder.exists() else 'built'
+        return build_index(*args, **options), done
     return update_index(old, *args, **options)
 
-
+# %% ../nbs/09d_stages.ipynb #df98c0fe
 def _real_queries(run, model, most=1000):
     "Query-tower vectors to tune on; None where there are no queries"
     import numpy as np
@@ -301,32 +348,43 @@ def _real_queries(run, model, most=1000):
 
 # %% ../nbs/09d_stages.ipynb #b80ae533
 def query_stage(run: Run):
-    from warnings import warn
-
+    "Search with the pictures of `--image`. Raises `InputError`."
     from two_tower_vs.ask import query, save_answers
-    from two_tower_vs.bundle import edited
     from two_tower_vs.query import load_searcher
 
     if not run.image:
         bad_setting('--stage query', 'it needs --image: a picture, several, or a folder')
-    s = load_searcher(run.out, max_pixels=run.data.max_pixels, **run.engine)
-    if edited(s.index, run.file('candidates')):
+    searcher = load_searcher(run.out, max_pixels=run.data.max_pixels, **run.engine)
+    _warn_of_edited_table(run, searcher.index)
+    answers = query(searcher, run.image, **run.cfg['query'])
+    save_answers(answers, run.out, run.root)
+    print(_query_summary(run, answers))
+
+# %% ../nbs/09d_stages.ipynb #22164855
+def _warn_of_edited_table(run, index):
+    from warnings import warn
+
+    from two_tower_vs.bundle import edited
+
+    if edited(index, run.file('candidates')):
         warn(
             f'{run.file("candidates")} was changed after the index was made; '
             f'hits come from the list in {run.out}/index. '
             'Run --stage index to bring it up to date.'
         )
-    a = query(s, run.image, **run.cfg['query'])
-    save_answers(a, run.out, run.root)
-    print(
-        f'query: {len(a.hits)} picture{"s" if len(a.hits) > 1 else ""}; '
+
+
+def _query_summary(run, answers):
+    count = len(answers.hits)
+    return (
+        f'query: {count} picture{"s" if count > 1 else ""}; '
         f'{run.out}/query.png shows the hits\n'
-        f'{indented(a.table(), index=False)}\n'
-        f'  one query, in ms ({a.runs} runs, {a.threads} threads, {a.engine}):\n'
-        f'{indented(a.latency.T)}'
+        f'{indented(answers.table(), index=False)}\n'
+        f'  one query, in ms ({answers.runs} runs, {answers.threads} threads, {answers.engine}):\n'
+        f'{indented(answers.latency.T)}'
     )
 
-
+# %% ../nbs/09d_stages.ipynb #5e700347
 def serve_stage(run: Run):
     from two_tower_vs.access import at_config
     from two_tower_vs.serve import serve
@@ -342,7 +400,7 @@ def serve_stage(run: Run):
         **options,
     )
 
-
+# %% ../nbs/09d_stages.ipynb #4a831f89
 def report_stage(run: Run):
     from two_tower_vs.report import report
 
@@ -351,24 +409,23 @@ def report_stage(run: Run):
 
 # %% ../nbs/09d_stages.ipynb #7e38d1a2
 def export_stage(run: Run):
-    from two_tower_vs.data import read_paths
-    from two_tower_vs.export import export
-    from two_tower_vs.model_card import read_metrics
+    "Write vectors, towers and a model card to `out/export`. Raises `InputError`."
     from two_tower_vs.saving import load_model
 
     model = load_model(run.out / 'model')
     _same_settings(run, model)
+    print(_export_summary(run, _exported(run, model)))
 
-    def has(n):
-        return run.file(n).exists()
+# %% ../nbs/09d_stages.ipynb #9ffbbd06
+def _exported(run, model):
+    from two_tower_vs.export import export
+    from two_tower_vs.model_card import read_metrics
 
-    d = export(
+    return export(
         model,
         run.candidates,
-        run.gt.query_path.unique() if has('query_gt') else None,
-        read_paths(run.file('pairs'), ['query_path', 'cand_path'], run.root)
-        if has('pairs')
-        else None,
+        run.gt.query_path.unique() if run.file('query_gt').exists() else None,
+        _pair_paths(run),
         read_metrics(run.out / 'metrics.json', run.out / 'model/model.safetensors'),
         run.root,
         run.out / 'export',
@@ -378,27 +435,39 @@ def export_stage(run: Run):
         on_bad=run.on_bad('skip'),
         **run.cfg['export'],
     )
-    same = (
-        f'; ONNX agrees with PyTorch (cosine {min(a["cosine"] for a in d["onnx"].values()):.4f})'
-        if d['onnx']
-        else ''
+
+
+def _pair_paths(run):
+    from two_tower_vs.data import read_paths
+
+    file = run.file('pairs')
+    return read_paths(file, ['query_path', 'cand_path'], run.root) if file.exists() else None
+
+# %% ../nbs/09d_stages.ipynb #b868fc7b
+def _export_summary(run, made):
+    line = (
+        f'export: {", ".join([*made["files"], "export.json"])} in {run.out}/export; '
+        f'{made["rows"]["candidates"]:,} vectors of {made["dim"]}'
     )
-    print(
-        f'export: {", ".join([*d["files"], "export.json"])} in {run.out}/export; '
-        f'{d["rows"]["candidates"]:,} vectors of {d["dim"]}{same}'
-    )
+    if not made['onnx']:
+        return line
+    cosine = min(tower['cosine'] for tower in made['onnx'].values())
+    return f'{line}; ONNX agrees with PyTorch (cosine {cosine:.4f})'
 
 # %% ../nbs/09d_stages.ipynb #f7ebceef
 def all_stages(run: Run):
+    "Check, train, evaluate, index, query if there is an image, and report."
     from two_tower_vs.state import main_process
 
-    for f in (check_stage, train_stage, eval_stage, index_stage)[not main_process() :]:
-        f(run)
+    if main_process():
+        check_stage(run)
+    for stage in (train_stage, eval_stage, index_stage):
+        stage(run)
     if run.image:
         query_stage(run)
     report_stage(run)
 
-
+# %% ../nbs/09d_stages.ipynb #46d37dee
 def demo_stage(args):
     from two_tower_vs.demo import demo_catalog
 
@@ -412,7 +481,7 @@ def demo_stage(args):
         f'two_tower_vs --config {d}/config.yaml --stage query --image {run.root}/line/1F418.png'
     )
 
-
+# %% ../nbs/09d_stages.ipynb #dfa0b23f
 def init_stage(args):
     from two_tower_vs.init import init
 

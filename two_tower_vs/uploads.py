@@ -35,7 +35,7 @@ def _announces_too_much(request, site):
         return False
     return len(size) > 18 or int(size) > site.limits.upload_bytes
 
-
+# %% ../nbs/07i_uploads.ipynb #0f3ab754
 async def _chunks(request, site):
     "The body, counted"
     if _announces_too_much(request, site):
