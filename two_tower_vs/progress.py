@@ -132,7 +132,7 @@ def _recall_before_and_after(validation):
             parts.append(f'{where} {100 * before[key]:.1f} → {100 * after[key]:.1f} %')
     return ', '.join(parts)
 
-
+# %% ../nbs/07_progress.ipynb #bb9d5cea
 def held_out_part(
     model: dict,  # as model.json
 ) -> dict:  # what the template shows
