@@ -49,7 +49,7 @@ def best_rank(queries, candidates, i, j):
 def model():
     "(queries, candidates, which answers which): query i is near candidate i"
     candidates = named(unit(60))
-    noisy = candidates.vectors[:30] + 0.7 * unit(30, seed=1)
+    noisy = candidates.vectors[:30] + 1.5 * unit(30, seed=1)
     queries = named(noisy / np.linalg.norm(noisy, axis=1, keepdims=True), 'q')
     truth = pd.DataFrame({'query_path': queries.paths, 'gt_cand_path': candidates.paths[:30]})
     return queries, candidates, truth
@@ -233,6 +233,8 @@ def test_ranks_on_the_page_count_the_whole_catalogue(model, tmp_path):
     data = Explorer(candidates, tmp_path, queries, truth, most=40, most_queries=9).data
     asked = [int(name[1:-4]) for name in data['names'][40:]]
     assert len(asked) == 9
+    assert 1 in data['rank']
+    assert max(data['rank']) > 1
     for i, right, rank in zip(asked, data['right'], data['rank'], strict=True):
         assert [data['names'][row] for row in right] == [f'c{i}.png']
         assert rank == best_rank(queries, candidates, i, i)
