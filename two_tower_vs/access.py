@@ -85,9 +85,26 @@ def _is_loopback(host):
     )
 
 # %% ../nbs/07a_access.ipynb #7fbb541d
-_least_token = 16  # characters
+def _token_of_environment(name):
+    token = os.environ.get(name)
+    if token is None:
+        raise InputError(
+            f'serve.token is in the environment variable {name}, and there is none. '
+            'Set it, or leave serve.token out.'
+        )
+    return token
 
 
+def _token_in_file(path):
+    try:
+        return Path(path).expanduser().read_text(encoding='utf-8').strip()
+    except (OSError, ValueError) as e:
+        reason = getattr(e, 'strerror', None) or 'no text'
+        raise InputError(
+            f'serve.token is in the file {path}, which cannot be read ({reason}). Name another one.'
+        ) from None
+
+# %% ../nbs/07a_access.ipynb #ad6056b5
 def read_token(
     source: str,  # the token itself, env:NAME or file:PATH; None: no token
 ) -> str:
@@ -95,33 +112,26 @@ def read_token(
     if source is None:
         return None
     kind, _, place = source.partition(':')
-    token = source
     if kind == 'env':
-        token = os.environ.get(place)
-        if token is None:
-            raise InputError(
-                f'serve.token is in the environment variable {place}, and there is none. Set it, or leave serve.token out.'
-            )
+        return _sound_token(_token_of_environment(place))
     if kind == 'file':
-        try:
-            token = Path(place).expanduser().read_text(encoding='utf-8').strip()
-        except (OSError, ValueError) as e:
-            raise InputError(
-                f'serve.token is in the file {place}, which cannot be read ({getattr(e, "strerror", None) or "no text"}). '
-                'Name another one.'
-            ) from None
-    return _sound_token(token)
+        return _sound_token(_token_in_file(place))
+    return _sound_token(source)
+
+# %% ../nbs/07a_access.ipynb #f1b8f7e4
+_least_token = 16  # characters
 
 
 def _sound_token(token):
     if len(token) < _least_token or not re.fullmatch('[!-~]+', token):
         raise InputError(
-            f'serve.token is not a good one. Use {_least_token} or more letters and digits, without spaces, such as those of: '
+            f'serve.token is not a good one. Use {_least_token} or more letters and digits, '
+            'without spaces, such as those of: '
             'python -c "import secrets; print(secrets.token_urlsafe())"'
         )
     return token
 
-
+# %% ../nbs/07a_access.ipynb #d50e18be
 def at_config(
     source: str,  # as in `read_token`
     folder,  # that holds the config file

@@ -62,7 +62,7 @@ class AnsweredQuery(Query):
 
     answers: list[Answer]
 
-
+# %% ../nbs/07d_answers.ipynb #2ae6a61d
 class SearchAnswer(BaseModel):
     "The hits of a picture."
 

@@ -59,7 +59,7 @@ def _json_hits(path, hits):
         'hits': [{**record, 'score': round(record['score'], 6)} for record in records],
     }
 
-
+# %% ../nbs/06_ask.ipynb #ecb37402
 @dataclass
 class Answers:
     "What queries found."
@@ -103,7 +103,7 @@ def _files_of_folder(folder):
         )
     return sorted(entry for entry in entries if entry.is_file()), below
 
-
+# %% ../nbs/06_ask.ipynb #087da72e
 def image_files(
     paths,  # of files and folders: one, or a list
 ) -> list:
@@ -156,7 +156,7 @@ def _batches(searcher, files, batch_size):
         if good:
             yield good
 
-
+# %% ../nbs/06_ask.ipynb #530c5bf7
 @bounded(topk=whole(1, 1_000_000), runs=whole(1, 100_000), batch_size=whole(1, 4096))
 def query(
     s: Searcher,

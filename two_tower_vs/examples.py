@@ -138,7 +138,7 @@ _card_parts = {  # kind: title, caption of the third picture, its column, words 
     ),
 }
 
-
+# %% ../nbs/07_examples.ipynb #c7e13ff7
 def _query_cards(rows, right, wrong, most=9):
     return [
         dict(
@@ -223,7 +223,7 @@ def _real_search(searcher, root, query, right, topk):
         ],
     )
 
-
+# %% ../nbs/07_examples.ipynb #2444387b
 def _recorded_search(row):
     "What the evaluation found first"
     hit = dict(
@@ -246,7 +246,7 @@ def _searches_in_index(queries, root, truth, searcher, n, topk):
             break
     return searches
 
-
+# %% ../nbs/07_examples.ipynb #df134e3a
 def search_examples(
     queries: pd.DataFrame,  # as per_query.csv
     root: Path,  # the folder that paths start from

@@ -45,7 +45,7 @@ def _possible_format(format):
     )
     return 'npy'
 
-
+# %% ../nbs/06a_export.ipynb #485fc23d
 def _can_write_onnx(model):
     lacking = [name for name in _onnx_packages if not find_spec(name)]
     if lacking:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .charts import time_bars
+from .errors import squeezed
 from .examples import Pictures
 from .latency import latency
 from .query import Searcher
@@ -56,7 +57,7 @@ def _tried_row(tried, manifest):
         chosen=chosen,
     )
 
-
+# %% ../nbs/07_facts.ipynb #fbb4d033
 def index_part(
     manifest: dict,  # as manifest.json
     folder: Path,  # of the index
@@ -134,7 +135,7 @@ def _finding_rows(findings):
         for finding in findings
     ]
 
-
+# %% ../nbs/07_facts.ipynb #80f7f2a7
 def _shown_findings(findings, examples, pictures, most=12):
     "Finding -> its first examples"
     names = [each['finding'] for each in findings if each['finding'] not in _without_pictures]
@@ -170,7 +171,7 @@ def data_part(
         bad=bad,
     )
 
-
+# %% ../nbs/07_facts.ipynb #daf8725d
 def unreadable_part(
     bad: pd.DataFrame,  # as bad_images.csv
     most: int = 20,
@@ -215,7 +216,7 @@ def attribution(root: Path) -> str:  # None where there is none
             text = file.read_bytes()[:4000].decode(errors='replace')
         except OSError:
             continue
-        return shown_name(' '.join(text.split()), 2000)
+        return shown_name(squeezed(text, 4000), 2000)
 
 # %% ../nbs/07_facts.ipynb #48a7ddd3
 _sharing_words = dict(

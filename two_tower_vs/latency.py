@@ -48,7 +48,7 @@ def _step_seconds(searcher, file, topk):
     end = time.perf_counter()
     return decoded - start, embedded - decoded, end - embedded, end - start
 
-
+# %% ../nbs/06_latency.ipynb #3867bbf3
 def latency(
     s: Searcher,
     files: list,  # pictures that can be read; they are taken in turn

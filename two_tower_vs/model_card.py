@@ -36,7 +36,7 @@ def _are_of_model(metrics, file, model_file):
         return metrics['model_sha256'] == file_sha256(model_file)
     return os.stat(file).st_mtime >= os.stat(model_file).st_mtime - 5
 
-
+# %% ../nbs/06a_model_card.ipynb #b1c188eb
 def read_metrics(
     file,  # metrics.json
     model_file,  # model.safetensors
@@ -64,7 +64,7 @@ def _timm_origin(name):
     origin = f'{name}, with the weights of timm; licence: {licence}'
     return origin, getattr(config, 'hf_hub_id', None)
 
-
+# %% ../nbs/06a_model_card.ipynb #1968ebe5
 def weights_origin(
     config: dict,  # of a model
 ) -> tuple:  # (words, Hugging Face's name or None)
@@ -106,7 +106,7 @@ def _model_index(metrics):
     result = dict(task=dict(type='image-retrieval'), metrics=values, dataset=queries)
     return [dict(name='two towers', results=[result])]
 
-
+# %% ../nbs/06a_model_card.ipynb #5d225985
 def _card_header(metrics, hub):
     import yaml
 
@@ -144,7 +144,7 @@ def _figures_words(metrics, columns):
             'hits, unless it is marked as right.'
         )
 
-
+# %% ../nbs/06a_model_card.ipynb #ea982b74
 def _figures(metrics):
     "The table of metrics, and what it shows"
     if not metrics:
@@ -173,7 +173,7 @@ def _score_limits(match):
         )
     return words + '.'
 
-
+# %% ../nbs/06a_model_card.ipynb #5ed8d252
 def _group_limits(name, group):
     metric = next(iter(group['trained']))
     rivals = {'untrained': 'baseline', 'centred': 'centred'}
@@ -294,7 +294,7 @@ def _usage_words(prep, has_onnx, format):
         return _usage.format(size=prep['size'], how=prep['interpolation'].upper())
     return 'Vectors and paths are in `candidates.parquet`.'
 
-
+# %% ../nbs/06a_model_card.ipynb #1d233486
 def model_card(
     model: TwoTower,
     pairs: pd.DataFrame,  # what was trained on; None where it is gone

@@ -95,7 +95,7 @@ def _onnx_vectors(file, pixels):
     parts = np.array_split(pixels, min(2, len(pixels)))
     return np.concatenate([session.run(None, {'pixels': part})[0] for part in parts])
 
-
+# %% ../nbs/06a_onnx_towers.ipynb #9de4f4a6
 def onnx_agreement(
     file,  # an ONNX file
     tower: Tower,  # that it was made of

@@ -49,7 +49,7 @@ def _kept_of_jpeg(marker, content):
         return content.startswith(b'Adobe')
     return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
 
-
+# %% ../nbs/07b_originals.ipynb #f32d68be
 def _clean_jpeg(data):
     turn = _orientation(data)
     parts = [b'\xff\xd8']
@@ -97,7 +97,7 @@ def _png_chunk(name, content):
         + struct.pack('>I', zlib.crc32(name + content))
     )
 
-
+# %% ../nbs/07b_originals.ipynb #fb94e041
 def _clean_png(data):
     turn = _orientation(data)
     parts = [_png_start]
@@ -152,7 +152,7 @@ def _after_pieces(data, at):
 def _table_size(flags):
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
-
+# %% ../nbs/07b_originals.ipynb #5005ca8a
 def _kept_of_gif(extension):
     kind = extension[1]
     if kind == 0xFF:  # an application's
@@ -191,7 +191,7 @@ def _kind(data):
         return 'image/bmp', bytes
     return None, None
 
-
+# %% ../nbs/07b_originals.ipynb #50ff13a9
 def for_browsers(
     data: bytes,
     exact: bool = False,  # is a file that browsers show sent as it is, with its metadata?
@@ -216,7 +216,7 @@ def as_jpeg(image: Image.Image, quality: int = 95) -> tuple:  # (bytes, content 
     Image.fromarray(np.asarray(image)).save(out, 'JPEG', quality=quality)
     return out.getvalue(), 'image/jpeg'
 
-
+# %% ../nbs/07b_originals.ipynb #de704a85
 def is_rewritten(data: bytes) -> bool:
     "Has `for_browsers` to decode this file?"
     return _kind(data)[0] is None

@@ -65,6 +65,14 @@ def _progress_words(values, percent):
     return f'from {values.iloc[0]:.3g} to {values.iloc[-1]:.3g}'
 
 # %% ../nbs/07_progress.ipynb #2b15e2af
+def _draw_phases(axes, steps, values):
+    "A line for each run of steps of one phase"
+    phases = []
+    for _, rows in steps.groupby((steps.phase != steps.phase.shift()).cumsum()):
+        phases.append((*_draw_phase(axes, rows, values), len(rows)))
+    return phases
+
+# %% ../nbs/07_progress.ipynb #3b8aedc8
 def progress_chart(
     history: pd.DataFrame,  # as history.csv
     column: str,  # recall@1 or loss
@@ -84,18 +92,27 @@ def progress_chart(
         _value_range([*values, *untrained], percent),
         ('settings and epochs, one after the other', '%' if percent else column),
     )
-    phases = []
-    for _, rows in steps.groupby((steps.phase != steps.phase.shift()).cumsum()):
-        phases.append((*_draw_phase(axes, rows, values), len(rows)))
+    phases = _draw_phases(axes, steps, values)
     if len(untrained):
         axes.line(ends, [untrained.iloc[0]] * 2, 'line b dash')
     words = f'{column} over {len(steps):,} settings and epochs, {_progress_words(values, percent)}'
     return axes.svg(words), legend(_counted_phases(phases))
 
 # %% ../nbs/07_progress.ipynb #4427853e
+_judging_metrics = ('hit@1', 'hit@5', 'hit@10', 'mrr')
+
+
+def _judged_rows(metrics, models):
+    rows = []
+    for name in _judging_metrics:
+        if name in metrics[models[0]]:
+            cells = [percent_cell(metrics[model][name]) for model in models]
+            rows.append(dict(name=metric_title(name), cells=cells))
+    return rows
+
+# %% ../nbs/07_progress.ipynb #3a859ab5
 _tones = {'better': 'good', 'worse': 'poor', 'recall worse': 'poor'}  # else: unsure
 _signs = {'good': '✓', 'poor': '✗', 'unsure': '?'}
-_judging_metrics = ('hit@1', 'hit@5', 'hit@10', 'mrr')
 
 
 def _judgement(training):
@@ -104,17 +121,12 @@ def _judgement(training):
     gain = training['validation']['gain']
     reason = gain['reason']
     models = [model for model in ('plain', 'centred', 'trained') if model in metrics]
-    rows = []
-    for name in _judging_metrics:
-        if name in metrics[models[0]]:
-            cells = [percent_cell(metrics[model][name]) for model in models]
-            rows.append(dict(name=metric_title(name), cells=cells))
     tone = _tones.get(reason, 'unsure')
     sign = '=' if reason == 'equal' else _signs[tone]
     words = 'Training helped.' if reason == 'better' else kept_words(training)
     return dict(
         columns=['untrained' if model == 'plain' else model for model in models],
-        rows=rows,
+        rows=_judged_rows(metrics, models),
         tone=tone,
         verdict=f'{sign} {words}',
         words=held_out_words(training),
@@ -132,7 +144,7 @@ def _recall_before_and_after(validation):
             parts.append(f'{where} {100 * before[key]:.1f} → {100 * after[key]:.1f} %')
     return ', '.join(parts)
 
-
+# %% ../nbs/07_progress.ipynb #bb9d5cea
 def held_out_part(
     model: dict,  # as model.json
 ) -> dict:  # what the template shows

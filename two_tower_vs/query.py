@@ -204,7 +204,7 @@ def _quick_run(demo, out):
     sha256 = save_model(model, out / 'model')
     save_index(build_index(vectors, sha256, tuned_on), out / 'index')
 
-
+# %% ../nbs/06_query.ipynb #dff3ca46
 def demo_searcher(
     folder='demo',  # receives the demo catalogue
 ) -> tuple:  # (Searcher, folder of the pictures)

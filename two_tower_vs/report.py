@@ -277,7 +277,7 @@ def report(
         temporary.write_bytes(page.encode(errors='backslashreplace'))
     return files.folder / 'report.html'
 
-
+# %% ../nbs/07_report.ipynb #53d200f2
 def _user_table(files, root, path, *columns):
     if path is None or not Path(path).exists():
         return None

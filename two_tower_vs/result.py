@@ -206,7 +206,7 @@ def _group_table(metrics, most=50):
         ],
     )
 
-
+# %% ../nbs/07_result.ipynb #73b35611
 def _size_table(metrics):
     "Recall of shorter vectors, where the model was trained for them"
     sizes = metrics.get('sizes')

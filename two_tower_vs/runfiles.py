@@ -13,6 +13,7 @@ from warnings import warn
 
 import pandas as pd
 
+from .errors import squeezed
 from .sheet import plain_cells
 
 # %% ../nbs/07_runfiles.ipynb #83f96a81
@@ -34,7 +35,7 @@ def name_tail(path) -> str:
 
 # %% ../nbs/07_runfiles.ipynb #c40eb6b9
 def _reason_words(error):
-    return shown_name(' '.join(str(error).split()) or type(error).__name__, 90)
+    return shown_name(squeezed(error, 100_000) or type(error).__name__, 90)
 
 # %% ../nbs/07_runfiles.ipynb #e607fa06
 def _json_object(file):

@@ -16,10 +16,19 @@ from .matches import precision_coverage
 from .result import percent_cell
 
 # %% ../nbs/07_scores.ipynb #5a2731ca
+def _histogram_axes(edges, shares):
+    "Axes with an area for each class"
+    highest = max(share.max() for share in shares.values()) * 1.08 or 1
+    axes = Axes((edges[0], edges[-1]), (0, highest), ('score (cosine)', '% of queries'))
+    for cls, share in shares.items():
+        axes.line(np.repeat(edges, 2), np.r_[0, np.repeat(share, 2), 0], f'area {cls}')
+    return axes
+
+
 def _median_words(scores):
     return f'{scores.median():.2f}' if len(scores) else 'none'
 
-
+# %% ../nbs/07_scores.ipynb #8a7d8b64
 def score_histogram(
     queries: pd.DataFrame,  # as per_query.csv
     threshold: float = None,  # the least score of a match
@@ -37,10 +46,7 @@ def score_histogram(
         cls: 100 * np.histogram(scores, edges)[0] / len(queries)
         for cls, scores in (('b', wrong), ('a', right))
     }
-    highest = max(share.max() for share in shares.values()) * 1.08 or 1
-    axes = Axes((low, high), (0, highest), ('score (cosine)', '% of queries'))
-    for cls, share in shares.items():
-        axes.line(np.repeat(edges, 2), np.r_[0, np.repeat(share, 2), 0], f'area {cls}')
+    axes = _histogram_axes(edges, shares)
     if threshold is not None:
         axes.mark(min(max(threshold, low), high), f'threshold {threshold:.2f}')
     return axes.svg(
@@ -88,7 +94,7 @@ def threshold_curve(
     at = ': at the threshold ' if words else ''
     return axes.svg(f'Precision against coverage of the first hits{at}{" and ".join(words)}.')
 
-
+# %% ../nbs/07_scores.ipynb #9e81f073
 def _threshold_dot(axes, curve, threshold, low):
     "Mark the threshold on a curve: where it is, in words"
     words = []
@@ -105,6 +111,18 @@ def _promised_bound(metrics_match, training_match):
     return bound and f'{100 * bound:.1f}'
 
 
+def _match_facts(match, promised):
+    "What training promised of the threshold, and what the evaluation measured"
+    facts = dict(
+        bound=_promised_bound(match, promised),
+        threshold=f'{float(match["threshold"]):.2f}',
+        wanted=f'{100 * match["wanted_precision"]:.0f}',
+    )
+    return facts | {
+        name: percent_cell(match[name]) for name in ('precision', 'coverage', 'refused')
+    }
+
+# %% ../nbs/07_scores.ipynb #4f439a36
 def threshold_part(
     metrics: dict,  # as metrics.json
     queries: pd.DataFrame,  # as per_query.csv
@@ -122,12 +140,7 @@ def threshold_part(
     part = dict(bound=None, threshold=None, wanted=None)
     if match is not None:
         lines.append(('dot w', 'the threshold'))
-        part = dict(
-            bound=_promised_bound(match, promised),
-            threshold=f'{threshold:.2f}',
-            wanted=f'{100 * match["wanted_precision"]:.0f}',
-        )
-        part |= {name: percent_cell(match[name]) for name in ('precision', 'coverage', 'refused')}
+        part = _match_facts(match, promised)
     bars = [('bar a', 'right first hits'), ('bar b', 'best wrong candidate of each query')]
     return part | dict(
         held_out=f'{promised.get("queries", 0):,}',
