@@ -5,7 +5,7 @@ embedding.json.
     python benchmarks/embedding.py --quick   # few pictures, one round: does all of it run?
 
 Each measurement is a process of its own, and the methods take turns. Each library lives in a
-venv of its own inside the one that started this. An interrupted run goes on where it was,
+venv of its own inside the one that started this. An interrupted run resumes,
 unless the code has changed since.
 """
 

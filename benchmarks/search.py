@@ -6,7 +6,7 @@ search.json.
 
 Every index is built once and searched in several rounds, in turn with the others, each time in
 a process of its own. Each library lives in a venv of its own inside the one that started this.
-An interrupted run goes on where it was, unless the code has changed since.
+An interrupted run resumes, unless the code has changed since.
 """
 
 import argparse

@@ -120,7 +120,7 @@ def test_a_file_that_asks_for_more_memory_than_it_can_fill_is_refused(tmp_path, 
     limit = faiss.get_deserialization_vector_byte_limit()
     with pytest.raises(InputError, match='byte_limit'):
         load_index(tmp_path, writable=True)
-    with pytest.raises(InputError, match='can not be used by FAISS'):
+    with pytest.raises(InputError, match='cannot be used by FAISS'):
         load_index(tmp_path)
     assert faiss.get_deserialization_vector_byte_limit() == limit
 

@@ -32,7 +32,7 @@ with only_run(Path(sys.argv[1])):
 SWAMP = 'out: [&a [x,x,x,x,x,x,x,x,x,x], &b [*a,*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b]]'
 ODD_CONFIGS = {
     'a number below its range': ('seed: -1', 'seed is -1'),
-    'a section twice': ('train: {lr: 1}\ntrain: {lr: 2}', 'stands there twice'),
+    'a section twice': ('train: {lr: 1}\ntrain: {lr: 2}', 'is there twice'),
     'a zero byte': ('out: "a\\0b"', 'out is'),
     'nested too deep': ('a: ' + '[' * 5000, 'YAML'),
     'no date': ('out: 2024-13-45', 'YAML'),
@@ -124,7 +124,7 @@ def test_an_output_folder_that_is_a_file(fresh, stage):
     (fresh / 'taken').touch()
     replace(fresh / 'config.yaml', 'out: out', 'out: taken')
     status, _, err = stage(fresh, 'train')
-    assert status == 2 and f'{fresh}/taken can not be written to (' in err
+    assert status == 2 and f'{fresh}/taken cannot be written to (' in err
 
 
 # What the files of a run say
@@ -186,7 +186,7 @@ def test_an_index_is_brought_up_to_date_once(shortened, stage, picture):
     index = shortened / 'out/index'
     rows = from_json(index / 'manifest.json')['rows']
     status, printed, _ = stage(shortened, 'index')
-    assert status == 0 and printed.startswith('index: built anew: 1 removed;')
+    assert status == 0 and printed.startswith('index: rebuilt: 1 removed;')
     assert from_json(index / 'manifest.json')['rows'] == rows - 1
     assert stage(shortened, 'query', '--image', picture)[2] == ''
     written = (index / 'vectors.faiss').stat().st_mtime_ns
@@ -301,7 +301,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(failing):
 
 
 REFUSED = [
-    (OSError(errno.ENOSPC, 'No space left', 'a\nb'), 2, r'a\nb can not be used (No space left).'),
+    (OSError(errno.ENOSPC, 'No space left', 'a\nb'), 2, r'a\nb cannot be used (No space left).'),
     (MemoryError(), 2, 'the memory is not enough.'),
     (RuntimeError('alloc failed'), 2, 'the memory is not enough.'),
     (KeyboardInterrupt(), 1, 'interrupted; '),

@@ -332,7 +332,7 @@ def test_an_upload_is_searched_with(box, ran):
 def test_an_upload_that_is_no_picture_is_refused_and_its_name_escaped(box):
     box.buttons[0].click()
     upload(box, '<b>notes.txt', b'no picture')
-    start = '&lt;b&gt;notes.txt can not be searched with: not an image'
+    start = '&lt;b&gt;notes.txt cannot be searched with: not an image'
     assert box.message.value.startswith(start)
     assert box.hits.children == ()
 

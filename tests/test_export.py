@@ -232,7 +232,7 @@ def test_a_hash_decides_whatever_the_time(files):
 
 def test_damaged_and_missing_metrics(files):
     files[0].write_text('{')
-    with pytest.warns(UserWarning, match='can not be read'):
+    with pytest.warns(UserWarning, match='cannot be read'):
         assert read_metrics(*files) is None
     files[0].unlink()
     assert read_metrics(*files) is None

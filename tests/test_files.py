@@ -65,7 +65,7 @@ def test_names_that_are_not_ours(tmp_path):
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_refuses_keeps_the_old_files(tmp_path, pair, number):
     write(pair, 'old')
-    message = rf'vectors.bin can not be written \({os.strerror(number)}\)\. '
+    message = rf'vectors.bin cannot be written \({os.strerror(number)}\)\. '
     with refusing(number), pytest.raises(DiskError, match=message):
         write(pair, 'newer')
     assert contents(pair) == ['old', 'old'] and len(list(tmp_path.iterdir())) == 2

@@ -345,7 +345,7 @@ def test_settings_that_are_given_are_kept(built):
         (dict(factory='HNSW1000000'), 'index.factory'),
         (dict(factory='IDMap,Flat'), 'index.factory'),
         (dict(factory='Nonsense'), "factory 'Nonsense' is not"),
-        (dict(factory='IVF64,Flat'), 'can not be trained on 20 candidates'),
+        (dict(factory='IVF64,Flat'), 'cannot be trained on 20 candidates'),
         (dict(kind='hnsw', nprobe=3), 'no search parameter nprobe'),
         (dict(dim=17), 'Use 1 to 16'),
     ],

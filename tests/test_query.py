@@ -478,7 +478,7 @@ def test_a_gpu_without_room(monkeypatch, project, searcher, picture):
 
     monkeypatch.setattr(faiss, 'get_num_gpus', lambda: 1)
     monkeypatch.setattr(faiss, 'index_cpu_to_all_gpus', full, raising=False)
-    with pytest.warns(UserWarning, match=r'FAISS can not use the GPU \(out of memory\)'):
+    with pytest.warns(UserWarning, match=r'FAISS cannot use the GPU \(out of memory\)'):
         s = load_searcher(project / 'out')
     assert s.index.gpu is None
     pd.testing.assert_frame_equal(s.search(picture), searcher.search(picture))
@@ -714,7 +714,7 @@ def test_the_stage_index_sees_replaced_pictures_under_coarse_codes(ran, cli):
         assert status == 0, err
         return out
 
-    assert 'built anew' in index()
+    assert 'rebuilt' in index()
     assert 'up to date' in index()
     pictures = sorted((ran / 'images/color').iterdir())
     for a, b in zip(pictures[:3], pictures[10:13]):

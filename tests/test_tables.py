@@ -91,7 +91,7 @@ def test_either_kind_of_column(tmp_path, root, storage):
         )
     assert found == ['a.png', 'hats/b.png']
     assert [message.split(': ', 1)[1] for message in said] == [
-        '1 of 5 rows stand there twice and are used once (first: row 5).',
+        '1 of 5 rows are there twice and are used once (first: row 5).',
         '2 of 5 rows name what an earlier row names, only spelt otherwise (as ./x and x), '
         'and are used once (first: row 4).',
     ]

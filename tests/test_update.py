@@ -137,7 +137,7 @@ CASES = [
     (FIRST, part(FIRST[20:]), '20 removed; filled again without training'),
     (FIRST, part(np.r_[10:1600]), '100 added, 10 removed; filled again without training'),
     (ALL, replaced(), '1 changed; filled again without training'),
-    (ALL, part(ALL[:800]), 'built anew: 800 candidates, and it was trained on 1,915'),
+    (ALL, part(ALL[:800]), 'rebuilt: 800 candidates, and it was trained on 1,915'),
     (ALL, nudged(), 'up to date'),
 ]
 
@@ -150,7 +150,7 @@ def test_an_update_is_like_an_index_built_anew(tmp_path, kind, before, cands, wo
     if kind.startswith('ivf'):
         assert said == words
     elif 'filled again' in words:  # these cannot be emptied
-        assert said == f'built anew: {words.split(";")[0]}'
+        assert said == f'rebuilt: {words.split(";")[0]}'
     assert sorted(index.paths) == sorted(cands.paths)
     assert index.faiss.ntotal == index.manifest['rows'] == len(cands)
     vectors = cands.vectors[cands.rows(index.paths)]  # row i is paths[i], still
@@ -163,7 +163,7 @@ def test_an_update_is_like_an_index_built_anew(tmp_path, kind, before, cands, wo
 
 def test_another_model_or_other_settings_need_a_new_index(tmp_path):
     index = saved(build_index(part(FIRST), 'm', QUERIES, 'ivf_pq'), tmp_path)
-    want = 'built anew: the model or the settings are others'
+    want = 'rebuilt: the model or the settings are others'
     for model, target in (('m', 0.9), ('n', 0.98)):
         options = dict(kind='ivf_pq', recall_target=target)
         assert update_index(index, part(FIRST), model, QUERIES, **options)[1] == want
@@ -182,7 +182,7 @@ def test_sketches_decide_where_codes_tell_little(tmp_path, factory):
     for cands, words in (
         (part(ALL), 'up to date'),
         (nudged(), 'up to date'),
-        (replaced(), 'built anew: 1 changed'),
+        (replaced(), 'rebuilt: 1 changed'),
     ):
         old = load_index(tmp_path, 'm', writable=True)
         assert update_index(old, cands, 'm', QUERIES, factory=factory)[1] == words

@@ -260,7 +260,7 @@ def test_local_dir_that_is_not_whole(tmp_path):
     with pytest.raises(InputError, match='there is no file of weights'):
         make_backbone(f'timm/local-dir:{tmp_path}')
     (tmp_path / 'config.json').write_text('{"architecture": "nothing"}')
-    with pytest.raises(InputError, match='can not be made from its config.json'):
+    with pytest.raises(InputError, match='cannot be made from its config.json'):
         make_backbone(f'timm/local-dir:{tmp_path}')
 
 

@@ -186,7 +186,7 @@ def _train(index, spec, vectors, per_list):
         index.train(examples)
     except RuntimeError as e:
         raise InputError(
-            f'index.factory {spec!r} can not be trained on {len(vectors)} candidates '
+            f'index.factory {spec!r} cannot be trained on {len(vectors)} candidates '
             f'({faiss_reason(e)}). Use kind: flat.'
         ) from e
 

@@ -166,7 +166,7 @@ def _described_network(folder, name, image_size):
         return timm.create_model(source, pretrained=False, num_classes=0, **options)
     except Exception as error:  # a description from somewhere else
         raise InputError(
-            f'backbone {name} can not be made from its config.json: {one_line(error)}.'
+            f'backbone {name} cannot be made from its config.json: {one_line(error)}.'
         ) from error
 
 # %% ../nbs/01_backbones.ipynb #7165fb97
@@ -204,14 +204,14 @@ def _not_made(name, error, theirs):
     "The error for a network that a library could not make."
     if re.match(r'timm/(timm/)*hf[-_]hub:', name, re.IGNORECASE):
         return InputError(
-            f"{name} can not be had ({one_line(error)}). Ways out: copy the repository's files "
+            f"{name} cannot be had ({one_line(error)}). Ways out: copy the repository's files "
             'here and use timm/local-dir:FOLDER, use timm/NAME with weights: FILE, '
             'or use efficientnet_lite0, whose weights are installed.'
         )
     if not theirs:
-        return InputError(f'backbone {name} can not be made: {one_line(error)}.')
+        return InputError(f'backbone {name} cannot be made: {one_line(error)}.')
     return InputError(
-        f'The weights of {name} can not be had ({one_line(error)}). '
+        f'The weights of {name} cannot be had ({one_line(error)}). '
         'Ways out: set weights to a local file, '
         'set pretrained to false (training from nothing needs many pictures), '
         'or use efficientnet_lite0, whose weights are installed.'

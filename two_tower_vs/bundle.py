@@ -203,12 +203,12 @@ def _load_faiss(file, manifest, writable):
     except Exception as e:  # of memory, too, and C++'s own
         writer = str(manifest.get('faiss'))[:20]
         raise InputError(
-            f'{file} can not be used by FAISS {faiss.__version__} ({faiss_reason(e)}); '
-            f'written by {writer}. Make it anew with --stage index.'
+            f'{file} cannot be used by FAISS {faiss.__version__} ({faiss_reason(e)}); '
+            f'written by {writer}. Rebuild it with --stage index.'
         ) from e
 
 # %% ../nbs/05a_bundle.ipynb #fa351a1d
-_rebuild_hint = 'Make it anew with --stage index.'
+_rebuild_hint = 'Rebuild it with --stage index.'
 
 
 def _load_manifest(file):

@@ -157,10 +157,10 @@ class _Heard:
 def _refused(error):
     "(exit status, line) for what the machine refuses; None for a mistake of ours"
     if isinstance(error, KeyboardInterrupt):
-        return 1, 'interrupted; the same command goes on where it was.'
+        return 1, 'interrupted; the same command resumes.'
     if isinstance(error, OSError) and error.errno in disk_refusals:
         file = error.filename or 'a file'
-        reason = f'{file} can not be used ({error.strerror})'
+        reason = f'{file} cannot be used ({error.strerror})'
         return 2, f'{reason}. Change that, then give the same command again.'
     # PyTorch has no class for it
     if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and 'alloc' in str(error):

@@ -155,7 +155,7 @@ def _unique_keys_loader():
             keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             for key in keys:
                 if key.value in seen:
-                    problem = f'the key {key.value[:60]} stands there twice'
+                    problem = f'the key {key.value[:60]} is there twice'
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value)
             return super().construct_mapping(node, deep)

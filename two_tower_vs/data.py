@@ -25,7 +25,7 @@ def _distinct_rows(table, written, path):
         return table
     is_copy = written.duplicated()
     reasons = {
-        'stand there twice and are used once': is_copy,
+        'are there twice and are used once': is_copy,
         'name what an earlier row names, only spelt otherwise (as ./x and x), and are used once': (
             is_again & ~is_copy
         ),

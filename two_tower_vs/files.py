@@ -39,7 +39,7 @@ def disk_errors(
         reason = os.strerror(error.errno)
         remedy = _remedies.get(error.errno, 'Set out to a folder that can be written to')
         raise DiskError(
-            f'{path} can not be written ({reason}). {remedy}; then the same command goes on.'
+            f'{path} cannot be written ({reason}). {remedy}; then the same command resumes.'
         ) from error
 
 # %% ../nbs/00_files.ipynb #8a4e7ff7

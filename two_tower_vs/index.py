@@ -89,7 +89,7 @@ def search(
     if rows.size and rows.max() >= len(self.paths):
         raise InputError(
             f'The index names row {rows.max()}, and has {len(self.paths)} candidates. '
-            'Make it anew with --stage index.'
+            'Rebuild it with --stage index.'
         )
     rows[np.isnan(scores)] = -1
     return scores, rows
@@ -315,7 +315,7 @@ def _built(plan, vectors, chunk, asked, queries, exact):
         if plan.kind != 'factory':
             raise
         raise InputError(
-            f'index.factory {plan.factory!r} can not be filled or searched ({faiss_reason(e)}). '
+            f'index.factory {plan.factory!r} cannot be filled or searched ({faiss_reason(e)}). '
             'Use another, or index.kind.'
         ) from e
 

@@ -52,7 +52,7 @@ def _acquired(out):
         ) from None
     except OSError as e:
         raise InputError(
-            f'{out} can not be written to ({e.strerror}). Set out to a folder that can.'
+            f'{out} cannot be written to ({e.strerror}). Set out to a folder that can.'
         ) from e
     return lock
 

@@ -104,7 +104,7 @@ function choose(i, go) {
   if (i < 0) return draw();
   if (i >= M) $('queries').checked = true;
   p.append(small(i), make('h2', D.names[i]), make('p', kind(i), i < M ? 'soft' : rank(i) === 1 ? 'right' : 'no'));
-  if (missing.has(i)) p.append(make('p', 'Its picture can not be read.', 'no'));
+  if (missing.has(i)) p.append(make('p', 'Its picture cannot be read.', 'no'));
   const right = i < M ? [] : D.right[i - M];
   if (right.length) list(right.length > 1 ? 'Right answers' : 'Right answer', right, () => []);
   list(D.nearest, D.near[i], (j, n) => [make('span', (D.score[i][n] / 1000).toFixed(2)), ...(right.includes(j) ? [make('br'), make('span', '✓ right', 'right')] : [])]);

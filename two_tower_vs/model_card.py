@@ -46,7 +46,7 @@ def read_metrics(
         return None
     metrics = _metrics_in(file)
     if metrics is None:
-        warn(f'{file} can not be read; the model card has no figures. Run --stage eval.')
+        warn(f'{file} cannot be read; the model card has no figures. Run --stage eval.')
         return None
     if _are_of_model(metrics, file, model_file):
         return metrics

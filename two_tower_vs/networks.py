@@ -94,7 +94,7 @@ def _remove_damaged(files):
         if before == file_sha256(file):
             continue
         if before:
-            warn(f'{file} is damaged; it is made anew.')
+            warn(f'{file} is damaged; it is rebuilt.')
         with disk_errors(file):
             file.unlink(missing_ok=True)
 

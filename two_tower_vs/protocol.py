@@ -44,7 +44,7 @@ def listening_socket(
     except OSError as e:
         sock.close()
         raise InputError(
-            f'Port {port} of {host} can not be used ({e.strerror}). Stop what uses it, '
+            f'Port {port} of {host} cannot be used ({e.strerror}). Stop what uses it, '
             'or give another with --port.'
         ) from e
 

@@ -155,7 +155,7 @@ def on_gpu(
         index.gpu = _OnGpu(index.faiss) if faiss.get_num_gpus() else None
     except Exception as e:
         warn(
-            f'FAISS can not use the GPU ({str(e)[-120:]}). '
+            f'FAISS cannot use the GPU ({str(e)[-120:]}). '
             'Searching on the CPU: the same hits, more slowly.'
         )
     return index

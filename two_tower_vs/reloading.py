@@ -196,7 +196,7 @@ def reload(self: Site) -> bool:  # was anything put in place?
     try:
         new = self._load()
     except Exception as e:
-        warn(f'What is new in {self.out} is not used: {e} What was there before goes on answering.')
+        warn(f'What is new in {self.out} is not used: {e} What was there before keeps answering.')
         return False
     if new.shows.version != self.now.shows.version:
         self.before = self.now.shows

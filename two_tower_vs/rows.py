@@ -70,6 +70,6 @@ def load_rows(
     except Exception as e:
         reason = squeezed(e) or type(e).__name__
         raise InputError(
-            f'{file} is not what belongs to this index: {reason}. Make it anew with --stage index.'
+            f'{file} is not what belongs to this index: {reason}. Rebuild it with --stage index.'
         ) from e
     return found

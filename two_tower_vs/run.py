@@ -42,7 +42,7 @@ def _old_bad(path):
         return plain_cells(table)
     from warnings import warn
 
-    warn(f'{path} can not be read; it is written anew.')
+    warn(f'{path} cannot be read; it is written again.')
 
 # %% ../nbs/09b_run.ipynb #7ffa074c
 def _set_flags(cfg, section, **flags):

@@ -78,12 +78,12 @@ def read_manifest(
         number = manifest['format']
     except Exception as error:
         raise InputError(
-            f'{path} is damaged ({one_line(error)}). Make it anew with --stage {made_by}.'
+            f'{path} is damaged ({one_line(error)}). Rebuild it with --stage {made_by}.'
         ) from error
     if type(number) is not int or number != 1:
         raise InputError(
             f'{path} has format {one_line(repr(number))}, this version reads 1. '
-            f'Upgrade two_tower_vs, or make it anew with --stage {made_by}.'
+            f'Upgrade two_tower_vs, or rebuild it with --stage {made_by}.'
         )
     return manifest
 
@@ -168,7 +168,7 @@ def _restored(file, config):
     except Exception as error:  # a file that someone made to fit
         raise InputError(
             f'{file} holds no model that this version can use: {one_line(error)}. '
-            'Make it anew with --stage train.'
+            'Rebuild it with --stage train.'
         ) from error
 
 # %% ../nbs/01_saving.ipynb #0b6fad0e
@@ -190,13 +190,13 @@ def _read_model(file, description):
     if sha != config.pop('sha256', None):
         raise InputError(
             f'{file} is not the file that model.json describes: damaged, or only half copied. '
-            'Make both anew with --stage train.'
+            'Rebuild both with --stage train.'
         )
     inside, model, tensors = _restored(file, config)
     if model is None:
         raise InputError(
             f'{description} was changed since training: {_differences(inside, config)}. '
-            'Make it anew with --stage train.'
+            'Rebuild it with --stage train.'
         )
     remedy = 'Make it again with --stage train, with other weights or a lower learning rate.'
     refuse_not_finite(tensors, file, remedy)

@@ -143,7 +143,7 @@ def search(
         hits = self.searcher.search(source, self.topk)
     except InputError as e:
         self.hits.children = ()
-        self.message.value = html.escape(f'{name} can not be searched with: {e}.')
+        self.message.value = html.escape(f'{name} cannot be searched with: {e}.')
         return
     least = -np.inf if self.searcher.threshold is None else self.searcher.threshold
     is_refused, words = _verdict(hits, least)

@@ -250,7 +250,7 @@ def _same_settings(run, model):
         warn(
             f'The model in {run.out}/model was trained with other settings of model: '
             f'{", ".join(odd)}. '
-            'It is used as it is; train anew to use those of the config.'
+            'It is used as it is; train again to use those of the config.'
         )
 
 # %% ../nbs/09d_stages.ipynb #2107d1da
@@ -329,7 +329,7 @@ def _updated(run, model, vectors):
     try:
         old = load_index(folder, model.sha256, writable=True)
     except InputError as error:
-        done = f'built anew ({error})' if folder.exists() else 'built'
+        done = f'rebuilt ({error})' if folder.exists() else 'built'
         return build_index(*args, **options), done
     return update_index(old, *args, **options)
 

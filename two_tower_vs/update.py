@@ -165,4 +165,4 @@ def update_index(
         return old, _brought_up_to_date(old, cands, model_sha256, queries, options)
     except _MustRebuild as e:
         reason = str(e)
-    return build_index(cands, model_sha256, queries, **options), f'built anew: {reason}'
+    return build_index(cands, model_sha256, queries, **options), f'rebuilt: {reason}'

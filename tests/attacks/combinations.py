@@ -438,7 +438,7 @@ def forged_indexes(r):
         want=0,
         also=(mode.st_mtime_ns, mode.st_size) == (after.st_mtime_ns, after.st_size)
         and r.same(r.asked()[1]),
-        why='not built anew',
+        why='not rebuilt',
     )
     r.restore()
 

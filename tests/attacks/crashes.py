@@ -678,14 +678,14 @@ def locks(shop, long):
         return shop.run(d, 'index', **kw)
 
     yield judged(
-        'a lock file copied to a file system that can not lock',
+        'a lock file copied to a file system that cannot lock',
         *run(no_flock=True),
         says=f'remove {d}/out/.lock',
     )
     (d / 'out/.lock').unlink()
     run(no_flock=True, at=8, what='kill')
     yield both(
-        shop, 'a kill where the file system can not lock', 'index', d, *run(no_flock=True), want=0
+        shop, 'a kill where the file system cannot lock', 'index', d, *run(no_flock=True), want=0
     )
     d = shop.copy(shop.before['index'])
     yield both(shop, 'nobody reads what it prints (| head)', 'index', d, *run(closed=True), want=0)
@@ -755,9 +755,7 @@ def disks(shop, long):
             fill=False,
         )
     for stage in ('train', 'index', 'query') if long else ('train',):
-        yield case(
-            f'{stage}: out is read-only', stage, *read_only('{out}'), 2, 'can not be written'
-        )
+        yield case(f'{stage}: out is read-only', stage, *read_only('{out}'), 2, 'cannot be written')
     yield case('query: the cache is read-only', 'query', *read_only('{out}/cache'), 0)
     if long:
         yield case('all: the pictures are read-only', 'all', *read_only('{images}'), 0)

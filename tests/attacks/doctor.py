@@ -227,7 +227,7 @@ PLANTS = [  # what is planted, the finding, its severity
     ('HTML in place of an evaluation query', plant_html, 'unreadable', 2),
     ('a picture that claims 900 megapixels', plant_bomb, 'unreadable', 2),
     ('a broken candidate', plant_bad_candidate, 'unreadable', 2),
-    ('a right answer that can not be read', plant_unanswerable, 'unanswerable', 0),
+    ('a right answer that cannot be read', plant_unanswerable, 'unanswerable', 0),
     ('a right answer that is no candidate', plant_no_candidate, 'no candidate', 2),
     ('a query of 16 pixels', plant_tiny, 'tiny', 0),
     ('a blank query', plant_blank, 'blank', 0),

@@ -308,7 +308,7 @@ def flat(work, seed, n, d, k, few):
 
 
 def updates(work, seed, d, few, steps):
-    """Candidates added, removed and changed in turn: the index is as one built anew, also when
+    """Candidates added, removed and changed in turn: the index is as one rebuilt, also when
     saved in between
     """
     from two_tower_vs.bundle import load_index, save_index
@@ -348,7 +348,7 @@ def updates(work, seed, d, few, steps):
 
 def updates_ivf(work, seed, kind, add, drop, change):
     """The same for the kinds that are trained: what they find after an update stays near what they
-    find when built anew
+    find when rebuilt
     """
     from two_tower_vs.index import build_index
     from two_tower_vs.update import update_index
@@ -471,7 +471,7 @@ PROPERTIES = [
         dict(seed=ints(0, 2**32), n=ints(1, 60), d=ints(2, 20), k=ints(1, 80), few=st.booleans()),
     ),
     (
-        "index: after any updates as if built anew",
+        "index: after any updates as if rebuilt",
         updates,
         60,
         1000,
@@ -483,7 +483,7 @@ PROPERTIES = [
         ),
     ),
     (
-        "index: IVF after updates finds what it found, or is built anew",
+        "index: IVF after updates finds what it found, or is rebuilt",
         updates_ivf,
         4,
         60,

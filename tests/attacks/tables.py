@@ -215,12 +215,12 @@ READ = [
         '',
     ),
     (
-        'rows that stand there twice',
+        'rows that are there twice',
         H + R * 3,
         AB,
-        '2 of 3 rows stand there twice and are used once (first: row 3)',
+        '2 of 3 rows are there twice and are used once (first: row 3)',
     ),
-    ('a million identical rows', H + R * 1_000_000, AB, '999999 of 1000000 rows stand there twice'),
+    ('a million identical rows', H + R * 1_000_000, AB, '999999 of 1000000 rows are there twice'),
 ]
 
 # name, content, what the refusal says

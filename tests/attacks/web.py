@@ -1038,7 +1038,7 @@ def models(s, long):
 
 
 def broken_index(s, said):
-    "What can't be used is refused with a warning, and the one before goes on answering"
+    "What can't be used is refused with a warning, and the one before keeps answering"
     folder = s.p / 'out/index'
     keep = {f: f.read_bytes() for f in folder.iterdir()}
     pic = enc(scene(), 'PNG')
@@ -1077,7 +1077,7 @@ def broken_index(s, said):
         yield told(f'a new index that is {name}', got, 200, also=hits() == want)
         yield Case(
             f'a new index that is {name}: the warning',
-            len(said) == 1 and 'goes on answering' in said[0],
+            len(said) == 1 and 'keeps answering' in said[0],
             0,
             said[0] if said else '',
             str(said),
@@ -1149,7 +1149,7 @@ def ends(p, work):
         ('a port of 70000', ('--port', 70000), '--port is 70000'),
         ('a port of -1', ('--port', -1), '--port is -1'),
         ('a host that is none', ('--host', 'a..b'), 'no address'),
-        ('a host that is not here', ('--host', '192.0.2.1', '--port', 0), 'can not be used'),
+        ('a host that is not here', ('--host', '192.0.2.1', '--port', 0), 'cannot be used'),
     ]:
         status, _, err = cli(*conf(p), *args)
         yield judged(f'--stage serve: {name}', status, err, 2, says)

@@ -66,7 +66,7 @@ def axe_file():  # axe-core's script, or None where npm is missing
             text=True,
         )
         if done.returncode:
-            print(f'axe-core can not be fetched: {done.stderr[-200:]}')
+            print(f'axe-core cannot be fetched: {done.stderr[-200:]}')
     return file if file.exists() else None
 
 
