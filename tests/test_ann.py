@@ -6,8 +6,8 @@ import pytest
 
 from two_tower_vs import selection
 from two_tower_vs.ann import example_vectors, factory, kinds, new_index, sample
-from two_tower_vs.selection import choose
-from two_tower_vs.tuning import agreement, nearest, thorough, tune
+from two_tower_vs.selection import choose_index
+from two_tower_vs.tuning import agreement, nearest, thorough, tune_index
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def test_all_vectors_get_in_whatever_the_chunk(vectors, kind):
 
 
 def test_settings_are_no_more_thorough_than_needed(ivf, queries, exact):
-    settings, _ = tune(ivf, 'ivf_pq', queries, exact, 0.98)
+    settings, _ = tune_index(ivf, 'ivf_pq', queries, exact, 0.98)
     assert settings['nprobe'] > 1
     half = {**settings, 'nprobe': settings['nprobe'] // 2}
     for name, value in half.items():
@@ -54,20 +54,20 @@ def test_settings_are_no_more_thorough_than_needed(ivf, queries, exact):
 def test_fixed_settings_stay(ivf, vectors, queries, exact):
     one = {'nprobe': 7}
     both = {'nprobe': 7, 'k_factor_rf': 3}
-    assert tune(ivf, 'ivf_pq', queries, exact, 0.9, one)[0]['nprobe'] == 7
-    assert tune(ivf, 'ivf_pq', queries, exact, 0.9, both)[0] == both
+    assert tune_index(ivf, 'ivf_pq', queries, exact, 0.9, one)[0]['nprobe'] == 7
+    assert tune_index(ivf, 'ivf_pq', queries, exact, 0.9, both)[0] == both
     hnsw = new_index('HNSW32', vectors[:3000])
     known = nearest(vectors[:3000], queries)
-    assert tune(hnsw, 'hnsw', queries, known, 0.9, {'efSearch': 77})[0] == {'efSearch': 77}
+    assert tune_index(hnsw, 'hnsw', queries, known, 0.9, {'efSearch': 77})[0] == {'efSearch': 77}
 
 
 def test_exact_search_has_nothing_to_tune(vectors, queries, exact):
-    assert tune(new_index('Flat', vectors), 'flat', queries, exact, 0.98) == ({}, 1.0)
+    assert tune_index(new_index('Flat', vectors), 'flat', queries, exact, 0.98) == ({}, 1.0)
 
 
 def test_out_of_reach_the_best_there_is(ivf, queries, exact):
-    reached = tune(ivf, 'ivf_pq', queries, exact, 0.98)[1]
-    assert tune(ivf, 'ivf_pq', queries, exact, 1.01)[1] >= reached
+    reached = tune_index(ivf, 'ivf_pq', queries, exact, 0.98)[1]
+    assert tune_index(ivf, 'ivf_pq', queries, exact, 1.01)[1] >= reached
 
 
 def test_the_most_thorough_search_probes_every_list(ivf):
@@ -75,7 +75,7 @@ def test_the_most_thorough_search_probes_every_list(ivf):
 
 
 def test_choices_come_best_first(vectors, queries):
-    tries = choose(vectors, queries, most=3000)
+    tries = choose_index(vectors, queries, most=3000)
     assert {attempt['kind'] for attempt in tries} == set(kinds)
     rates = [attempt['queries_per_s'] for attempt in tries if not attempt['why']]
     assert rates == sorted(rates, reverse=True)
@@ -85,14 +85,14 @@ def test_choices_come_best_first(vectors, queries):
 
 def test_only_the_time_of_exact_search_grows(vectors, queries, monkeypatch):
     monkeypatch.setattr(selection, 'speed', lambda *a: (1000.0, 1.0))
-    tries = {attempt['kind']: attempt for attempt in choose(vectors, queries, most=3000)}
+    tries = {attempt['kind']: attempt for attempt in choose_index(vectors, queries, most=3000)}
     assert (tries['flat']['queries_per_s'], tries['flat']['ms']) == (150, 6.667)
     assert (tries['hnsw']['queries_per_s'], tries['hnsw']['ms']) == (1000, 1.0)
 
 
 def test_too_few_vectors_for_codes(vectors, queries):
-    assert {attempt['kind'] for attempt in choose(vectors[:500], queries)} == {'flat', 'hnsw'}
+    assert {attempt['kind'] for attempt in choose_index(vectors[:500], queries)} == {'flat', 'hnsw'}
 
 
 def test_without_room_for_exact_search_codes_are_taken(vectors, queries):
-    assert choose(vectors, queries, memory_mb=3, most=3000)[0]['kind'].startswith('ivf')
+    assert choose_index(vectors, queries, memory_mb=3, most=3000)[0]['kind'].startswith('ivf')

@@ -10,7 +10,7 @@ import pytest
 from made_up import some
 
 from two_tower_vs import bundle
-from two_tower_vs.bundle import edited, load_index, save_index, seal
+from two_tower_vs.bundle import load_index, save_index, seal, was_edited
 from two_tower_vs.errors import InputError
 from two_tower_vs.index import Index, build_index
 from two_tower_vs.update import update_index
@@ -157,9 +157,9 @@ def test_a_new_part_file_of_the_candidates_is_an_edit(tmp_path, index):
     parts.mkdir()
     (parts / '0.parquet').write_bytes(b'0')
     save_index(index, tmp_path / 'i', parts)
-    assert not edited(index, parts)
+    assert not was_edited(index, parts)
     (parts / '1.parquet').write_bytes(b'1')
-    assert edited(index, parts)
+    assert was_edited(index, parts)
 
 
 # Files that change under a running search

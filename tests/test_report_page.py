@@ -27,7 +27,7 @@ from two_tower_vs.query import load_searcher
 from two_tower_vs.report import RunReport, report
 from two_tower_vs.runfiles import RunFiles, shown_name
 from two_tower_vs.saving import save_model
-from two_tower_vs.selection import choose
+from two_tower_vs.selection import choose_index
 from two_tower_vs.train import train
 
 # Reading a page
@@ -402,7 +402,7 @@ def test_tables_of_index_times_and_findings(run, full):
 
 def test_tried_kinds_look_as_the_choice_of_an_index_writes_them(run):
     vectors = run.vectors.vectors
-    assert list(choose(vectors, vectors[:20])[0]) == list(TRIED[0])
+    assert list(choose_index(vectors, vectors[:20])[0]) == list(TRIED[0])
 
 
 def test_sentences_about_the_result(run, full):

@@ -132,7 +132,7 @@ class _Embedder:
         )
 
 # %% ../nbs/04_eval.ipynb #9cab422e
-def _baselines(model, embedder, ours, truth, ks):
+def _baseline_tables(model, embedder, ours, truth, ks):
     "baseline, and centred where the backbone has features of several depths"
     models = {'baseline': untrained(model), 'centred': model.centred()}
     found = {}
@@ -319,7 +319,7 @@ def evaluate(
     answers = _readable_answers(gt, candidates, queries, cands, names, on_bad)
     truth = _truth_in_numbers(queries, cands, answers)
     ours = _answers_of(queries, cands, truth, ks)
-    found = {'trained': ours, **_baselines(model, embedder, ours, truth, ks)}
+    found = {'trained': ours, **_baseline_tables(model, embedder, ours, truth, ks)}
     _warn_of_lost_answers(truth, names[0])
     table = _query_table(ours, found['baseline'], truth, answers, ks[0])
     _mark_leaked(table, leaked)

@@ -113,7 +113,7 @@ def draw_rows(
     return np.sort(np.random.default_rng([seed, 6]).permutation(n)[:most])
 
 
-def _sample_words(shown, n, what):
+def _sample_note(shown, n, what):
     return f'{n:,} {what}' if shown == n else f'{shown:,} of {n:,} {what}, drawn at random'
 
 # %% ../nbs/06b_explore.ipynb #11ba43b7
@@ -186,7 +186,7 @@ def catalogue_map(
     tiles = _tiles([cands.paths[i] for i in rows], images_root, side)
     foot = max(14, side // 2)
     image = _tiled(cells, columns, [tile for tile, _ in tiles], side, foot)
-    text = f'{_sample_words(len(rows), len(cands), "candidates")}; alike ones are neighbours'
+    text = f'{_sample_note(len(rows), len(cands), "candidates")}; alike ones are neighbours'
     font = ImageFont.load_default(foot * 0.8)
     ImageDraw.Draw(image).text((0, image.height - foot), text, '#59606d', font)
     return image.quantize(colors, dither=Image.Dither.NONE) if colors else image
@@ -356,7 +356,7 @@ def _draw_questions(cands, shown, queries, gt, most, seed):
     drawn = answerable.iloc[draw_rows(len(answerable), most, seed)]
     if not len(drawn):
         return None
-    words = _sample_words(len(drawn), len(answerable), 'evaluation queries that they answer')
+    words = _sample_note(len(drawn), len(answerable), 'evaluation queries that they answer')
     firsts = (drawn['rank'] == 1).sum()
     return _Questions(
         queries=_take(queries, drawn.index.to_numpy()),
@@ -389,7 +389,7 @@ def _near_lists(shown, questions):
 # %% ../nbs/06b_explore.ipynb #9a7986c7
 def _described(shown, cands, questions):
     "What the map shows, in words, and which queries it answers"
-    words = _sample_words(len(shown), len(cands), 'candidates')
+    words = _sample_note(len(shown), len(cands), 'candidates')
     is_whole = len(shown) == len(cands)
     nearest = 'Nearest candidates' if is_whole else 'Nearest of the candidates shown'
     return dict(

@@ -27,9 +27,9 @@ from two_tower_vs.ann import (
 from .ann import factory as spec_of
 from .errors import InputError
 from .rows import sketch
-from .selection import choose, flat_enough
+from .selection import choose_index, flat_enough
 from .settings import bounded, number, whole
-from .tuning import Exact, nearest, thorough, tune
+from .tuning import Exact, nearest, thorough, tune_index
 from .vectors import Embeddings, shorten
 
 # %% ../nbs/05_index.ipynb #749d17af
@@ -184,7 +184,7 @@ def _plans_of_kind(kind, vectors, memory_mb):
 
 # %% ../nbs/05_index.ipynb #438fbb73
 def _plans_by_trial(vectors, queries, recall_target, memory_mb):
-    "(plans for kind `auto`, the fastest first; what `choose` tried)"
+    "(plans for kind `auto`, the fastest first; what `choose_index` tried)"
     size = vectors.shape[0] * vectors.shape[1]
     exact_fits = _fits('Flat', vectors, memory_mb)
     if size <= flat_enough and exact_fits:
@@ -192,13 +192,13 @@ def _plans_by_trial(vectors, queries, recall_target, memory_mb):
     if queries is None or not len(queries):
         kind = 'flat' if size <= 4 * flat_enough and exact_fits else 'ivf_pq'
         return _plans_of_kind(kind, vectors, memory_mb), []
-    tried = choose(vectors, queries[:1000], recall_target, memory_mb)
+    tried = choose_index(vectors, queries[:1000], recall_target, memory_mb)
     built = [t for t in tried if t['agreement'] is not None]
     return [_IndexPlan(t['kind'], t['factory']) for t in built], tried
 
 # %% ../nbs/05_index.ipynb #924a28a8
 def _plans(asked, vectors, queries):
-    "(indexes to build in turn until one will do, what `choose` tried)"
+    "(indexes to build in turn until one will do, what `choose_index` tried)"
     if asked['factory']:
         return [_IndexPlan('factory', asked['factory'])], []
     if asked['kind'] == 'auto':
@@ -292,7 +292,7 @@ def tune_and_measure(
         return thorough(index, kind, fixed), None
     queries = np.ascontiguousarray(queries[:1000])
     target = asked['recall_target'] if kind != 'factory' else 0
-    search, found = tune(index, kind, queries, exact, target, fixed)
+    search, found = tune_index(index, kind, queries, exact, target, fixed)
     return search, {'k': exact.rows.shape[1], 'value': round(found, 4), 'queries': len(queries)}
 
 # %% ../nbs/05_index.ipynb #0d769b73

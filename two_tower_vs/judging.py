@@ -12,7 +12,7 @@ import torch
 
 from .baselines import LinearHeads
 from .choosing import choose
-from .ranking import Answers, joined
+from .ranking import HeldOutAnswers, joined
 from .steps import Choice, Job, held_out, repeat_heads, tuned_answers
 from .validation import Validation
 
@@ -27,8 +27,8 @@ def baseline_heads(job: Job, kind: str, rows: np.ndarray) -> LinearHeads:
 def with_baselines(
     job: Job,
     held: Validation,
-    trained: dict,  # kind -> Answers
-) -> dict:  # trained, plain, short, centred -> kind -> Answers
+    trained: dict,  # kind -> HeldOutAnswers
+) -> dict:  # trained, plain, short, centred -> kind -> HeldOutAnswers
     "Answers of the trained model and of the baselines, from the rows that the division leaves."
     plain = baseline_heads(job, 'plain', held.rows)
     centred = baseline_heads(job, 'centred', held.rows)
@@ -45,7 +45,7 @@ def _as_tensors(answers):
 
 
 def _as_answers(tensors):
-    return Answers(**{name: column.numpy() for name, column in tensors.items()})
+    return HeldOutAnswers(**{name: column.numpy() for name, column in tensors.items()})
 
 
 def _each(answers, convert):
@@ -66,7 +66,7 @@ def division_answers(
     number: int,  # of the division
     held: Validation,
     choice: Choice = None,  # default: chosen here, on the rows that the division leaves
-) -> dict:  # model -> kind -> Answers
+) -> dict:  # model -> kind -> HeldOutAnswers
     "Train without a division's queries, and ask them."
     state = job.state
     key = f'division {number + 1}'
@@ -90,7 +90,7 @@ def _enough(asked, products):
     return len(asked) >= enough_queries and len(np.unique(products[asked])) >= enough_products
 
 # %% ../nbs/02i_judging.ipynb #96d13609
-def _joined_kinds(parts):  # kind -> Answers
+def _joined_kinds(parts):  # kind -> HeldOutAnswers
     "Answers of several divisions, kind by kind"
     kinds = {}
     for part in parts:
@@ -103,7 +103,7 @@ def held_out_answers(
     job: Job,
     outer: Validation,  # the first division
     choice: Choice,  # made on the rows that it leaves
-) -> dict:  # trained, plain, short, centred -> kind -> Answers
+) -> dict:  # trained, plain, short, centred -> kind -> HeldOutAnswers
     "Answers to held-out queries that chose nothing."
     if choice.finetune_epochs:
         return with_baselines(job, outer, tuned_answers(job, outer))

@@ -20,7 +20,7 @@ metrics = 'mrr', 'hit@1', 'hit@5', 'hit@10'
 
 
 def values(
-    answers: dict,  # kind -> Answers
+    answers: dict,  # kind -> HeldOutAnswers
     metric: str,  # one of metrics
 ) -> np.ndarray:  # (n,), kind after kind
     "A metric of each query. Raises `InputError`."
@@ -34,7 +34,7 @@ def values(
 
 # %% ../nbs/02d_promotion.ipynb #b0f0f9c7
 def query_weights(
-    answers: dict,  # kind -> Answers
+    answers: dict,  # kind -> HeldOutAnswers
     weight: dict,  # kind -> its weight
 ) -> np.ndarray:  # (n,), sum 1
     "What each query weighs."
@@ -44,7 +44,7 @@ def query_weights(
 
 
 def products_of(
-    answers: dict,  # kind -> Answers
+    answers: dict,  # kind -> HeldOutAnswers
     products: np.ndarray,  # of the table's queries
 ) -> np.ndarray:  # (n,)
     "The product of each query."
@@ -74,7 +74,7 @@ def _all_metrics(answers, clusters, each):  # metric -> {'value', 'ci95'}
 
 # %% ../nbs/02d_promotion.ipynb #19152676
 def judge(
-    answers: dict,  # model -> kind -> Answers, of the same queries
+    answers: dict,  # model -> kind -> HeldOutAnswers, of the same queries
     weight: dict,  # kind -> its weight
     products: np.ndarray,  # of the table's queries
     metric: str = 'mrr',  # what must be better beyond chance
@@ -142,7 +142,7 @@ def verdict_sentence(
 
 # %% ../nbs/02d_promotion.ipynb #6dd70654
 def calibrate(
-    answers: dict,  # kind -> Answers
+    answers: dict,  # kind -> HeldOutAnswers
     weight: dict,  # kind -> its weight
     products: np.ndarray,  # of the table's queries
     precision: float = 0.9,  # wanted share of right ones among matches, of queries with an answer

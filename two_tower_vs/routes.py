@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, Response
 import two_tower_vs
 from .access import Refusal, json_answer
 from .answers import Examples, Health, SearchAnswer, Stats, refusals
-from .gallery import described, kinds_of
+from .gallery import kinds_of, query_facts
 from .searches import as_example, search
 from two_tower_vs.sending import (
     candidate_path,
@@ -119,7 +119,7 @@ def _add_search_again(app, site, default_topk):
         return await _search_known(site, id, query, v, topk)
 
 # %% ../nbs/07m_routes.ipynb #bc1103a4
-_version = Query(None, description='the version that the number belongs to')
+_app_version = Query(None, description='the version that the number belongs to')
 _side = Query(
     None,
     ge=16,
@@ -143,13 +143,13 @@ def _known_tag(request):
 
 def _add_pictures(app, site):
     @app.get('/image/{id}', summary="A candidate's picture", **_picture_route)
-    async def image(request: Request, id: int, v: str = _version, side: int = _side):
+    async def image(request: Request, id: int, v: str = _app_version, side: int = _side):
         "A candidate's picture. Nothing else is served: no other file has a number."
         path = candidate_path(site, id, v)
         return await picture_answer(site, path, side, _known_tag(request))
 
     @app.get('/query/{i}', summary="An evaluation query's picture", **_picture_route)
-    async def query_picture(request: Request, i: int, v: str = _version, side: int = _side):
+    async def query_picture(request: Request, i: int, v: str = _app_version, side: int = _side):
         "An evaluation query's picture, where examples are on."
         return await picture_answer(site, query_path(site, i, v), side, _known_tag(request))
 
@@ -160,7 +160,7 @@ def _some_examples(shows, kind, offset, limit):
     return dict(
         version=shows.version,
         counts={name: int(mask.sum()) for name, mask in masks.items()},
-        examples=[dict(i=int(row), **described(shows.queries.iloc[row])) for row in rows],
+        examples=[dict(i=int(row), **query_facts(shows.queries.iloc[row])) for row in rows],
     )
 
 

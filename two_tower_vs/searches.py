@@ -15,7 +15,7 @@ import numpy as np
 
 from .access import Refusal
 from .errors import BadImage, InputError
-from .gallery import described
+from .gallery import query_facts
 from .pictures import formats
 from .reloading import Served
 from .sending import decoded_pixels
@@ -140,4 +140,4 @@ def as_example(
             hit |= _match_of(now, hit['score'])
     ids = {path: i for i, path in enumerate(now.shows.paths)} if query.answers else {}
     answers = [dict(cand_path=path, id=ids.get(path)) for path in query.answers]
-    return answer | {'query': described(query) | {'answers': answers}}
+    return answer | {'query': query_facts(query) | {'answers': answers}}

@@ -270,14 +270,14 @@ def _say_leaked(run):
 # %% ../nbs/09d_stages.ipynb #c6ad6c78
 def index_stage(run: Run):
     "Build the index of `candidates.csv`, or bring it up to date. Raises `InputError`."
-    from two_tower_vs.bundle import edited, save_index
+    from two_tower_vs.bundle import save_index, was_edited
     from two_tower_vs.saving import load_model
 
     model = load_model(run.out / 'model')
     _same_settings(run, model)
     index, done = _updated(run, model, _catalogue_vectors(run, model))
     source = run.file('candidates')
-    if done != 'up to date' or edited(index, source):
+    if done != 'up to date' or was_edited(index, source):
         save_index(index, run.out / 'index', source)
     print(_index_summary(index.manifest, done))
 
@@ -364,9 +364,9 @@ def query_stage(run: Run):
 def _warn_of_edited_table(run, index):
     from warnings import warn
 
-    from two_tower_vs.bundle import edited
+    from two_tower_vs.bundle import was_edited
 
-    if edited(index, run.file('candidates')):
+    if was_edited(index, run.file('candidates')):
         warn(
             f'{run.file("candidates")} was changed after the index was made; '
             f'hits come from the list in {run.out}/index. '

@@ -112,7 +112,7 @@ def _known_share(candidates, table):
 
 # %% ../nbs/03_train.ipynb #9d43ad5b
 _no_part_of_key = {'model', 'pairs', 'images_root', 'cache', 'folder', 'progress', 'on_bad', 'name'}
-_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric'}
+_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision', 'absent'}
 
 
 def _run_key(options, pairs, features, share):

@@ -45,7 +45,7 @@ def one_line(error) -> str:
     return squeezed(error, 160).rstrip('. ') or type(error).__name__
 
 # %% ../nbs/01_weights.ipynb #650f721b
-def _unreadable(file, error):
+def _unreadable_weights(file, error):
     "Why a file cannot be read, in words."
     if not isinstance(error, pickle.UnpicklingError):
         return one_line(error)
@@ -77,7 +77,7 @@ def read_weights(
         return load_file(file) if _is_safetensors(file) else _unpickled(file)
     except Exception as error:
         raise InputError(
-            f'weights: {file} holds no weights that can be read safely: {_unreadable(file, error)}.'
+            f'weights: {file} holds no weights that can be read safely: {_unreadable_weights(file, error)}.'
         ) from error
 
 # %% ../nbs/01_weights.ipynb #d79251de

@@ -161,20 +161,18 @@ def choose_tuned():
     """Let fine-tuning be chosen: on a few small pictures it would not be, and its last phase would
     never run
     """
+    import dataclasses
+
     import two_tower_vs.train as train
 
-    choose = train._Run.choose
+    choose = train.choose
 
-    def chosen(self):
-        how, answers = choose(self)
-        return {
-            **how,
-            'epochs': 0,
-            'blend': 1.0,
-            'finetune_epochs': self.a['finetune_epochs'],
-        }, answers
+    def chosen(job, *args):
+        epochs = job.options['finetune_epochs']
+        choice = choose(job, *args)
+        return dataclasses.replace(choice, epochs=0, blend=1.0, finetune_epochs=epochs)
 
-    train._Run.choose = chosen
+    train.choose = chosen
 
 
 def serve():
