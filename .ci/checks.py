@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +34,7 @@ NBS = ROOT / 'nbs'
 # Nbdev sets only the version in __init__.py
 HAND_WRITTEN = {'__init__.py', '__main__.py', '_site.py'}
 MAX_KB = 150
+MAX_MINUTES = 30  # of one check: one that hangs says so, before CI ends it without a word
 REST = ['attacks', 'browser', 'notebooks']  # minutes each: left to make test-all
 LONGER = (
     'make attacks ARGS="-m long" and the slow cells of the notebooks (make notebooks FLAGS=slow)'
@@ -219,8 +221,10 @@ def package():
 
 def tested(*arguments):
     "The problems of a run of pytest; prints its last lines: what was tried, and how it ended"
+    # A test that hangs ends its process, with the stacks of all threads, and fails
+    limit = ['--timeout', '600', '--timeout-method', 'thread']
     r = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '--disable-warnings', *arguments],
+        [sys.executable, '-m', 'pytest', '-q', '--disable-warnings', *limit, *arguments],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -238,7 +242,9 @@ def tested(*arguments):
 def tests():
     "what guards but does not teach: the tests in tests/, by two processes"
     elsewhere = ['--ignore', 'tests/attacks', '--ignore', 'tests/browser']
-    yield from tested('-n', '2', '--dist', 'loadfile', *elsewhere, 'tests')
+    # xdist waits forever for the files of a process that died, unless it may start no other
+    two = ['-n', '2', '--dist', 'loadfile', '--max-worker-restart', '0']
+    yield from tested(*two, *elsewhere, 'tests')
 
 
 @check
@@ -301,9 +307,13 @@ def notebooks():
     pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = []
     with subprocess.Popen(cmd, cwd=ROOT, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, **pipes) as p:
-        for line in p.stdout:
-            print(line, end='', flush=True)
-            lines.append(line)
+        try:
+            for line in p.stdout:
+                print(line, end='', flush=True)
+                lines.append(line)
+        except TimeoutError:
+            p.kill()
+            raise
     text = ''.join(lines)
     tested = [p for p in notebooks_in(NBS) if not (NBS / p).with_name('.notest').exists()]
     failed = len(re.findall(r'^\t\S.*\.ipynb$', text.partition('nbdev Tests Failed')[2], re.M))
@@ -313,12 +323,18 @@ def notebooks():
     return Counts(len(tested) - failed, failed, len(notebooks_in(NBS)) - len(tested))
 
 
+def too_long(*_):
+    raise TimeoutError(f'not done after {MAX_MINUTES} minutes')
+
+
 def one_check(name):
     "Run a check and print its problems, its result and its time"
     function = CHECKS.get(name, notebooks)
     start = time.time()
     problems = []
     counts = None
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60 * MAX_MINUTES)
     try:
         if function is notebooks:
             counts = notebooks()
@@ -327,6 +343,8 @@ def one_check(name):
                 problems.append(problem)
     except Exception as e:
         problems.append(str(e))
+    finally:
+        signal.alarm(0)
     counts = counts or Counts(passed=int(not problems), failed=int(bool(problems)))
     verdict = 'FAILED' if counts.failed else 'ok'
     about = function.__doc__.split(';')[0]

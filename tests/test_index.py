@@ -143,7 +143,7 @@ def test_what_is_not_finite_is_refused(value):
         lambda: selection.choose_index(bad, queries),
         lambda: selection.choose_index(cands.vectors, bad_queries),
         lambda: tuning.nearest(cands.vectors, bad_queries),
-        lambda: tuning.tune(index.faiss, 'flat', bad_queries, exact, 0.9),
+        lambda: tuning.tune_index(index.faiss, 'flat', bad_queries, exact, 0.9),
         lambda: index.search(bad_queries),
         lambda: index.hits(bad_queries[5]),
         lambda: index.batch_hits(bad_queries),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from .color import to_bytes, white_level
 from .errors import BadImage
@@ -134,6 +134,10 @@ def _read_entry(data, header, at):
         struct.unpack_from(header.order + _number_types[kind], data, at)[0],
     )
 
+# %% ../nbs/00_extras.ipynb #73438012
+_premultiplied_grey = (b'II', 1, (1,), 1, (8, 8), (1,))
+_pillow_reads_premultiplied_grey = _premultiplied_grey in TiffImagePlugin.OPEN_INFO
+
 # %% ../nbs/00_extras.ipynb #674afc16
 def pillow_reads(header: TiffHeader) -> bool:
     "Does Pillow decode this TIFF to the right pixels, unless it is damaged?"
@@ -141,7 +145,10 @@ def pillow_reads(header: TiffHeader) -> bool:
     if header.big and header.order == '>' or name in ('LERC', 'JPEG XL', 'JPEG XR', 'JPEG 2000'):
         return False
     if header.sample == 1 and header.bits <= 8:
-        return not header.planar or _pillow_reads_planes(header)
+        if header.planar:
+            return _pillow_reads_planes(header)
+        is_premultiplied_grey = header.channels == 2 and header.extra == 1
+        return _pillow_reads_premultiplied_grey or not is_premultiplied_grey
     if header.sample == 1 and header.bits == 16:
         return _pillow_reads_16(header)
     if header.bits == 32:  # Pillow takes the byte order of compressed values for the machine's
