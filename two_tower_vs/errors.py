@@ -7,7 +7,7 @@ __all__ = ['escape_invisible', 'squeezed', 'InputError', 'BadImage']
 
 # %% ../nbs/00_errors.ipynb #8cdade31
 def escape_invisible(text: str) -> str:
-    "The same text with line breaks, control characters and other invisible signs escaped."
+    "The same text with line breaks, control characters and other invisible characters escaped."
     return ''.join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 # %% ../nbs/00_errors.ipynb #4eab1768

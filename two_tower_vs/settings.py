@@ -51,14 +51,14 @@ def whole(
     "A whole number from `low` to `high`."
     return Bound(Integral, low, high, optional=optional)
 
-
+# %% ../nbs/00_settings.ipynb #48f4f85f
 def number(
     low: float = None,
     high: float = None,
     above: float = None,  # in place of low: the value itself is too small
     below: float = None,  # in place of high: the value itself is too large
 ) -> Bound:
-    "A number, whole or not, between two ends."
+    "A number, whole or not, between two ends. Give one of low and above, one of high and below."
     smallest = low if above is None else above
     largest = high if below is None else below
     return Bound(Real, smallest, largest, above is not None, below is not None)
@@ -97,7 +97,7 @@ def wholes(
 
 # %% ../nbs/00_settings.ipynb #f7ede139
 def _setting_text(value):
-    "A value in few characters, as YAML writes it"
+    "A value in few characters, in the words of YAML"
     if value is None:
         return 'empty'
     if isinstance(value, bool):
@@ -128,7 +128,7 @@ def bounded(
     "A decorator: check these parameters at each call, and raise `InputError`."
     return partial(_with_bounds, bounds)
 
-
+# %% ../nbs/00_settings.ipynb #9d47ae46
 def _with_bounds(bounds, f):
     parameters = signature(f)
     name = f.__qualname__.removesuffix('.__init__')
@@ -175,7 +175,7 @@ def configured(
         return None
     return float(meant) if is_real else meant
 
-
+# %% ../nbs/00_settings.ipynb #080cb644
 def _number_in(text):
     try:
         return float(text)
