@@ -19,7 +19,7 @@ from .errors import InputError
 class DiskError(InputError, OSError):
     "A file can't be written: which one, why, what to do."
 
-
+# %% ../nbs/00_files.ipynb #1a074b10
 _remedies = {
     errno.ENOSPC: 'Free some space, or set out to another disk',
     errno.EIO: 'Check the disk, or set out to another one',
@@ -30,7 +30,7 @@ _remedies = {
 def disk_errors(
     path,  # what is being written
 ):
-    "Raise `DiskError` for what the disk refuses."
+    "Turn a disk's refusal, an `OSError` with a number, into `DiskError`."
     try:
         yield
     except OSError as error:
@@ -62,7 +62,7 @@ def _ask_disk(error, file):
     with open(file, 'ab') as opened:
         opened.write(bytes(2**20))
 
-
+# %% ../nbs/00_files.ipynb #0bbff77f
 @contextmanager
 def _reasons_of_libraries(file):
     try:
@@ -153,7 +153,7 @@ def _runs_elsewhere(process):
 def is_left_over(
     file: Path,  # of any name
 ) -> bool:
-    "Is this a temporary file or folder of a process that runs no more?"
+    "Is this a temporary file or folder whose process no longer runs?"
     found = _temporary_name.fullmatch(file.name)
     return bool(found) and not _runs_elsewhere(int(found[1]))
 
@@ -161,7 +161,7 @@ def is_left_over(
 def leftovers(
     folder,  # that `replacing` wrote to
 ) -> list:
-    "Temporary files of processes that run no more."
+    "Temporary files whose process no longer runs."
     return [file for file in Path(folder).glob('.tmp-*') if is_left_over(file)]
 
 # %% ../nbs/00_files.ipynb #caee8dbe

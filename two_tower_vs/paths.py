@@ -70,7 +70,7 @@ def expand(
     path,  # of a folder or a table: text or Path
     base='',  # the folder that it is relative to
 ) -> Path:
-    "`path` with ~ and variables filled in. Raises `InputError` for a variable that is not set."
+    "`path` with ~ and variables filled in. Raises `InputError` for an unknown variable or home."
     text = os.fspath(path)
     is_literal = not re.search(r'^~|\$', text) or os.path.lexists(os.path.join(base, text))
     if is_literal:
@@ -90,7 +90,7 @@ def _environment(name, text):
         )
     return os.environ[name]
 
-
+# %% ../nbs/00_paths.ipynb #54177563
 def _home(filled, text):
     found = os.path.expanduser(filled)
     if found.startswith('~'):
