@@ -46,7 +46,7 @@ class _Headers:
             raise tarfile.ReadError('no name is so long')
         return self.file.read(size)
 
-
+# %% ../nbs/00_archive.ipynb #4166cbdf
 def _open_headers(file):
     name = basename(file.name)
     try:
@@ -172,7 +172,7 @@ class _Place:
     def stamp(self):
         return *self.state[:3], self.offset, self.size
 
-
+# %% ../nbs/00_archive.ipynb #e0f341be
 def _find_member(file, tar, name):
     members = _members_of(file, tar)
     found = members.find(name)
@@ -186,7 +186,7 @@ def stamped_member(
     tar,
     name,  # as in_tar gives them
 ) -> tuple:  # (its content, its stamp at that time)
-    "Read a member."
+    "Read a member. Raises `OSError` with the reason."
     with open(tar, 'rb') as file:
         place = _find_member(file, tar, name)
         if place.offset + place.size > place.state[0]:
@@ -208,7 +208,7 @@ def member_stamp(
 def member_names(
     tar,  # path of a plain tar
 ) -> list:  # each once, in the order in which the tar holds them
-    "The names of the files in a tar."
+    "The names of the files in a tar. Warns where it is cut off; raises `OSError`."
     with open(tar, 'rb') as file:
         rows, is_whole = _walk(file, str)
     if not is_whole:

@@ -25,15 +25,18 @@ picture_endings = tuple(
 )
 
 # %% ../nbs/00_listing.ipynb #ee6bf400
-def _picture_members(root, tar, listing):
-    "Paths of the pictures in a tar; what is left out is noted in the listing"
+def _names_or_warning(root, tar):
     try:
-        names = member_names(root / tar)
+        return member_names(root / tar)
     except OSError as error:
         warn(f'{tar} is left out: {error}.')
         return []
+
+# %% ../nbs/00_listing.ipynb #a2a67a0b
+def _picture_members(root, tar, listing):
+    "Paths of the pictures in a tar; what is left out is noted in the listing"
     paths = []
-    for name in names:
+    for name in _names_or_warning(root, tar):
         parts = name.split('/')
         path = f'{tar}/{name}'
         kind = next(filter(None, map(housekeeping, parts)), None)

@@ -47,7 +47,7 @@ def _read_file(path):
         unchanged = stat_stamp(os.fstat(file.fileno())) == before
     return content, before if unchanged else None
 
-
+# %% ../nbs/00_reading.ipynb #61e198aa
 def read_stamped(
     path,  # a picture's: photos/12.jpg, or shards/000001.tar/00012.jpg
 ) -> tuple:  # (bytes, their file_stamp; None where the file changed meanwhile)

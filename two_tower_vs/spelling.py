@@ -143,7 +143,7 @@ def _name_in(disk, folder, name):
         return name
     return names[0] if len(names) == 1 else None
 
-
+# %% ../nbs/00_spelling.ipynb #0b600749
 def _listed_path(disk, path):
     "`path` with its letters as folders and tars list them; None where there is no such file"
     at = ''
@@ -169,7 +169,7 @@ def _mended(disk, path):
             return plain
     return _listed_path(disk, _plain_path(disk, _spellings(path)[0])) or path
 
-
+# %% ../nbs/00_spelling.ipynb #e2502d73
 def _spelt(disk, written):
     path = _plain_path(disk, written) if re.search(_says_nothing, written) else written
     if re.search(_odd_sign, path) and {*_spellings(path)} != {path}:
