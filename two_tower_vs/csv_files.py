@@ -125,7 +125,7 @@ class _Header:
     separator: str
     row: int
 
-
+# %% ../nbs/00_csv_files.ipynb #39d1430c
 def _read_header(lines, path, columns):
     top = _Top()
     try:

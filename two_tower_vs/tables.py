@@ -67,7 +67,7 @@ def _refuse_empty(path, table, columns, is_empty):
                 'Fill it in or remove the row.'
             )
 
-
+# %% ../nbs/00_tables.ipynb #d2f02c72
 def _refuse_long(path, table):
     for name in table:
         length = table[name].str.len()
