@@ -108,7 +108,7 @@ def profile_transform(
         return None
     key = hashlib.sha1(profile).digest(), mode
     if key not in _transforms:
-        if len(_transforms) >= 64:  # strangers may send a new one with each picture
+        if len(_transforms) >= 64:
             _transforms.clear()
         _transforms[key] = _made_transform(profile, mode)
     return _transforms.get(key)
@@ -126,10 +126,10 @@ def check_background(
         "Write auto, white, black or a colour in quotes, such as '#f0f0f0'."
     )
 
-
+# %% ../nbs/00_color.ipynb #a508c167
 _light_level = 204  # 80 % of 255
 
-# %% ../nbs/00_color.ipynb #a508c167
+
 def chosen_ground(
     im: Image.Image,  # with transparency
     background: str = 'auto',  # as check_background allows
@@ -149,7 +149,7 @@ def chosen_ground(
     is_light = counts.any() and counts[_light_level:].sum() >= 0.8 * counts.sum()
     return (0, 0, 0) if is_light else (255, 255, 255)
 
-
+# %% ../nbs/00_color.ipynb #57b4aecc
 def _with_alpha(im):
     "Mode RGBA; Pillow has no direct way from grey that was multiplied by its alpha"
     return (im.convert('LA') if im.mode == 'La' else im).convert('RGBA')
@@ -169,7 +169,7 @@ def _plan(im, background):
     transform = profile_transform(im.info.get('icc_profile'), profile_mode(im))
     return _Plan(_white(im), transform, ground)
 
-
+# %% ../nbs/00_color.ipynb #a164614e
 def _is_transparent(im):
     if im.mode == 'LAB' or im.mode[0] in 'IF' or not im.has_transparency_data:
         return False
@@ -202,7 +202,7 @@ def _in_srgb(im, transform):
         return im.convert('RGB')
     return ImageCms.applyTransform(im.convert(profile_mode(im)), transform)
 
-
+# %% ../nbs/00_color.ipynb #c9737842
 def _from_lab(im):
     lab = ImageCms.createProfile('LAB')
     srgb = ImageCms.createProfile('sRGB')

@@ -123,7 +123,7 @@ def check_paths(
     images_root,  # with ~ and variables filled in
     must_exist: bool = True,  # are missing pictures a mistake?
 ):
-    "Refuse paths that leave `images_root` and, if asked, pictures that aren't there."
+    "Raise `InputError` for a path that leaves `images_root` or, if asked, a missing picture."
     check_root(images_root)
     for column in table:
         for row, cell in table[column][_may_leave_root(table[column])].items():
