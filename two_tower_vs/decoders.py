@@ -108,7 +108,7 @@ def _by_tiff(data):
     found.cost = max(1, bytes_each // 4) * header.width * header.height
     return found
 
-
+# %% ../nbs/00_decoders.ipynb #34b6378a
 def _unsigned(load):
     "Pillow has only signed 32-bit integers"
     im = load()

@@ -59,9 +59,8 @@ _compressions = {
 }
 
 # %% ../nbs/00_extras.ipynb #977c3f94
-# photometric
 _colours = {0: 'grey', 1: 'grey', 2: 'RGB', 3: 'palette', 5: 'CMYK', 6: 'YCbCr', 8: 'Lab'}
-_sample_words = {1: '', 2: 'signed ', 3: ''}  # sample
+_sample_words = {1: '', 2: 'signed ', 3: ''}
 
 # %% ../nbs/00_extras.ipynb #dca2319b
 @dataclass
@@ -97,6 +96,7 @@ class TiffHeader:
 
     @property
     def planar(self) -> bool:
+        "Is each of several channels stored by itself?"
         return self.planes == 2 and self.channels > 1
 
 # %% ../nbs/00_extras.ipynb #af38d8d5
@@ -162,14 +162,14 @@ def _pillow_reads_planes(header):
         return False
     return header.channels == 3 or header.channels == 4 and header.extra != 1
 
-
+# %% ../nbs/00_extras.ipynb #95b36cae
 def _pillow_reads_16(header):
     if header.photometric == 0 or header.channels == 2 or header.channels > 4:
         return False
     return not header.planar or header.compression != 1 and header.extra != 1
 
 # %% ../nbs/00_extras.ipynb #3c727be1
-logging.getLogger('tifffile').addHandler(logging.NullHandler())  # what matters is in the refusal
+logging.getLogger('tifffile').addHandler(logging.NullHandler())
 
 
 def optional_package(

@@ -38,7 +38,7 @@ def _jxl_side(bits, small):
         return 8 * (bits.take(5) + 1)
     return bits.choice((9, 1), (13, 1), (18, 1), (30, 1))
 
-
+# %% ../nbs/00_jxl.ipynb #4b71b99a
 _jxl_ratios = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 
 
@@ -58,22 +58,30 @@ def _jxl_extra_channels(bits):
         return 0
     if bits.take(1):  # more fields
         bits.take(3)  # orientation
-        if bits.take(1):
+        if bits.take(1):  # the size as it is shown
             _jxl_size(bits)
         if bits.take(1):  # a preview: no encoder writes one
             return None
-        if bits.take(1):  # an animation
-            bits.choice((0, 100), (0, 1000), (10, 1), (30, 1))
-            bits.choice((0, 1), (0, 1001), (8, 1), (10, 1))
-            bits.choice((0, 0), (3, 0), (16, 0), (32, 0))
-            bits.take(1)
+        if bits.take(1):
+            _skip_animation(bits)
+    _skip_depth(bits)
+    bits.take(1)  # are buffers of 16 bits enough?
+    return bits.choice((0, 0), (0, 1), (4, 2), (12, 1))
+
+# %% ../nbs/00_jxl.ipynb #a251d100
+def _skip_animation(bits):
+    bits.choice((0, 100), (0, 1000), (10, 1), (30, 1))
+    bits.choice((0, 1), (0, 1001), (8, 1), (10, 1))
+    bits.choice((0, 0), (3, 0), (16, 0), (32, 0))
+    bits.take(1)
+
+# %% ../nbs/00_jxl.ipynb #db18cc88
+def _skip_depth(bits):
     if bits.take(1):  # floating point
         bits.choice((0, 32), (0, 16), (0, 24), (6, 1))
         bits.take(4)
     else:
         bits.choice((0, 8), (0, 10), (0, 12), (6, 1))
-    bits.take(1)
-    return bits.choice((0, 0), (0, 1), (4, 2), (12, 1))
 
 # %% ../nbs/00_jxl.ipynb #dd5720f6
 def _codestream(data):
