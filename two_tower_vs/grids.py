@@ -46,11 +46,11 @@ def _grid_axes(rows, columns, cell, has_titles, has_names):
     )
     return fig, fig.subplots(rows, columns, squeeze=False, gridspec_kw=margins)
 
-
+# %% ../nbs/00_grids.ipynb #1dae2ece
 def _name_row(ax, name):
     ax.text(-0.08, 0.5, name, transform=ax.transAxes, ha='right', va='center', fontsize=8)
 
-# %% ../nbs/00_grids.ipynb #1dae2ece
+
 def image_grid(
     rows,  # lists of PIL images or None, one list a row
     titles=None,  # lists of texts above the images, in the same shape
@@ -87,7 +87,7 @@ def thumb(
 
 # %% ../nbs/00_grids.ipynb #56b6037d
 def show_pairs(
-    pairs,  # any table whose first two columns are paths
+    pairs,  # any table whose first two columns are paths, named …_path
     images_root,  # the folder that they start from
     n: int = 8,  # pairs to show
 ) -> Image.Image:

@@ -91,18 +91,6 @@ def _check_bounds(found, data, max_pixels):
             f'over the limit max_pixels={max_pixels:,}'
         )
 
-# %% ../nbs/00_pictures.ipynb #d56016ab
-_transpose_names = (
-    'FLIP_LEFT_RIGHT',
-    'ROTATE_180',
-    'FLIP_TOP_BOTTOM',
-    'TRANSPOSE',
-    'ROTATE_270',
-    'TRANSVERSE',
-    'ROTATE_90',
-)
-_turns = {turn: Image.Transpose[name] for turn, name in enumerate(_transpose_names, 2)}
-
 # %% ../nbs/00_pictures.ipynb #79194920
 @dataclass
 class _Wish:
@@ -127,6 +115,18 @@ def _decode(data, kind, wish, then, profile=None):
             im.info['icc_profile'] = profile
         turn = im.info.get('turn') or exif_turn(im)  # Pillow turns TIFF while it decodes
         return then(to_rgb(_turned_upright(im, turn), wish.background))
+
+# %% ../nbs/00_pictures.ipynb #d56016ab
+_transpose_names = (
+    'FLIP_LEFT_RIGHT',
+    'ROTATE_180',
+    'FLIP_TOP_BOTTOM',
+    'TRANSPOSE',
+    'ROTATE_270',
+    'TRANSVERSE',
+    'ROTATE_90',
+)
+_turns = {turn: Image.Transpose[name] for turn, name in enumerate(_transpose_names, 2)}
 
 # %% ../nbs/00_pictures.ipynb #4c37367a
 def _turned_upright(im, turn):
@@ -256,7 +256,7 @@ def web_type(
 def picture_header(
     data: bytes,  # a picture file that can be read
 ) -> tuple:  # width, height (before it is turned), orientation as of EXIF
-    "Size and orientation, without decoding."
+    "Size and orientation, without decoding. Raises whatever its decoder raises."
     kind = file_kind(data)
     try:
         found = open_picture(data, kind.name)
