@@ -176,7 +176,7 @@ def optional_package(
     name: str,  # of the module
     extra: str,  # of two_tower_vs
     what: str,  # the picture, for the refusal
-):
+):  # the module
     "Import an optional package. Raises `BadImage` where it is missing."
     from importlib import import_module
 

@@ -182,7 +182,7 @@ def load_image(
     side: int = None,  # the side in pixels that will be needed; JPEG decodes smaller then
     background: str = 'auto',  # the ground of transparent pictures: auto, white, black or #rrggbb
 ) -> Image.Image:  # upright, mode RGB; of an animation, the first frame
-    "Decode any picture of the `formats`. Raises `BadImage` with the reason."
+    "Decode a picture of the `formats` or of an extra. Raises `BadImage` with the reason."
     if not isinstance(src, bytes):
         src = read_bytes(src) if isinstance(src, (str, Path)) else src.read()
     return _decode_or_reason(src, _Wish(max_pixels, side, background), lambda im: im)
