@@ -38,7 +38,7 @@ class Refusal(Exception):
     def json(self) -> dict:
         return {'error': dict(status=self.status, reason=self.reason, detail=self.detail)}
 
-
+# %% ../nbs/07a_access.ipynb #b6c624c3
 def json_answer(content: dict, status: int = 200, headers: dict = None):
     "A response of Starlette's."
     from starlette.responses import Response
@@ -56,7 +56,7 @@ def host_name(
     name = match[1].strip('[]').lower().removesuffix('.')
     return _address(name) or name
 
-
+# %% ../nbs/07a_access.ipynb #69d93886
 def _address(name):
     "An IP address in one spelling; None for a name"
     try:
@@ -77,7 +77,7 @@ def own_names(
     names = {'localhost', hostname, short, f'{short}.local', socket.getfqdn().lower(), host.lower()}
     return {name.removesuffix('.') for name in names if name}
 
-
+# %% ../nbs/07a_access.ipynb #97156ebe
 def _is_loopback(host):
     address = _address(host)
     return (
@@ -94,7 +94,7 @@ def _token_of_environment(name):
         )
     return token
 
-
+# %% ../nbs/07a_access.ipynb #713e932d
 def _token_in_file(path):
     try:
         return Path(path).expanduser().read_text(encoding='utf-8').strip()
@@ -166,17 +166,10 @@ class Access:
             raise Refusal(
                 401,
                 'no token',
-                'This server wants its token. Send it as Authorization: Bearer TOKEN, or log in on the page.',
+                'This server wants its token. Send it as Authorization: Bearer TOKEN, '
+                'or log in on the page.',
                 WWW_Authenticate='Bearer',
             )
-
-# %% ../nbs/07a_access.ipynb #90205a5f
-def _headers_of(scope, wanted):
-    return [value for name, value in scope['headers'] if name == wanted]
-
-
-def _cookie_value(token, use):
-    return hmac.new(token.encode(), f'two_tower_vs {use}'.encode(), 'sha256').hexdigest()
 
 # %% ../nbs/07a_access.ipynb #cfc65579
 @patch
@@ -216,10 +209,15 @@ def _check_page(self: Access, headers):
         raise Refusal(
             403,
             'another site',
-            'A page of another site sent this. Whoever runs this server can add its origin to serve.origins.',
+            'A page of another site sent this. '
+            'Whoever runs this server can add its origin to serve.origins.',
         )
 
 # %% ../nbs/07a_access.ipynb #aec68b7d
+def _headers_of(scope, wanted):
+    return [value for name, value in scope['headers'] if name == wanted]
+
+
 @patch
 def knows(self: Access, scope) -> bool:
     "Does the request bring the token, or a cookie that was given for it?"
@@ -238,10 +236,14 @@ def knows(self: Access, scope) -> bool:
                 found |= hmac.compare_digest(given, right.encode())
     return found
 
+# %% ../nbs/07a_access.ipynb #b0d42ad1
+def _cookie_value(token, use):
+    return hmac.new(token.encode(), f'two_tower_vs {use}'.encode(), 'sha256').hexdigest()
+
 
 @patch
 def cookie(self: Access) -> tuple:  # (its name, its value)
-    "What a browser keeps. The name differs from server to server, since a browser keeps one list for all ports."
+    "What a browser keeps as proof that it had the token."
     return f'two_tower_vs_{_cookie_value(self.token, "name")[:8]}', _cookie_value(
         self.token, 'session'
     )
@@ -253,7 +255,7 @@ def make_access(
     origins: tuple = (),  # of pages that may read the answers: https://shop.example.org
     token: str = None,  # as in `read_token`
 ) -> Access:
-    "Raises `InputError`."
+    "Who may ask, as the settings say. Raises `InputError`."
     names = own_names(host)
     for name in hosts:
         spelled = name if name == '*' else host_name(name) or _address(name)
@@ -266,7 +268,8 @@ def make_access(
         scheme, _, rest = origin.partition('://')
         if scheme.lower() not in ('http', 'https') or not host_name(rest):
             raise InputError(
-                f'serve.origins: {origin!r} is no origin. Use one such as https://shop.example.org, without a path.'
+                f'serve.origins: {origin!r} is no origin. '
+                'Use one such as https://shop.example.org, without a path.'
             )
     origins = tuple(origin.lower() for origin in origins)
     return Access(tuple(sorted(names)), not _is_loopback(host), origins, read_token(token))

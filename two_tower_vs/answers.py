@@ -29,7 +29,7 @@ class Hit(BaseModel):
         None, description='of an evaluation query: is it one of the right answers?'
     )
 
-
+# %% ../nbs/07d_answers.ipynb #76814b13
 class Latency(BaseModel):
     "Where the time went, in milliseconds."
 
@@ -45,7 +45,7 @@ class Answer(BaseModel):
     cand_path: str
     id: int | None = Field(description='null where it is not in the index')
 
-
+# %% ../nbs/07d_answers.ipynb #7a74e9b5
 class Query(BaseModel):
     "An evaluation query, and how it fared."
 
@@ -56,7 +56,7 @@ class Query(BaseModel):
     baseline_rank: int | None = Field(description='the same before training')
     change: str = Field(description='gained, lost, or empty')
 
-
+# %% ../nbs/07d_answers.ipynb #911a8df3
 class AnsweredQuery(Query):
     "An evaluation query with its right answers."
 
@@ -82,7 +82,7 @@ class Example(Query):
 
     i: int = Field(description='the address of its picture: /query/{i}')
 
-
+# %% ../nbs/07d_answers.ipynb #31d3d805
 class Examples(BaseModel):
     "A page of the evaluation queries."
 
@@ -90,7 +90,7 @@ class Examples(BaseModel):
     counts: dict[str, int] = Field(description='how many there are of each kind')
     examples: list[Example]
 
-
+# %% ../nbs/07d_answers.ipynb #be3cfe42
 class Health(BaseModel):
     "Ready, and with what. Without the token that the server may want, only the first two."
 
@@ -115,7 +115,7 @@ class Quantiles(BaseModel):
     p50: float | None
     p95: float | None
 
-
+# %% ../nbs/07d_answers.ipynb #b634e0c3
 class Stats(BaseModel):
     "Counts and times since the server started."
 
@@ -130,7 +130,7 @@ class Stats(BaseModel):
     under_way: int
     queue: int
 
-
+# %% ../nbs/07d_answers.ipynb #381aaf9c
 class Reason(BaseModel):
     "Why a request was refused."
 
@@ -138,7 +138,7 @@ class Reason(BaseModel):
     reason: str = Field(description='a few words that stay as they are, for programs')
     detail: str = Field(description='a sentence, for people')
 
-
+# %% ../nbs/07d_answers.ipynb #6d53be51
 class Error(BaseModel):
     "Every refusal has this form."
 

@@ -28,7 +28,7 @@ class Found:
     search_ms: float
     batch: int  # pictures in the batch
 
-
+# %% ../nbs/07e_batching.ipynb #347aac7f
 @dataclass
 class _Task:
     "A picture that waits for the model"

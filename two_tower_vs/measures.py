@@ -94,7 +94,7 @@ def card(self: Measures) -> dict:
         batches={str(size): count for size, count in sorted(self.batches.items())},
     )
 
-
+# %% ../nbs/07g_measures.ipynb #ebb4a922
 @patch
 def _percentiles(self: Measures):
     if not self.recent:

@@ -27,7 +27,7 @@ def _orientation(data):
         return 1
     return turn if turn in range(1, 9) else 1
 
-
+# %% ../nbs/07b_originals.ipynb #9c9c7f45
 def _only_orientation(turn):
     "A TIFF header and a directory of one entry, as Exif wants it"
     return b'MM\0*\0\0\0\x08\0\x01' + struct.pack('>HHIHH', 0x0112, 3, 1, turn, 0) + bytes(4)
@@ -36,10 +36,7 @@ def _only_orientation(turn):
 class _Odd(Exception):
     "A file that is not built as its format says"
 
-
-_scan_end = re.compile(b'\xff+[^\x00\xff\xd0-\xd7]')
-
-
+# %% ../nbs/07b_originals.ipynb #43752fda
 def _kept_of_jpeg(marker, content):
     if marker == 0xE0:
         return content.startswith(b'JFIF\0')
@@ -49,20 +46,31 @@ def _kept_of_jpeg(marker, content):
         return content.startswith(b'Adobe')
     return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
 
+# %% ../nbs/07b_originals.ipynb #677c1320
+def _jpeg_exif(turn):
+    "A segment for the orientation; empty for an upright picture"
+    if turn == 1:
+        return b''
+    exif = b'Exif\0\0' + _only_orientation(turn)
+    return b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif
+
+# %% ../nbs/07b_originals.ipynb #81bdb2e6
+def _jpeg_marker(data, at):  # (where its last 0xFF is, the marker)
+    if data[at : at + 1] != b'\xff':
+        raise _Odd
+    while data[at + 1 : at + 2] == b'\xff':  # padding
+        at += 1
+    return at, data[at + 1] if at + 1 < len(data) else 0xD9
+
 # %% ../nbs/07b_originals.ipynb #f32d68be
+_scan_end = re.compile(b'\xff+[^\x00\xff\xd0-\xd7]')
+
+
 def _clean_jpeg(data):
-    turn = _orientation(data)
-    parts = [b'\xff\xd8']
-    if turn != 1:
-        exif = b'Exif\0\0' + _only_orientation(turn)
-        parts.append(b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif)
+    parts = [b'\xff\xd8', _jpeg_exif(_orientation(data))]
     at = 2
     while True:
-        if data[at : at + 1] != b'\xff':
-            raise _Odd
-        while data[at + 1 : at + 2] == b'\xff':  # padding
-            at += 1
-        marker = data[at + 1] if at + 1 < len(data) else 0xD9
+        at, marker = _jpeg_marker(data, at)
         if marker == 0xD9:
             return b''.join([*parts, b'\xff\xd9'])
         if at + 4 > len(data):
@@ -115,13 +123,13 @@ def _clean_png(data):
     return b''.join(parts)
 
 # %% ../nbs/07b_originals.ipynb #c9c1650e
+def _webp_chunk(name, content):
+    return name + struct.pack('<I', len(content)) + content + bytes(len(content) % 2)
+
+# %% ../nbs/07b_originals.ipynb #ab41fedf
 _webp_kept = set(b'VP8X|VP8 |VP8L|ALPH|ANIM|ANMF|ICCP'.split(b'|'))
 _exif_flag = 8
 _xmp_flag = 4  # of VP8X
-
-
-def _webp_chunk(name, content):
-    return name + struct.pack('<I', len(content)) + content + bytes(len(content) % 2)
 
 
 def _clean_webp(data):
@@ -148,7 +156,7 @@ def _after_pieces(data, at):
         at += 1 + data[at]
     return at + 1
 
-
+# %% ../nbs/07b_originals.ipynb #c7015cf5
 def _table_size(flags):
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
@@ -159,7 +167,7 @@ def _kept_of_gif(extension):
         return extension[3:14] in (b'NETSCAPE2.0', b'ANIMEXTS1.0')
     return kind in (0xF9, 0x01)  # how the next picture is shown; text that is part of the picture
 
-
+# %% ../nbs/07b_originals.ipynb #f842cbb3
 def _clean_gif(data):
     at = 13 + _table_size(data[10])
     parts = [data[:at]]
@@ -208,11 +216,10 @@ def for_browsers(
             pass
     return as_jpeg(load_image(data, max_pixels))
 
-
+# %% ../nbs/07b_originals.ipynb #d04bb047
 def as_jpeg(image: Image.Image, quality: int = 95) -> tuple:  # (bytes, content type)
     "A new JPEG, which holds nothing but the picture."
     out = BytesIO()
-    # Without what Pillow remembers of the file
     Image.fromarray(np.asarray(image)).save(out, 'JPEG', quality=quality)
     return out.getvalue(), 'image/jpeg'
 

@@ -105,7 +105,7 @@ def _checked_originals(originals):
         raise InputError(f'serve.originals is {originals!r}. Use clean, exact or none.')
     return originals
 
-
+# %% ../nbs/07h_reloading.ipynb #e77a96e8
 def _checked_root(root):
     root = Path(expand(root))
     if not root.is_dir():
@@ -116,13 +116,13 @@ def _checked_root(root):
     return root
 
 # %% ../nbs/07h_reloading.ipynb #26644f82
-_sites = WeakSet()  # of this process
-
-
 @patch
 def open_pools(self: Site):
     self.pool = ThreadPoolExecutor(cores() + 2)
     self.large_pool = ThreadPoolExecutor(1)
+
+# %% ../nbs/07h_reloading.ipynb #0c5c4c37
+_sites = WeakSet()  # of this process
 
 
 def _restart_sites():

@@ -35,7 +35,7 @@ _found_answer = {200: dict(model=SearchAnswer, description='The hits')}
 def _hits_wanted(default):
     return Query(default, ge=1, le=most_hits, description='hits wanted')
 
-
+# %% ../nbs/07m_routes.ipynb #0b1afd0f
 async def _search_in_time(site, source, topk, most_pixels=None):
     seconds = site.limits.timeout_s
     late = Refusal(504, 'too slow', f'The search took over {seconds} s (serve.timeout_s).')
@@ -163,7 +163,7 @@ def _some_examples(shows, kind, offset, limit):
         examples=[dict(i=int(row), **query_facts(shows.queries.iloc[row])) for row in rows],
     )
 
-
+# %% ../nbs/07m_routes.ipynb #7fb5b9a7
 def _add_examples(app, site):
     @app.get(
         '/examples',
@@ -257,7 +257,7 @@ def _login_answer(site, request):
     answer.set_cookie(name, value, httponly=True, samesite='strict', secure=secure)
     return answer
 
-
+# %% ../nbs/07m_routes.ipynb #0419490a
 def _add_login(app, site):
     @app.post(
         '/login',
@@ -284,7 +284,7 @@ def _page_files():  # address -> file
             files[f'/{name}'] = Path(swagger.origin).parent / 'static' / name
     return files
 
-
+# %% ../nbs/07m_routes.ipynb #6a3fd9f3
 def _add_file(app, url, file):
     def answer():
         return FileResponse(file, headers={'Cache-Control': 'no-cache'})

@@ -41,7 +41,7 @@ class _Upload:
     pixels: np.ndarray = None
     decode_ms: float = 0.0
 
-
+# %% ../nbs/07k_searches.ipynb #aa62545f
 def _looked_at(site, searcher, source, most_pixels):
     "Runs in a thread: an `_Upload`, decoded unless it is large"
     data = source() if callable(source) else source
@@ -50,7 +50,7 @@ def _looked_at(site, searcher, source, most_pixels):
     upload = _Upload(hashlib.sha256(data).digest()[:16], data)
     return upload if size.needed > site.large else _decoded(searcher, upload)
 
-
+# %% ../nbs/07k_searches.ipynb #e26f1840
 def _decoded(searcher, upload):
     start = time.perf_counter()
     try:
@@ -86,7 +86,7 @@ def _hits(now, found, content):
         hits.append(hit)
     return hits
 
-
+# %% ../nbs/07k_searches.ipynb #eacd1ce5
 def _match_of(now, score):
     threshold = now.searcher.threshold
     return {} if threshold is None else {'match': bool(score >= threshold)}

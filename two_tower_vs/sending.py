@@ -70,7 +70,7 @@ class DecodedPixels:
     whole: int  # pixels of the picture
     needed: int  # pixels that decoding gives
 
-
+# %% ../nbs/07j_sending.ipynb #05b9df9a
 def decoded_pixels(
     data: bytes,
     side: int,  # that is needed
@@ -93,7 +93,7 @@ def candidate_path(site, number: int, version: str = None) -> str:
     "The path of a candidate. Raises `Refusal`."
     return numbered(site.gallery(version).paths, number, 'candidate')
 
-
+# %% ../nbs/07j_sending.ipynb #ac9643a2
 def query_path(site, number: int, version: str = None) -> str:
     "The path of an evaluation query. Raises `Refusal`."
     if not site.examples:
@@ -105,7 +105,7 @@ def _etag(site, stamp, side):
     form = f'{stamp} {side} {site.originals} 2'
     return f'"{hashlib.sha256(form.encode()).hexdigest()[:16]}"'
 
-
+# %% ../nbs/07j_sending.ipynb #9313cb0d
 def _read_unless_known(site, path, side, known):  # (bytes, or None: the browser has it; tag)
     stamp = file_stamp(os.path.realpath(os.path.join(site.root, path)))
     if stamp and known == _etag(site, stamp, side):
@@ -118,7 +118,7 @@ def _is_much_work(site, data, side):
     as_it_is = side is None and site.originals != 'none' and not is_rewritten(data)
     return not as_it_is and decoded_pixels(data, side or largest_side).needed > site.large
 
-
+# %% ../nbs/07j_sending.ipynb #c639a1fb
 async def _made(site, path, side, known):
     loop = asyncio.get_running_loop()
     data, tag = await loop.run_in_executor(site.pool, _read_unless_known, site, path, side, known)

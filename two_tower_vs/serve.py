@@ -23,7 +23,7 @@ def _plainly(error):  # (reason, detail)
         return 'wrong method', detail
     return str(error.detail).lower(), str(error.detail)
 
-
+# %% ../nbs/08_serve.ipynb #c796c0f3
 def _with_head(headers):
     "The methods that an address takes: HEAD too where GET is"
     headers = dict(headers or {})
@@ -32,7 +32,7 @@ def _with_head(headers):
             headers[name] = f'{value}, HEAD'
     return headers
 
-
+# %% ../nbs/08_serve.ipynb #d6dc9000
 def _invalid(error):
     "FastAPI's list of what is wrong with the parameters, in a sentence"
     problems = [f'{problem["loc"][-1]}: {problem["msg"]}' for problem in error.errors()[:3]]
@@ -64,7 +64,7 @@ async def _keep_reloading(site, every):
         await asyncio.sleep(every)
         await asyncio.to_thread(site.reload)
 
-
+# %% ../nbs/08_serve.ipynb #7ae4d100
 def _lifespan(site, every):
     @asynccontextmanager
     async def lifespan(app):

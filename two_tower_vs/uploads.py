@@ -28,7 +28,7 @@ def _too_many_bytes(site):
         Connection='close',
     )
 
-
+# %% ../nbs/07i_uploads.ipynb #e443e5bf
 def _announces_too_much(request, site):
     size = request.headers.get('content-length', '')
     if not (size.isascii() and size.isdigit()):
@@ -78,7 +78,7 @@ def _bad_form(why):
     detail = f'{why.rstrip(".")}. Send one file in the field image.'
     return Refusal(400, 'bad form', detail, Connection='close')
 
-
+# %% ../nbs/07i_uploads.ipynb #84ca4b09
 async def _form_file(request, site):
     parts = dict(max_files=1, max_fields=10, max_part_size=2**16)
     try:
@@ -103,7 +103,7 @@ def see_room(site):
     if site.busy >= site.limits.waiting:
         raise busy(f'{site.busy} searches are under way.')
 
-
+# %% ../nbs/07i_uploads.ipynb #1d7dc3b7
 @contextmanager
 def admitted(site):
     "A place among the searches under way. Raises `Refusal`."
