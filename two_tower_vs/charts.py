@@ -24,13 +24,13 @@ def _svg(parts, alt, height):
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
     ).format(_width, height, alt, Markup('').join(parts))
 
-
+# %% ../nbs/07_charts.ipynb #be7cee89
 def _label(x, y, text, anchor='middle', cls=''):
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
         x, y, anchor, cls, text
     )
 
-
+# %% ../nbs/07_charts.ipynb #5f64d62f
 def _path(xs, ys, cls):
     points = 'L'.join(f'{x:.1f} {y:.1f}' for x, y in zip(xs, ys))
     return Markup('<path d="M{}" class="{}"/>').format(points, cls)
@@ -39,7 +39,7 @@ def _path(xs, ys, cls):
 def _rule(x1, y1, x2, y2, cls):
     return _path((x1, x2), (y1, y2), cls)
 
-
+# %% ../nbs/07_charts.ipynb #31431646
 def _dot(x, y, cls, r=4.5):
     return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" class="dot {}"/>').format(x, y, r, cls)
 
@@ -49,7 +49,7 @@ def _legend_sign(mark):
         return _dot(11, 5, mark.removeprefix('dot '), 4)
     return _rule(1, 5, 21, 5, mark)
 
-
+# %% ../nbs/07_charts.ipynb #021d05d1
 def legend(
     marks: list,  # (class of a line or dot, what it stands for)
 ) -> Markup:

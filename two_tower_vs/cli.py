@@ -53,26 +53,6 @@ examples:
 Exit status: 0; 2 for what the user can change (a mistake in what was given, a full disk), said in one line; 1 for
 anything else."""
 
-# %% ../nbs/09_cli.ipynb #a499eebe
-def parser() -> argparse.ArgumentParser:
-    "The flags; all other settings live in the config file."
-    flags = argparse.ArgumentParser(
-        'two_tower_vs',
-        description=about,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_run_flags(flags)
-    _add_picture_flags(flags)
-    flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
-    flags.add_argument(
-        '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
-    )
-    flags.add_argument('--port', type=int, metavar='N', help='port for serve (default: 8000)')
-    flags.add_argument('--version', action='version', version=two_tower_vs.__version__)
-    return flags
-
 # %% ../nbs/09_cli.ipynb #50b5fb8d
 def _add_run_flags(flags):
     flags.add_argument(
@@ -112,9 +92,29 @@ def _add_picture_flags(flags):
         'or auto (default)',
     )
 
+# %% ../nbs/09_cli.ipynb #a499eebe
+def parser() -> argparse.ArgumentParser:
+    "The flags; all other settings live in the config file."
+    flags = argparse.ArgumentParser(
+        'two_tower_vs',
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_run_flags(flags)
+    _add_picture_flags(flags)
+    flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
+    flags.add_argument(
+        '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
+    )
+    flags.add_argument('--port', type=int, metavar='N', help='port for serve (default: 8000)')
+    flags.add_argument('--version', action='version', version=two_tower_vs.__version__)
+    return flags
+
 # %% ../nbs/09_cli.ipynb #0db99511
 def _plain(text):
-    "In one line, without what would command a terminal: both may stand in a file's name"
+    "In one line, without control characters"
     odd = '[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
     return re.sub(odd, lambda m: ascii(m[0])[1:-1], str(text))
 
@@ -174,6 +174,8 @@ def _interrupt(*args):
 
 
 def _steady(f):
+    "A main function that ends in order: a status and one line where the machine refuses"
+
     @wraps(f)
     def run(*args):
         main = threading.current_thread() is threading.main_thread()

@@ -23,7 +23,7 @@ from .threads import in_threads
 
 # %% ../nbs/07_examples.ipynb #7305f9be
 def _small_webp(image, most):
-    "WebP of at most `most` bytes; noise may need the lowest quality, and then takes what it takes"
+    "WebP of at most `most` bytes, or of the lowest quality where none is that small"
     for quality in (75, 50, 25, 5):
         buffer = BytesIO()
         image.save(buffer, 'webp', quality=quality)
@@ -102,7 +102,7 @@ def samples(
 def _rank_words(rank):
     return 'never' if pd.isna(rank) else f'{int(rank):,}'
 
-
+# %% ../nbs/07_examples.ipynb #5e6123c4
 def _query_rows(some, right):
     "Rows of the long list, each query once"
     rows = pd.concat([part.assign(kind=kind) for kind, part in some.items()])
@@ -151,7 +151,7 @@ def _query_cards(rows, right, wrong, most=9):
         for row in rows.head(most).to_dict('records')
     ]
 
-
+# %% ../nbs/07_examples.ipynb #46a86253
 def _card_part(kind, rows, right, changes):
     title, third, wrong, none = _card_parts[kind]
     return dict(

@@ -112,7 +112,7 @@ def draw_rows(
     # that permutation
     return np.sort(np.random.default_rng([seed, 6]).permutation(n)[:most])
 
-
+# %% ../nbs/06b_explore.ipynb #d1d6d7f2
 def _sample_note(shown, n, what):
     return f'{n:,} {what}' if shown == n else f'{shown:,} of {n:,} {what}, drawn at random'
 
@@ -126,7 +126,7 @@ def _cross(side):
         draw.line((low, start, high, end), fill='#8a919e', width=max(1, side // 24))
     return tile
 
-
+# %% ../nbs/06b_explore.ipynb #327779a6
 def thumb_tile(
     source,  # a path, or what else load_image takes
     side: int,  # pixels
@@ -284,11 +284,11 @@ def show_training(
     names: tuple = ('before training', 'after training'),
     seed: int = 42,  # of both draws
 ) -> Image.Image:
-    "Queries and their right answers on one sheet, by two models."
-    cast = _draw_cast(*before, gt, pairs, others, seed)
-    shots = [thumb(expand(images_root) / path, 48) for path in cast.pairs.gt_cand_path]
+    "Queries and their answers on one sheet, by two models. Raises `InputError`."
     from matplotlib.figure import Figure
 
+    cast = _draw_cast(*before, gt, pairs, others, seed)
+    shots = [thumb(expand(images_root) / path, 48) for path in cast.pairs.gt_cand_path]
     fig = Figure(figsize=(6, 3.7), layout='constrained')
     fig.get_layout_engine().set(h_pad=0.08)
     for ax, model, name in zip(fig.subplots(1, 2), (before, after), names):
@@ -306,7 +306,7 @@ def packed_sheet(
     columns: int,  # tiles a row
     most: int,  # bytes
 ) -> tuple:  # (bytes of a WebP file, pixels a tile)
-    "The sheet in as good a quality as the bytes allow."
+    "The sheet in the best quality that fits, or in the lowest where none does."
     for side, quality in ((64, 80), (64, 60), (64, 40), (48, 40), (32, 40), (24, 20)):
         size = (columns * side, sheet.height * columns * side // sheet.width)
         smaller = sheet.resize(size, Image.Resampling.LANCZOS)
@@ -453,7 +453,7 @@ def html(self: Explorer) -> str:
     parts = {'css': read('css'), 'data': data, 'js': read('js')}
     return re.sub(r'/\*(css|data|js)\*/', lambda m: parts[m[1]], read('html'))
 
-
+# %% ../nbs/06b_explore.ipynb #e6dc8df5
 @patch
 def save(self: Explorer, path) -> Path:
     "Write the page; a notebook then shows that file, and stays small."
@@ -468,7 +468,7 @@ def has_kernel() -> bool:
     ipython = sys.modules.get('IPython')
     return ipython is not None and getattr(ipython.get_ipython(), 'kernel', None) is not None
 
-
+# %% ../nbs/06b_explore.ipynb #d093e460
 @patch
 def _repr_html_(self: Explorer):
     if not has_kernel():

@@ -72,12 +72,23 @@ class VectorTable:
     embeddings: Embeddings
     files: list  # their names
 
-
+# %% ../nbs/06a_export.ipynb #e3421b12
 def _vector_table(tower, paths, stem, column, *, root, cache, options, name, on_bad, format):
     "Embed the pictures of a table; `name`: what messages call it"
     found = embed(tower, paths, root, cache, desc=stem, **options)
     drop_bad(pd.DataFrame({column: paths}), found.bad, name, on_bad)
     return VectorTable(stem, column, found, table_files(stem, format))
+
+# %% ../nbs/06a_export.ipynb #6cc74766
+def _vector_tables(model, candidates, queries, names, **shared):
+    "The table of candidates, then the one of queries where there are any"
+    table = _vector_table(
+        model.cand, candidates, 'candidates', 'cand_path', name=names[0], **shared
+    )
+    if queries is None:
+        return [table]
+    asked = _vector_table(model.query, queries, 'queries', 'query_path', name=names[1], **shared)
+    return [table, asked] if len(asked.embeddings) else [table]
 
 # %% ../nbs/06a_export.ipynb #2713f8da
 @dataclass
@@ -89,9 +100,9 @@ class TowerFile:
     pictures: Embeddings  # whose first pictures are compared
     are_its_own: bool  # did this tower make these vectors?
 
-
-def _tower_files(model, candidates, queries):
-    "With shared towers one file is enough"
+# %% ../nbs/06a_export.ipynb #6cd47e3c
+def _tower_files(model, candidates, queries=None):
+    "The files to write; `candidates` and `queries` are vectors"
     query = TowerFile('query.onnx', model.query, queries or candidates, bool(queries))
     query.are_its_own |= model.query is model.cand
     if model.config['share'] == 'all':
@@ -109,7 +120,7 @@ def _pixels_to_compare(tower_file, root, max_pixels, n=16):
         )
     return pixels
 
-
+# %% ../nbs/06a_export.ipynb #2f0b2e38
 def _cosine_with_exported(tower_file, pixels):
     "The least cosine with the exported vectors; None where this tower made none"
     if not tower_file.are_its_own:
@@ -143,7 +154,7 @@ _possible_files = [
     for file in table_files(stem, format)
 ] + ['query.onnx', 'cand.onnx']
 
-
+# %% ../nbs/06a_export.ipynb #79cd0366
 def _remove_others(folder, files):
     for file in _possible_files:
         if file not in files:
@@ -204,15 +215,8 @@ def export(
     onnx = onnx and _can_write_onnx(model)
     options = embedding or {}
     shared = dict(root=images_root, cache=cache, options=options, on_bad=on_bad, format=format)
-    paths = candidates.cand_path
-    tables = [_vector_table(model.cand, paths, 'candidates', 'cand_path', name=names[0], **shared)]
-    if queries is not None:
-        asked = _vector_table(
-            model.query, queries, 'queries', 'query_path', name=names[1], **shared
-        )
-        tables += [asked] if len(asked.embeddings) else []
-    found = [table.embeddings for table in tables] + [None]
-    towers = _tower_files(model, *found[:2]) if onnx else []
+    tables = _vector_tables(model, candidates.cand_path, queries, names, **shared)
+    towers = _tower_files(model, *(table.embeddings for table in tables)) if onnx else []
 
     def write(places):
         max_pixels = options.get('max_pixels', 100_000_000)

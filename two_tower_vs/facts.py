@@ -88,7 +88,7 @@ def _times_part(latency_ms, **how):
     ]
     return dict(chart=time_bars(steps), rows=rows, **how)
 
-
+# %% ../nbs/07_facts.ipynb #0f1a9180
 def recorded_times(
     query: dict,  # as query.json
 ) -> dict:  # what the template shows
@@ -122,7 +122,7 @@ _without_pictures = ('unused', 'missing')
 def _share_words(share):
     return f'{100 * share:.1f}' if share >= 0.0005 else 'under 0.1'
 
-
+# %% ../nbs/07_facts.ipynb #ffb0268c
 def _finding_rows(findings):
     return [
         dict(
@@ -183,6 +183,13 @@ def unreadable_part(
     rows = [dict(row, file=Path(row['file']).name) for row in bad.head(most).to_dict('records')]
     return dict(caption=f'As in bad_images.csv{more}', rows=rows)
 
+# %% ../nbs/07_facts.ipynb #a6f3f7ef
+def _timm_licence(backbone):
+    from timm.models import get_pretrained_cfg
+
+    licence = getattr(get_pretrained_cfg(backbone.removeprefix('timm/')), 'license', None)
+    return licence or 'not recorded there, see its model card'
+
 # %% ../nbs/07_facts.ipynb #b6bfb68a
 def weights_credit(
     model: dict,  # as model.json
@@ -200,13 +207,6 @@ def weights_credit(
     else:
         source = 'torchvision, trained on ImageNet. Licence of its code: BSD-3-Clause'
     return f'Weights of {backbone}: {source}.'
-
-
-def _timm_licence(backbone):
-    from timm.models import get_pretrained_cfg
-
-    licence = getattr(get_pretrained_cfg(backbone.removeprefix('timm/')), 'license', None)
-    return licence or 'not recorded there, see its model card'
 
 # %% ../nbs/07_facts.ipynb #f28ab968
 def attribution(root: Path) -> str:  # None where there is none
@@ -230,7 +230,7 @@ def _model_facts(model):
     yield 'vectors', f'{model["embed_dim"] or model["features"]:,} numbers', ''
     yield 'model', model['sha256'][:8], 'so its sha256 begins'
 
-
+# %% ../nbs/07_facts.ipynb #3de6347d
 def about_facts(
     model: dict,  # as model.json; None where there is none
     pairs: pd.DataFrame,  # that training used; None where they are gone

@@ -72,7 +72,7 @@ def only_run(out):
 
 # %% ../nbs/09a_lock.ipynb #f571fef0
 def clear_up(out):
-    "Finish what a killed run left, where nobody else is at it."
+    "Clear up what a killed run left, unless another run holds the folder."
     from two_tower_vs.errors import InputError
     from two_tower_vs.files import leftovers
 

@@ -30,7 +30,7 @@ def _metrics_in(file):
     complete = isinstance(metrics, dict) and {'trained', 'baseline', 'delta'} <= set(metrics)
     return metrics if complete else None
 
-
+# %% ../nbs/06a_model_card.ipynb #21651279
 def _are_of_model(metrics, file, model_file):
     if 'model_sha256' in metrics:
         return metrics['model_sha256'] == file_sha256(model_file)
@@ -185,7 +185,7 @@ def _group_limits(name, group):
         f'{percent_of(group["trained"][metric])} percent, {", ".join(others)}.'
     )
 
-
+# %% ../nbs/06a_model_card.ipynb #b5575ae4
 def _leak_limits(leaks):
     words = f'{leaks["leaked"]:,} of the evaluation queries were also trained on'
     if 'trained' not in leaks:
@@ -202,7 +202,12 @@ def _agreement_limits(file, agreement):
     own = agreement.get('cosine_with_exported')
     return words + (f'; with the exported vectors, cosine at least {own}.' if own else '.')
 
+# %% ../nbs/06a_model_card.ipynb #d2362992
+def _one_plain_line(text):
+    "Without line breaks and tags"
+    return re.sub(r'\s+', ' ', text).replace('<', '&lt;')
 
+# %% ../nbs/06a_model_card.ipynb #725d8443
 def _limits(model, metrics, agreements):
     "What is known not to hold, as a list in Markdown"
     training = model.training_info
@@ -218,11 +223,6 @@ def _limits(model, metrics, agreements):
         lines.append(_leak_limits(leaks))
     lines += [_agreement_limits(*item) for item in agreements.items()]
     return '\n'.join(f'- {_one_plain_line(line)}' for line in lines if line)
-
-
-def _one_plain_line(text):
-    "Without markup: a group's name may hold anything"
-    return re.sub(r'\s+', ' ', text).replace('<', '&lt;')
 
 # %% ../nbs/06a_model_card.ipynb #fb777e41
 _card = """---
@@ -286,7 +286,7 @@ def _training_data(pairs):
     candidates = pairs.cand_path.nunique()
     return f'{len(pairs):,} pairs of {queries:,} queries and {candidates:,} candidates.'
 
-
+# %% ../nbs/06a_model_card.ipynb #edd2b431
 def _usage_words(prep, has_onnx, format):
     if format == 'npy':
         return 'Vectors are in `candidates.npy`, their paths row by row in `candidates.csv`.'

@@ -31,7 +31,7 @@ def _without_exporter_messages():
     finally:
         logging.disable(disabled)
 
-
+# %% ../nbs/06a_onnx_towers.ipynb #f4a9ba68
 def _exported_program(tower):
     size = tower.prep['size']
     pixels = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8)
@@ -55,7 +55,7 @@ def _put_head(program, head):
         tensor = ir.tensor(value.numpy(), name=name)
         program.model.graph.initializers[name].const_value = tensor
 
-
+# %% ../nbs/06a_onnx_towers.ipynb #022fab8d
 def to_onnx(
     tower: Tower,  # on the CPU
     metadata: dict = None,  # texts

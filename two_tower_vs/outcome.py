@@ -65,7 +65,7 @@ def _doubt(training):
         )
     return None if training['promoted'] else 'training did not improve on it'
 
-
+# %% ../nbs/06a_outcome.ipynb #fb2070f3
 def kept_words(
     training: dict,  # of model.json
 ) -> str:  # a sentence; empty where the trained model is better, or nothing is recorded

@@ -58,7 +58,7 @@ def _value_range(values, percent):
     top = high + margin
     return max(0, low - margin), min(top, 100) if percent else top
 
-
+# %% ../nbs/07_progress.ipynb #bc16fbb2
 def _progress_words(values, percent):
     if percent:
         return f'at best {max(values):.1f} percent'

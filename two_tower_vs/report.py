@@ -47,7 +47,7 @@ def _known_training(model):
     held_out_words(training)
     return training
 
-
+# %% ../nbs/07_report.ipynb #c7dfa6a0
 def _metrics_with_kept(metrics, training):
     "Metrics that say what was kept; those of older versions leave it to the model"
     if 'kept' in metrics or training.get('promoted') is not False:
@@ -110,7 +110,7 @@ def _result_parts(run):
         metrics=files.part(metric_tables, 'metrics.json'),
     )
 
-
+# %% ../nbs/07_report.ipynb #607e16b8
 def _query_parts(run, searcher):
     files = run.files
     right = run.right_answers()
@@ -144,7 +144,7 @@ def _times_part_of(run, searcher):
     readable = [file for file in drawn if thumb(file, 16)]
     return measured_times(searcher, readable) if readable else None
 
-
+# %% ../nbs/07_report.ipynb #80cb9f98
 def _learning_and_facts(run, searcher, metrics):
     files = run.files
 
@@ -165,29 +165,6 @@ def _learning_and_facts(run, searcher, metrics):
         data=files.part(data, 'check.json'),
     )
 
-# %% ../nbs/07_report.ipynb #964e1256
-def _about_part(run, metrics):
-    def facts(model):
-        return about_facts(model, run.pairs, metrics, run.evaluated())
-
-    return run.files.part(facts, 'model/model.json')
-
-
-def _all_parts(run: RunReport) -> dict:  # as the template takes them
-    files = run.files
-    parts = _result_parts(run)
-    metrics = files['metrics.json']
-    about = _about_part(run, metrics)
-    searcher = run.searcher()
-    parts |= _query_parts(run, searcher)
-    parts |= _learning_and_facts(run, searcher, metrics)
-    parts['about'] = about or about_facts(None, run.pairs, files['metrics.json'], run.evaluated())
-    credit = [attribution(run.root), files.part(weights_credit, 'model/model.json')]
-    parts['credit'] = [each for each in credit if each]
-    note_clashes(files)
-    parts['missing'] = _missing_parts(parts)
-    return parts
-
 # %% ../nbs/07_report.ipynb #eee3c55e
 _makers = dict(  # part -> words, stage
     summary=('the recall', 'eval'),
@@ -206,6 +183,29 @@ def _missing_parts(parts):
             missing.setdefault(stage, []).append(words)
     return [f'{" and ".join(words)}, made by --stage {stage}' for stage, words in missing.items()]
 
+# %% ../nbs/07_report.ipynb #964e1256
+def _about_part(run, metrics):
+    def facts(model):
+        return about_facts(model, run.pairs, metrics, run.evaluated())
+
+    return run.files.part(facts, 'model/model.json')
+
+# %% ../nbs/07_report.ipynb #ad26f839
+def _all_parts(run: RunReport) -> dict:  # as the template takes them
+    files = run.files
+    parts = _result_parts(run)
+    metrics = files['metrics.json']
+    about = _about_part(run, metrics)
+    searcher = run.searcher()
+    parts |= _query_parts(run, searcher)
+    parts |= _learning_and_facts(run, searcher, metrics)
+    parts['about'] = about or about_facts(None, run.pairs, files['metrics.json'], run.evaluated())
+    credit = [attribution(run.root), files.part(weights_credit, 'model/model.json')]
+    parts['credit'] = [each for each in credit if each]
+    note_clashes(files)
+    parts['missing'] = _missing_parts(parts)
+    return parts
+
 # %% ../nbs/07_report.ipynb #fd0be5c8
 _contents = dict(  # part -> its place in the page, its entry in the contents
     summary=('result', 'Result'),
@@ -217,7 +217,7 @@ _contents = dict(  # part -> its place in the page, its entry in the contents
     data=('data', 'Data'),
 )
 
-
+# %% ../nbs/07_report.ipynb #f22b7035
 def _library_versions():
     versions = [f'two_tower_vs {two_tower_vs.__version__}']
     for name in ('torch', 'faiss-cpu', 'openvino'):
@@ -254,6 +254,15 @@ def _report_page(run: RunReport) -> str:
         folder=run.files.folder.resolve().name,
     )
 
+# %% ../nbs/07_report.ipynb #53d200f2
+def _user_table(files, root, path, *columns):
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        return read_paths(path, list(columns), root)
+    except InputError as error:
+        files.note(str(error))
+
 # %% ../nbs/07_report.ipynb #116146c2
 def report(
     out,  # the folder that a run left behind; report.html is written there
@@ -262,7 +271,7 @@ def report(
     pairs=None,  # the CSV that training learnt from, to count it
     max_pixels: int = 100_000_000,  # larger pictures are not searched with
 ) -> Path:  # of report.html
-    "Make one page of what a run left behind. Raises `InputError` without model and evaluation."
+    "Make one page of what a run left behind. Raises `InputError` where there is nothing to show."
     files = RunFiles(out)
     root = expand(images_root)
     if not (files.exist('model/model.json') or files.exist('metrics.json')):
@@ -276,12 +285,3 @@ def report(
     with replacing(files.folder / 'report.html') as (temporary,):
         temporary.write_bytes(page.encode(errors='backslashreplace'))
     return files.folder / 'report.html'
-
-# %% ../nbs/07_report.ipynb #53d200f2
-def _user_table(files, root, path, *columns):
-    if path is None or not Path(path).exists():
-        return None
-    try:
-        return read_paths(path, list(columns), root)
-    except InputError as error:
-        files.note(str(error))

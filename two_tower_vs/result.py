@@ -33,13 +33,13 @@ def _points(metric):
     low, high = metric['ci95']
     return 100 * metric['value'], 100 * low, 100 * high
 
-
+# %% ../nbs/07_result.ipynb #46a51c09
 def gain_words(difference: dict) -> str:
     "A difference with its interval, in percentage points."
     value, low, high = _points(difference)
     return f'{value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}'
 
-
+# %% ../nbs/07_result.ipynb #ca61383c
 def metric_title(metric: str) -> str:
     "A metric's name as people write it."
     title = re.sub('^(map|mrr)', lambda match: match[0].upper(), metric)
@@ -93,11 +93,11 @@ def _series(metrics):
     "Heading -> key of metrics.json: baselines and the model, without the difference"
     return {heading: key for heading, key in column_names(metrics).items() if key in _marks}
 
-
+# %% ../nbs/07_result.ipynb #79dc8aa7
 def _one_answer_each(metrics, k):
     return metrics['trained'][f'recall@{k}'] == metrics['trained'][f'hit@{k}']
 
-
+# %% ../nbs/07_result.ipynb #b05ee4a7
 def _overall_verdict(metrics, training, name):
     if 'kept' in metrics:
         return _not_promoted(metrics, training or {})
@@ -105,10 +105,20 @@ def _overall_verdict(metrics, training, name):
     delta = metrics[better_delta(metrics)][name]
     return verdict(delta, found.get('clusters', metrics['queries']), found.get('unit', 'query'))
 
-
+# %% ../nbs/07_result.ipynb #f987fea9
 def better_baseline(metrics: dict) -> str:
     "The baseline that differences are taken to: untrained or centred."
     return 'centred' if better_delta(metrics) == 'delta_centred' else 'untrained'
+
+# %% ../nbs/07_result.ipynb #fbae3f32
+def _summary_chart(metrics, name, cells):
+    "`cells`: heading -> percent_cell of the metric `name`"
+    words = [f'{heading} {cell["value"]} percent ({cell["ci"]})' for heading, cell in cells.items()]
+    rows = [
+        (heading, {_marks[key]: _points(metrics[key][name])})
+        for heading, key in _series(metrics).items()
+    ]
+    return intervals(rows, f'{metric_title(name)}: {"; ".join(words)}', 44)
 
 # %% ../nbs/07_result.ipynb #29e40fde
 def result_summary(
@@ -121,10 +131,6 @@ def result_summary(
     name = f'recall@{k}' if one else f'hit@{k}'
     series = _series(metrics)
     cells = {heading: percent_cell(metrics[key][name]) for heading, key in series.items()}
-    words = [f'{heading} {cell["value"]} percent ({cell["ci"]})' for heading, cell in cells.items()]
-    rows = [
-        (heading, {_marks[key]: _points(metrics[key][name])}) for heading, key in series.items()
-    ]
     tone, sentence = _overall_verdict(metrics, training, name)
     return dict(
         metric=metric_title(name),
@@ -137,7 +143,7 @@ def result_summary(
         tone=tone,
         verdict=sentence,
         where='first' if k == 1 else f'among the first {k}',
-        chart=intervals(rows, f'{metric_title(name)}: {"; ".join(words)}', 44),
+        chart=_summary_chart(metrics, name, cells),
         unit=interval_unit(metrics),
         one=one,
         against=better_baseline(metrics),
@@ -148,7 +154,7 @@ def _metric_row(name, values, metric, columns, **more):
     cells = [percent_cell(values[key][metric]) if key in values else {} for key in columns.values()]
     return dict(name=shown_name(name), cells=cells, **more)
 
-
+# %% ../nbs/07_result.ipynb #b6efc639
 def _all_intervals(metrics, rows):
     "The chart of all metrics"
     series = _series(metrics)

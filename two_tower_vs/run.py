@@ -12,20 +12,6 @@ from pathlib import Path
 from .config import Data, bad_setting, read_config, sections
 from .settings import bounds_of, refuse_outside
 
-# %% ../nbs/09b_run.ipynb #e534f802
-def _record_bad(path, rows, files):
-    import pandas as pd
-
-    from two_tower_vs.files import replacing
-    from two_tower_vs.sheet import write_csv
-
-    old = _old_bad(path)
-    if old is None and rows.empty:
-        return
-    new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
-    with replacing(path) as (file,):
-        write_csv(new, file)
-
 # %% ../nbs/09b_run.ipynb #6d85b531
 def _old_bad(path):
     import pandas as pd
@@ -44,6 +30,20 @@ def _old_bad(path):
 
     warn(f'{path} cannot be read; it is written again.')
 
+# %% ../nbs/09b_run.ipynb #e534f802
+def _record_bad(path, rows, files):
+    import pandas as pd
+
+    from two_tower_vs.files import replacing
+    from two_tower_vs.sheet import write_csv
+
+    old = _old_bad(path)
+    if old is None and rows.empty:
+        return
+    new = rows if old is None else pd.concat([old[~old.file.isin(map(str, files))], rows])
+    with replacing(path) as (file,):
+        write_csv(new, file)
+
 # %% ../nbs/09b_run.ipynb #7ffa074c
 def _set_flags(cfg, section, **flags):
     "Write the flags that were given into this section"
@@ -55,7 +55,7 @@ def _set_flags(cfg, section, **flags):
             refuse_outside(f'--{name}', value, bounds[name])
         cfg[section][name] = value
 
-
+# %% ../nbs/09b_run.ipynb #e35bf209
 def _picked(settings, *names):
     return {name: settings[name] for name in names if name in settings}
 

@@ -28,7 +28,7 @@ def shown_name(
     text = re.sub(_commands, lambda match: ascii(match[0])[1:-1], str(name))
     return text if len(text) <= most else f'{text[: most // 2 - 1]}…{text[-(most // 2) :]}'
 
-
+# %% ../nbs/07_runfiles.ipynb #6a9be9fd
 def name_tail(path) -> str:
     "The last part of a path, in 20 characters."
     return shown_name(re.split(r'[/\\]', str(path))[-1], 20)
@@ -90,7 +90,7 @@ def _first_findings(file, most=6):
         kept = both.groupby('finding').head(most)
     return kept
 
-
+# %% ../nbs/07_runfiles.ipynb #4c08a366
 def _read_run_file(file, name):
     if name.endswith('.json'):
         return _json_object(file)
@@ -170,11 +170,11 @@ def _of_another_model(model, contents):
     own = (model or {}).get('sha256')
     return own and contents.get('model_sha256', own) != own
 
-
+# %% ../nbs/07_runfiles.ipynb #25636e34
 def _threshold_in(contents):
     return (contents.get('match') or {}).get('threshold')
 
-
+# %% ../nbs/07_runfiles.ipynb #1a8781f8
 def _differ(a, b):
     return None not in (a, b) and abs(a - b) > 1e-6
 
@@ -185,7 +185,7 @@ def _of_another_evaluation(metrics, queries):
         return True
     return name in queries and abs(queries[name].mean() - metrics['trained'][name]['value']) > 1e-5
 
-
+# %% ../nbs/07_runfiles.ipynb #0059d84f
 def _of_another_training(training, history):
     if history is None or 'recall@1' not in history:
         return False
@@ -202,7 +202,7 @@ def clashes(
     query: dict = None,  # as query.json
     history: pd.DataFrame = None,  # as history.csv
 ):  # yields a sentence for each
-    "Files that do not belong together."
+    "Which files do not belong together; none of them is required."
     metrics = metrics or {}
     index = index or {}
     training = (model or {}).get('training') or {}

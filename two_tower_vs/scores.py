@@ -24,7 +24,7 @@ def _histogram_axes(edges, shares):
         axes.line(np.repeat(edges, 2), np.r_[0, np.repeat(share, 2), 0], f'area {cls}')
     return axes
 
-
+# %% ../nbs/07_scores.ipynb #e4b7d533
 def _median_words(scores):
     return f'{scores.median():.2f}' if len(scores) else 'none'
 
@@ -33,7 +33,7 @@ def score_histogram(
     queries: pd.DataFrame,  # as per_query.csv
     threshold: float = None,  # the least score of a match
 ):  # -> SVG
-    "Scores of right first hits and of best wrong candidates. Raises `ValueError` without scores."
+    "Right first hits and best wrong candidates, by score. Raises `ValueError` without scores."
     right = queries.top1_score[queries['rank'] == 1].dropna()
     wrong = queries.wrong_score.dropna()
     both = np.r_[right, wrong]
@@ -65,11 +65,21 @@ def _precision_curves(queries):
         'b dash': precision_coverage(np.r_[score, without_answer], half_right),
     }
 
+# %% ../nbs/07_scores.ipynb #9e81f073
+def _threshold_dot(axes, curve, threshold, low):
+    "Mark the threshold on a curve: where it is, in words"
+    words = []
+    passed = curve[curve.threshold >= threshold].tail(1)
+    for coverage, precision in zip(100 * passed.coverage, 100 * passed.precision):
+        axes.dot(coverage, max(precision, low), 'w', 5.5)
+        words.append(f'{precision:.1f} percent right at coverage {coverage:.1f}')
+    return words
+
 # %% ../nbs/07_scores.ipynb #e1e92914
 def _steady_part(curve, queries, least):
     return thinned(curve[curve.coverage * queries >= least])
 
-
+# %% ../nbs/07_scores.ipynb #9d2b26cb
 def threshold_curve(
     queries: pd.DataFrame,  # as per_query.csv
     threshold: float = None,  # the least score of a match
@@ -94,23 +104,13 @@ def threshold_curve(
     at = ': at the threshold ' if words else ''
     return axes.svg(f'Precision against coverage of the first hits{at}{" and ".join(words)}.')
 
-# %% ../nbs/07_scores.ipynb #9e81f073
-def _threshold_dot(axes, curve, threshold, low):
-    "Mark the threshold on a curve: where it is, in words"
-    words = []
-    passed = curve[curve.threshold >= threshold].tail(1)
-    for coverage, precision in zip(100 * passed.coverage, 100 * passed.precision):
-        axes.dot(coverage, max(precision, low), 'w', 5.5)
-        words.append(f'{precision:.1f} percent right at coverage {coverage:.1f}')
-    return words
-
 # %% ../nbs/07_scores.ipynb #d3021fee
 def _promised_bound(metrics_match, training_match):
     same = abs(training_match.get('threshold', -9) - float(metrics_match['threshold'])) < 1e-6
     bound = training_match.get('bound') if same else None
     return bound and f'{100 * bound:.1f}'
 
-
+# %% ../nbs/07_scores.ipynb #e79cbc75
 def _match_facts(match, promised):
     "What training promised of the threshold, and what the evaluation measured"
     facts = dict(

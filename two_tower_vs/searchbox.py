@@ -33,7 +33,7 @@ def _picture(widgets, source, side):
         layout=widgets.Layout(margin='2px', flex='none'),
     )
 
-
+# %% ../nbs/06c_searchbox.ipynb #c56e3356
 def _wrapping(widgets, children=()):
     "Widgets next to each other, in as many rows as the notebook's width needs"
     flow = widgets.Layout(display='flex', flex_flow='row wrap', align_items='flex-start')
@@ -46,7 +46,7 @@ def _line(text, color):
         style += f'; color:{color}; font-weight:600'
     return f'<div style="{style}">{html.escape(text)}</div>'
 
-
+# %% ../nbs/06c_searchbox.ipynb #99e19900
 def _text_lines(widgets, *lines, **layout):
     "Texts below each other, each with a colour or None"
     rows = ''.join(_line(text, color) for text, color in lines)
@@ -101,7 +101,7 @@ def _query_tile(self: SearchBox, source):
     children = [_picture(self.widgets, source, 112), words]
     return self.widgets.VBox(children, layout=self.widgets.Layout(margin='0 1.5rem 0 0'))
 
-
+# %% ../nbs/06c_searchbox.ipynb #4ffa453c
 @patch
 def _hit_tile(self: SearchBox, hit, is_right):
     is_same = getattr(hit, 'same_picture', False)
@@ -120,7 +120,7 @@ def _verdict(hits, least):
         return False, f'{len(hits)} hits'
     return True, f'no match, since the best hit scores {first.iloc[0]:.2f} and not {least:.2f}'
 
-
+# %% ../nbs/06c_searchbox.ipynb #77e13675
 @patch
 def _hit_tiles(self: SearchBox, hits, least, right, is_refused):
     tiles = [self._hit_tile(hit, hit.cand_path in right) for hit in hits.itertuples()]

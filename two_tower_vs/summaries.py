@@ -13,6 +13,28 @@ def indented(
     "A table as text, two spaces from the left."
     return '\n'.join('  ' + line for line in table.to_string(**options).splitlines())
 
+# %% ../nbs/09c_summaries.ipynb #9bd28bf2
+def _held_out_lines(judgement):
+    "The metrics of the model and its baselines"
+    from pandas import DataFrame
+
+    gain = judgement.gain
+    low, high = gain['ci95']
+    rows = {'untrained': 'plain', 'centred': 'centred', 'trained': 'trained'}
+    percent = {}
+    for name, model in rows.items():
+        metrics = judgement.metrics[model]
+        shown = ('hit@1', 'hit@5', 'hit@10', 'mrr')
+        percent[name] = {metric: f'{100 * metrics[metric]["value"]:.1f}' for metric in shown}
+    base = next(name for name, model in rows.items() if model == gain['baseline'])
+    return [
+        '  held-out pairs that chose nothing, in percent '
+        f'({gain["queries"]:,} queries of {gain["clusters"]:,} products)',
+        indented(DataFrame(percent).T),
+        f'  {gain["metric"]}, trained against {base}: '
+        f'{100 * gain["value"]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})',
+    ]
+
 # %% ../nbs/09c_summaries.ipynb #94b7d4b7
 _kept = {
     'trained': 'the trained model, with all pairs',
@@ -36,27 +58,20 @@ def training_summary(
         lines = _held_out_lines(training.judgement) + lines
     return '\n'.join([*lines, f'  kept: {_kept[training.kept]}'])
 
-# %% ../nbs/09c_summaries.ipynb #9bd28bf2
-def _held_out_lines(judgement):
-    "The metrics of the model and its baselines"
-    from pandas import DataFrame
+# %% ../nbs/09c_summaries.ipynb #fd275a8a
+def _percent_or_none(value):
+    return f'{100 * value:.1f} %' if value is not None else 'none'
 
-    gain = judgement.gain
-    low, high = gain['ci95']
-    rows = {'untrained': 'plain', 'centred': 'centred', 'trained': 'trained'}
-    percent = {}
-    for name, model in rows.items():
-        metrics = judgement.metrics[model]
-        shown = ('hit@1', 'hit@5', 'hit@10', 'mrr')
-        percent[name] = {metric: f'{100 * metrics[metric]["value"]:.1f}' for metric in shown}
-    base = next(name for name, model in rows.items() if model == gain['baseline'])
-    return [
-        '  held-out pairs that chose nothing, in percent '
-        f'({gain["queries"]:,} queries of {gain["clusters"]:,} products)',
-        indented(DataFrame(percent).T),
-        f'  {gain["metric"]}, trained against {base}: '
-        f'{100 * gain["value"]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})',
-    ]
+
+def _match_line(match):
+    precision = _percent_or_none(match['precision']['value'])
+    coverage = _percent_or_none(match['coverage']['value'])
+    unanswerable = _percent_or_none(1 - match['refused']['value'])
+    return (
+        f'  match: of first hits scoring {match["threshold"]:.2f} or more {precision} are right '
+        f'({100 * match["wanted_precision"]:.0f} % wanted); {coverage} of queries have one, '
+        f'{unanswerable} when their answers are taken out'
+    )
 
 # %% ../nbs/09c_summaries.ipynb #18cca85f
 def evaluation_details(
@@ -79,21 +94,6 @@ def evaluation_details(
     if 'match' in metrics:
         lines.append(_match_line(metrics['match']))
     return '\n'.join(lines)
-
-# %% ../nbs/09c_summaries.ipynb #fd275a8a
-def _percent_or_none(value):
-    return f'{100 * value:.1f} %' if value is not None else 'none'
-
-
-def _match_line(match):
-    precision = _percent_or_none(match['precision']['value'])
-    coverage = _percent_or_none(match['coverage']['value'])
-    unanswerable = _percent_or_none(1 - match['refused']['value'])
-    return (
-        f'  match: of first hits scoring {match["threshold"]:.2f} or more {precision} are right '
-        f'({100 * match["wanted_precision"]:.0f} % wanted); {coverage} of queries have one, '
-        f'{unanswerable} when their answers are taken out'
-    )
 
 # %% ../nbs/09c_summaries.ipynb #9ad825a3
 def tried_table(
