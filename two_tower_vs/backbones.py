@@ -69,7 +69,7 @@ def _random_options(name, size):
         return {'image_size': size}
     return {}
 
-
+# %% ../nbs/01_backbones.ipynb #37f9f46a
 def _torchvision(name, pretrained, image_size):
     import torchvision.models as tvm
 
@@ -223,7 +223,7 @@ def _maker(name):
         return _lite
     return _timm if name.startswith('timm/') else _torchvision
 
-
+# %% ../nbs/01_backbones.ipynb #89ff7691
 def make_backbone(
     name: str = 'efficientnet_lite0',  # or its sisters 1 and 2, a torchvision classifier, timm/NAME
     pretrained: bool = True,  # with its trained weights? they may be downloaded once
@@ -249,5 +249,5 @@ def make_backbone(
 # %% ../nbs/01_backbones.ipynb #3239a39d
 def described(backbone: nn.Module) -> str:
     "What a backbone is called in messages: its name, and the file of its weights."
-    inner = getattr(backbone, 'net', backbone)  # within Levels
+    inner = getattr(backbone, 'net', backbone)  # Levels, which come next, wrap a backbone
     return getattr(backbone, 'source', None) or getattr(inner, 'source', type(inner).__name__)

@@ -37,7 +37,7 @@ def _crop(image, rng):
 def _random_color(rng):
     return tuple(rng.randrange(256) for _ in 'rgb')
 
-
+# %% ../nbs/00b_copies.ipynb #55e9bfca
 def _turn_a_little(image, rng):
     angle = rng.choice((-1, 1)) * rng.uniform(2, 12)
     fill = _random_color(rng)
@@ -49,12 +49,12 @@ def _change_light(image, rng):
         image = change(image).enhance(rng.uniform(0.5, 1.5))
     return image
 
-
+# %% ../nbs/00b_copies.ipynb #0e7c9352
 def _blur(image, rng):
     radius = min(image.size) * rng.uniform(0.003, 0.012)
     return image.filter(ImageFilter.GaussianBlur(radius))
 
-
+# %% ../nbs/00b_copies.ipynb #341bb72d
 def _shrink(image, rng):
     factor = rng.uniform(0.3, 0.7)
     size = [max(min(side, 64), round(side * factor)) for side in image.size]
@@ -91,19 +91,19 @@ def _on_canvas(image, color, left, top, right, bottom):
     canvas.paste(image, (left, top))
     return canvas
 
-
+# %% ../nbs/00b_copies.ipynb #15685055
 def _caption(image, rng):
     bar = max(8, round(image.height * rng.uniform(0.12, 0.25)))
     canvas = _on_canvas(image, rng.choice(('white', 'black')), 0, bar, 0, 0)
     return _write_words(canvas, rng, (0, 0, image.width, bar))
 
-
+# %% ../nbs/00b_copies.ipynb #86e8f9bd
 def _border(image, rng):
     color = _random_color(rng)
     side = round(min(image.size) * rng.uniform(0.02, 0.1))
     return _on_canvas(image, color, side, side, side, side)
 
-
+# %% ../nbs/00b_copies.ipynb #d26896d2
 def _screenshot(image, rng):
     side = round(max(image.size) * rng.uniform(0, 0.08))
     bar = round(max(image.size) * rng.uniform(0.05, 0.15))

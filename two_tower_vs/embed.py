@@ -44,7 +44,7 @@ def _stamp_digest(path, stamp, suffix=''):
     text = f'{path}\0{stamp}{suffix}'
     return hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=16).digest()
 
-
+# %% ../nbs/01a_embed.ipynb #ff27bca8
 def _byte_rows(digests, width):
     return np.frombuffer(b''.join(digests), np.uint8).reshape(-1, width)
 
@@ -54,7 +54,7 @@ def _blocks_of(items, size):
     while block := list(islice(items, size)):
         yield block
 
-
+# %% ../nbs/01a_embed.ipynb #90532e4b
 def _stamps(paths, suffix):  # uint8 (n, 16)
     def digests(block):
         return [_stamp_digest(path, file_stamp(path), suffix) for path in block]
@@ -308,7 +308,7 @@ def _view_of(view, preset):
 
     return suffix, changed
 
-
+# %% ../nbs/01a_embed.ipynb #f842a4e8
 def _vector_width(tower):
     return apply_head(tower, np.zeros((1, tower.n_features), np.float32)).shape[1]
 

@@ -50,7 +50,7 @@ class Runner:
     name: str  # openvino or torch
     exact: bool = False  # PyTorch in 32 bits?
 
-
+# %% ../nbs/01a_engine.ipynb #cdfaa46b
 def least_cosine(features, others):
     "The smallest cosine between rows of two arrays of unit features."
     return round(float((features * others).sum(1).min()), 5)
@@ -121,7 +121,7 @@ class _Setup:
     def has_bfloat16(self):
         return has_bfloat16(self.device, self.kind)
 
-
+# %% ../nbs/01a_engine.ipynb #4e18dded
 def _first_choice(kind, device):
     if kind == 'auto':
         return 'openvino' if device == 'cpu' else 'torch'
@@ -134,7 +134,7 @@ def _warn_of_torch(why):
         'slower on a CPU.'
     )
 
-
+# %% ../nbs/01a_engine.ipynb #54f10aca
 def _make_runner(setup, precision, exact):
     "The fastest runner in a precision that works on this machine."
     if setup.name == 'openvino':
@@ -167,7 +167,7 @@ def _openvino_version():
     except PackageNotFoundError:
         return None
 
-
+# %% ../nbs/01a_engine.ipynb #eb8dd9ee
 def _is_decision(noted):
     if not isinstance(noted, dict) or not {'cosine', 'openvino'} <= set(noted):
         return False
@@ -207,6 +207,19 @@ class _Note:
         same_version = noted['openvino'] == _openvino_version()
         return Decision(noted['precision'], noted['cosine'] if same_version else None)
 
+# %% ../nbs/01a_engine.ipynb #c430581e
+def _compared(runner, exact, pixels):
+    "bfloat16 where its vectors agree with PyTorch's in 32 bits, else float32 with a warning."
+    cosine = least_cosine(runner.run(pixels), exact.run(pixels))
+    if cosine >= 0.999:
+        return Decision('bfloat16', cosine, runner)
+    warn(
+        f'In bfloat16 this backbone gives other vectors (cosine {cosine:.4f} with float32). '
+        'float32 is used, at half the speed or less; embed: {precision: bfloat16} '
+        'overrules that.'
+    )
+    return Decision('float32')
+
 # %% ../nbs/01a_engine.ipynb #0ab0ce98
 def _choose_precision(setup, note, exact, sample):
     "The precision that was noted before, or that real pixels speak for."
@@ -220,16 +233,7 @@ def _choose_precision(setup, note, exact, sample):
     runner = _make_runner(setup, 'bfloat16', exact)
     if runner.exact:  # OpenVINO cannot run this network
         return Decision('float32', runner=runner)
-    cosine = least_cosine(runner.run(pixels), exact.run(pixels))
-    if cosine >= 0.999:
-        decision = Decision('bfloat16', cosine, runner)
-    else:
-        warn(
-            f'In bfloat16 this backbone gives other vectors (cosine {cosine:.4f} with float32). '
-            'float32 is used, at half the speed or less; embed: {precision: bfloat16} '
-            'overrules that.'
-        )
-        decision = Decision('float32')
+    decision = _compared(runner, exact, pixels)
     if note:
         note.write(decision)
     return decision
@@ -254,15 +258,15 @@ def _carry_out(setup, decision, note, exact, pixels):
     return checked
 
 # %% ../nbs/01a_engine.ipynb #730085fe
-_engines = WeakSet()  # of this process
-
-
 def _refuse_unknown(option, value, known):
     if value not in known:
         names = f'{", ".join(known[:-1])} or {known[-1]}'
         raise InputError(f'embed.{option} is {value!r}. Use {names}.')
 
 # %% ../nbs/01a_engine.ipynb #d22e16f6
+_engines = WeakSet()  # of this process
+
+
 class Engine:
     "A tower's backbone: uint8 pixels (b, 3, s, s) -> float32 unit features (b, f)."
 
@@ -310,7 +314,7 @@ def _ready(self: Engine, pixels):
             self.decision = _carry_out(self.setup, self.decision, self.note, self.exact, pixels)
         return self.decision.runner
 
-
+# %% ../nbs/01a_engine.ipynb #f884e496
 @patch
 def __call__(self: Engine, pixels: np.ndarray) -> np.ndarray:
     "Unit features of a batch, for several threads at once. Raises `InputError`."
@@ -329,7 +333,7 @@ def _no_gpu(pixels):
         'or load the searcher in each.'
     )
 
-
+# %% ../nbs/01a_engine.ipynb #c301aec8
 @patch
 def _restart(self: Engine):
     "Forget threads and locks that stayed with the parent process."

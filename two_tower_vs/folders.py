@@ -79,7 +79,7 @@ class Listing:
 def _number_of(count, what):
     return f'{count:,} {what}{" is" if count == 1 else "s are"}'
 
-
+# %% ../nbs/00a_folders.ipynb #47f7fd28
 def _most_common(counter, most=6):
     examples = [f'{escape_invisible(name)} {count:,}' for name, count in counter.most_common(most)]
     return ', '.join(examples) + (', …' if len(counter) > most else '')

@@ -73,6 +73,13 @@ class Project:
     def __str__(self):
         return '\n'.join(self.lines)
 
+# %% ../nbs/00b_init.ipynb #11421e25
+def _common_folder(one, other):
+    try:
+        return os.path.commonpath([one, other])
+    except ValueError:  # on two drives
+        return None
+
 # %% ../nbs/00b_init.ipynb #3a9b67e3
 def _images_root(folder, base, copies):
     "(images_root as a real path, the same as config.yaml has it)"
@@ -93,13 +100,6 @@ def _images_root(folder, base, copies):
             'file. Rename it.'
         )
     return root, written
-
-
-def _common_folder(one, other):
-    try:
-        return os.path.commonpath([one, other])
-    except ValueError:  # on two drives
-        return None
 
 # %% ../nbs/00b_init.ipynb #1673c2da
 def _own_folders(images, base):
@@ -133,7 +133,7 @@ def _example_lines(pairs):
         for query, cand in two
     ]
 
-
+# %% ../nbs/00b_init.ipynb #09533d3d
 def _count_line(tables, groups):
     "How many rows, and what the queries are; groups: {name: words}"
     queries = tables.query_gt.groupby('group').query_path.nunique()
@@ -174,7 +174,7 @@ def _refuse_few(images, found):
             f'At least {least} are needed; their names end in {" ".join(picture_endings)}.'
         )
 
-
+# %% ../nbs/00b_init.ipynb #70152536
 def _refuse_empty_tables(tables, description):
     roles = {
         'pairs to train on': tables.pairs,
@@ -227,6 +227,20 @@ def _listed(images, config):
     _refuse_few(images, found)
     return found
 
+# %% ../nbs/00b_init.ipynb #9613e6cf
+def _config_text(description, root, seed, is_augment):
+    root = json.dumps(root, ensure_ascii=False)
+    train = 'views: 0' if is_augment else ''
+    return _config.format(description=description, root=root, seed=seed, train=train)
+
+# %% ../nbs/00b_init.ipynb #e3cbf860
+def _other_layouts(config, layout):
+    others = ' or '.join(other for other in layouts[1:] if other != layout)
+    return (
+        f'If that is not what you meant: remove {config} and the three tables, '
+        f'and add --layout {others}.'
+    )
+
 # %% ../nbs/00b_init.ipynb #ee278bc0
 def init(
     images,  # a folder of pictures
@@ -258,17 +272,3 @@ def init(
     lines = _described(order.name, description, tables) + [f'  {line}' for line in found.said()]
     lines.append(_other_layouts(config, order.name))
     return Project(config, order.name, tables.pairs, tables.candidates, tables.query_gt, lines)
-
-# %% ../nbs/00b_init.ipynb #9613e6cf
-def _config_text(description, root, seed, is_augment):
-    root = json.dumps(root, ensure_ascii=False)
-    train = 'views: 0' if is_augment else ''
-    return _config.format(description=description, root=root, seed=seed, train=train)
-
-
-def _other_layouts(config, layout):
-    others = ' or '.join(other for other in layouts[1:] if other != layout)
-    return (
-        f'If that is not what you meant: remove {config} and the three tables, '
-        f'and add --layout {others}.'
-    )

@@ -60,7 +60,7 @@ def _below(paths):
     start = len(top) + 1 if top else 0
     return [path[start:] for path in paths]
 
-
+# %% ../nbs/00b_layout.ipynb #b0dde4fb
 def _picture_table(paths, thing, role='', part=''):
     return pd.DataFrame({'path': list(paths), 'thing': thing, 'role': role, 'part': part})
 
@@ -221,7 +221,7 @@ _copies_description = (
     'edited copies of the pictures are made, and to find the picture again is what is learned'
 )
 
-
+# %% ../nbs/00b_layout.ipynb #448aa17f
 def _guessed(paths):
     "The surest layout that fits"
     endings = name_endings(paths)

@@ -33,7 +33,7 @@ def _answers_by_content(truth, prints):
     content = prints.content[readable.iloc[:, 0]].values
     return readable.iloc[:, 1].groupby(content).agg(set).to_dict()
 
-
+# %% ../nbs/01b_leaks.ipynb #de0b8639
 def _same_answer(pairs, gt, prints):
     "A function: which evaluation queries share a right answer with which training queries"
     asked = _answers_by_content(gt, prints)

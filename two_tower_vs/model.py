@@ -190,7 +190,7 @@ def set_centre(
     for name, value in (('weight', weight), ('query_bias', query_bias), ('cand_bias', cand_bias)):
         self.register_buffer(f'centre_{name}', value.detach().clone().float())
 
-
+# %% ../nbs/01_model.ipynb #72e50efc
 @patch
 def centred(self: TwoTower) -> TwoTower:  # None where the model has no such heads
     "The backbone as it was before training, with the heads that `set_centre` got."

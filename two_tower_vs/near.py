@@ -45,7 +45,7 @@ def _print_rows(prints, paths):
 # %% ../nbs/01b_near.ipynb #10922cda
 def _proposed(queries, others, near):
     "Pairs of different content whose hashes are at most `near` bits apart: path, other, bits"
-    is_large = len(queries) * len(others) > 1e10  # 16 neighbours of millions take gigabytes
+    is_large = len(queries) * len(others) > 1e10
     hashes = queries.phash.values, others.phash.values
     bits, rows = nearest_hashes(*hashes, 4 if is_large else 16)
     query, neighbour = np.nonzero((rows >= 0) & (bits <= near))

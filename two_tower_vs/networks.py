@@ -98,7 +98,7 @@ def _remove_damaged(files):
         with disk_errors(file):
             file.unlink(missing_ok=True)
 
-
+# %% ../nbs/01a_networks.ipynb #fef1bdf8
 def _note_hashes(files):
     found = {file.name: file_sha256(file) for file in files.present()}
     noted = files.noted()
@@ -117,7 +117,7 @@ class _FeaturesOnly(torch.nn.Module):
     def forward(self, x):
         return self.tower.features(x)
 
-
+# %% ../nbs/01a_networks.ipynb #74581c79
 def _traced(tower):
     "The network in OpenVINO's form, in memory."
     side = tower.prep['size']

@@ -42,7 +42,7 @@ def save_model(
     model: TwoTower,
     folder,  # receives model.safetensors and model.json
 ) -> str:  # SHA-256 of model.safetensors
-    "Save the towers; an older model in `folder` is replaced only when the new one is complete."
+    "Save the towers, replacing an older model only when complete. Raises `DiskError`."
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -125,7 +125,7 @@ def _inside(file):
             shapes[name] = list(opened.get_slice(name).get_shape())
         return json.loads(opened.metadata()['config']), shapes
 
-
+# %% ../nbs/01_saving.ipynb #7893aad8
 def _refuse_other_tensors(model, shapes):
     own = {name: list(tensor.shape) for name, tensor in _own_tensors(model).items()}
     odd = [name for name in {**own, **shapes} if own.get(name) != shapes.get(name)]

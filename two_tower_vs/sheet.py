@@ -33,13 +33,13 @@ def plain_cell(text: str) -> str:
     return _marked.sub('', text, count=1) if _marked.match(text) else text
 
 # %% ../nbs/00a_sheet.ipynb #b6afaec4
-_more_paths = ('file', 'other', 'top1', 'baseline_top1')  # columns not named …path
-
-
 def _map_texts(column, change):
     if pd.api.types.is_numeric_dtype(column):
         return column
     return column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
+
+# %% ../nbs/00a_sheet.ipynb #2b41d8c4
+_more_paths = ('file', 'other', 'top1', 'baseline_top1')  # columns not named …path
 
 
 def write_csv(

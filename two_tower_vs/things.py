@@ -98,7 +98,7 @@ def _sorted_rows(table):
 def split_things(
     pictures: pd.DataFrame,  # path, thing, role (q, c or empty), part (train, test or empty)
     seed: int = 42,
-    known: float = 0.2,  # share of the queries to hold out of things that are trained on
+    known: float = 0.2,  # share to hold out of the further queries of things that are trained on
 ) -> Tables:
     "Make the three tables of pictures and what they show."
     order = chance_order(pictures.path, seed)

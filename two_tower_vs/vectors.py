@@ -53,7 +53,7 @@ def _refuse_shape(vectors, count):
             'float32 (n, d), C-contiguous, is needed'
         )
 
-
+# %% ../nbs/01a_vectors.ipynb #c103e859
 def _refuse_nan(vectors, paths, block=4096):
     for start in range(0, len(vectors), block):
         finite = np.isfinite(vectors[start : start + block]).all(1)

@@ -76,8 +76,9 @@ def read_weights(
 
         return load_file(file) if _is_safetensors(file) else _unpickled(file)
     except Exception as error:
+        why = _unreadable_weights(file, error)
         raise InputError(
-            f'weights: {file} holds no weights that can be read safely: {_unreadable_weights(file, error)}.'
+            f'weights: {file} holds no weights that can be read safely: {why}.'
         ) from error
 
 # %% ../nbs/01_weights.ipynb #d79251de
@@ -136,12 +137,6 @@ def _without_inserted(state, own):
     return plain
 
 # %% ../nbs/01_weights.ipynb #b478c5b3
-def _preference(prefix):
-    "Which of two prefixes with the same tensors is taken: the larger."
-    average = bool(re.search('teacher|ema(?![a-z])', prefix))
-    return average, prefix.startswith('query.'), -len(prefix)
-
-
 def _prefix_votes(state, own):
     "prefix -> how well the network's tensors fit under it."
     fits = Counter()
@@ -155,6 +150,12 @@ def _prefix_votes(state, own):
     return fits
 
 # %% ../nbs/01_weights.ipynb #1fb33e7f
+def _preference(prefix):
+    "Which of two prefixes with the same tensors is taken: the larger."
+    average = bool(re.search('teacher|ema(?![a-z])', prefix))
+    return average, prefix.startswith('query.'), -len(prefix)
+
+
 def without_prefix(
     state: dict,  # {name: tensor} as in a file
     own: dict,  # the network's
@@ -290,7 +291,7 @@ def _forms(state, network):
 def best_fit(
     found,  # what read_weights gave
     network: torch.nn.Module,
-) -> Fit:  # the first complete one, else the one with most tensors; None without tensors
+) -> Fit:  # the first complete one, else the nearest; None where the file has no tensors
     "Find the network's tensors in a file."
     own = network.state_dict()
     best = None
