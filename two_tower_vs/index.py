@@ -251,7 +251,7 @@ def first_numbers(
     dim: int,  # numbers to keep; None: all
     sizes,  # that the model was trained for
 ) -> tuple:  # vectors, queries
-    "Both with the first `dim` numbers of each vector. Raises `InputError`."
+    "The first `dim` numbers of each vector. Raises `InputError`; warns of a size not trained for."
     d = vectors.shape[1]
     if dim in (None, d):
         return vectors, queries

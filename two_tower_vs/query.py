@@ -36,7 +36,7 @@ def match_threshold(
     info: dict,  # training_info of a model
     index: Index,  # made by it
 ) -> float:  # None: not known
-    "The least score of a match, where it holds for the index's vectors."
+    "The least score of a match. Warns, and gives None, if the index's vectors have another size."
     match = info.get('match')
     if not match:
         return None
