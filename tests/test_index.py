@@ -381,9 +381,10 @@ def test_short_indexes_are_tuned_on_short_queries(built):
         index.search(np.ones((1, 8)))
 
 
-def test_a_short_hnsw_searches_like_exact_search(built):
+@pytest.mark.parametrize('options', [dict(kind='flat'), dict(kind='hnsw', ef_search=512)])
+def test_a_short_index_searches_like_exact_search(built, options):
     cands, queries, _ = built
-    index = build_index(cands, 'm', queries, 'hnsw', dim=16, sizes=[16], ef_search=512)
+    index = build_index(cands, 'm', queries, dim=16, sizes=[16], **options)
     short = unit(queries[:, :16])
     cosines = short @ unit(cands.vectors[:, :16]).T
     best = np.argsort(-cosines, axis=1)[:, :5]

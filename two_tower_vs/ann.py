@@ -18,7 +18,7 @@ from .errors import InputError, squeezed
 # %% ../nbs/04a_ann.ipynb #4be76d9b
 kinds = 'flat', 'hnsw', 'ivf_pq', 'ivf_rabitq'
 
-
+# %% ../nbs/04a_ann.ipynb #2414473f
 def _check_kind(kind, n):
     if kind not in kinds:
         raise InputError(
@@ -197,7 +197,7 @@ def new_index(
     chunk: int = 65536,  # added at once
     per_list: int = 64,  # training examples for each list and code; FAISS wants 39
 ):  # a faiss.Index, inner product
-    "Build an index. Raises `InputError` for a string that FAISS refuses, or for too few vectors."
+    "Build an index. Raises `InputError`: a string that FAISS refuses, or vectors it cannot use."
     import faiss
 
     if vectors.ndim != 2 or not len(vectors):

@@ -37,7 +37,7 @@ def _with_match(hits, threshold):
         match &= ~hits.same_picture
     return hits.assign(match=match)
 
-
+# %% ../nbs/06_ask.ipynb #d7a08c61
 def _one_table(hits_of):
     "The hits of several pictures"
     tables = [
@@ -134,7 +134,7 @@ def _read_or_reason(searcher, file):
     except BadImage as e:
         return str(e)
 
-
+# %% ../nbs/06_ask.ipynb #ef24ed01
 def _readable_pairs(pairs, n_files):
     "The pairs of file and picture; warns of the others, or refuses the only one"
     good = []

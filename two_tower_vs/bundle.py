@@ -51,7 +51,7 @@ class BundleFiles:
 def seal(
     manifest: dict,
 ) -> str:
-    "The hash of all else that a manifest says."
+    "The hash of everything in a manifest except its own hash."
     rest = {key: value for key, value in manifest.items() if key != 'sha256'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -66,7 +66,7 @@ def _source_sha256(source):
         return file_sha256(source)
     return hashlib.sha256(''.join(map(file_sha256, parts)).encode()).hexdigest()
 
-
+# %% ../nbs/05a_bundle.ipynb #5d3c33f9
 def was_edited(
     index: Index,
     source,  # the candidates.csv that it was made from
@@ -123,7 +123,7 @@ _optional = dict(
 def _between(value, low, high):
     return type(value) in (int, float) and low <= value <= high
 
-
+# %% ../nbs/05a_bundle.ipynb #928ba1ec
 def _sound_search(settings):
     names = dict(nprobe='nprobe', efSearch='ef_search', k_factor_rf='k_factor')
     if not settings.keys() <= names.keys():
@@ -131,7 +131,7 @@ def _sound_search(settings):
     bounds = bounds_of(build_index)
     return all(_between(value, 1, bounds[names[key]].high) for key, value in settings.items())
 
-
+# %% ../nbs/05a_bundle.ipynb #693c13d9
 def _sound_recall(recall):
     if recall is None:
         return True
@@ -241,7 +241,7 @@ def _check_model(folder, manifest, model_sha256):
             f'({model_sha256[:8]}…): their vectors do not compare. {_rebuild_hint}'
         )
 
-
+# %% ../nbs/05a_bundle.ipynb #ab841f2e
 def _check_shapes(files, manifest, index, paths):
     wanted = manifest['dim'], manifest['rows'], manifest['rows']
     if (index.d, index.ntotal, len(paths)) != wanted:

@@ -30,6 +30,11 @@ from .validation import balanced
 forms = (0.01, 0.1), (0.1, 0.1), (0.1, 1.0), (0.1, 10.0)  # gap and shrink
 pulls = 0, 0.25, 0.5, 0.75, 1
 
+# %% ../nbs/02h_choosing.ipynb #92fa089f
+def _score(job, held):
+    "Validation of the present heads"
+    return held.score(job.features.answers(held, job.model))
+
 # %% ../nbs/02h_choosing.ipynb #2d44b166
 def _tried_settings(job, divisions):  # (gap, shrink, pull) -> scores, one for each division
     "Score every setting of the closed form"
@@ -43,11 +48,6 @@ def _tried_settings(job, divisions):  # (gap, shrink, pull) -> scores, one for e
                 job.closed.put(stats, maps, pull)
                 scores.setdefault((gap, shrink, pull), []).append(_score(job, held))
     return scores
-
-
-def _score(job, held):
-    "Validation of the present heads"
-    return held.score(job.features.answers(held, job.model))
 
 # %% ../nbs/02h_choosing.ipynb #0f8cc025
 def _mean_row(phase, setting, scores, weight):  # a row of the history
@@ -129,11 +129,11 @@ def _choose_tuning(job, held, dials):  # _Tuned
 # %% ../nbs/02h_choosing.ipynb #39a4cc2b
 def choose(
     job: Job,
-    rows: np.ndarray,  # of the table; a part of them trains, and the others choose
+    rows: np.ndarray,  # of the table; a part of them trains, the others choose
     number: int = 0,  # of the first division
     tuning: bool = True,  # is fine-tuning looked at, if the options ask for it?
 ) -> Choice:
-    "What is best on a part of these rows; the model is left as it was there."
+    "Choose by held-out rows. If it chooses fine-tuning, the model keeps its best tuned weights."
     mark = f', division {number // 10 + 1}' if number else ''
     divisions = [held_out(job, number + i, rows) for i in ((1,) if number else (1, 2, 3))]
     held = divisions[0]

@@ -31,7 +31,7 @@ def note_key(
 def _read_json(file):
     return json.loads(file.read_text(encoding='utf-8'))
 
-
+# %% ../nbs/06_coldstart.ipynb #ec32bf4a
 def _is_unchanged(out, description, sha256):
     "Is the model the one with this hash, and its description the one inside?"
     from safetensors import safe_open
@@ -41,7 +41,7 @@ def _is_unchanged(out, description, sha256):
         inside = json.loads(file.metadata()['config'])
     return description == inside | {'sha256': sha256} and file_sha256(weights) == sha256
 
-
+# %% ../nbs/06_coldstart.ipynb #41390caf
 def _is_converted(cache, key):
     "Is the converted network complete, and was it compared with PyTorch?"
     files = [cache / f'{key}.{ending}' for ending in ('xml', 'bin')]
@@ -93,7 +93,7 @@ class LateTower(Tower):
 def light_model(
     out: Path,  # the folder that a run left behind
 ) -> torch.nn.Module:  # with a query tower, and without a candidate tower
-    "A model with a query tower alone, and that without its network."
+    "A model that has only a query tower, without its network."
     from safetensors import safe_open
 
     description = _read_json(out / 'model/model.json')

@@ -133,7 +133,7 @@ class _Embedder:
 
 # %% ../nbs/04_eval.ipynb #9cab422e
 def _baseline_tables(model, embedder, ours, truth, ks):
-    "baseline, and centred where the backbone has features of several depths"
+    "baseline, and centred where training left it in the model"
     models = {'baseline': untrained(model), 'centred': model.centred()}
     found = {}
     for name, other in models.items():
@@ -148,7 +148,7 @@ def _rank_column(rank):
     missing = rank == never
     return pd.arrays.IntegerArray(np.where(missing, 0, rank), missing)
 
-
+# %% ../nbs/04_eval.ipynb #3ac55aa5
 def _candidate_names(candidates, numbers):
     return [candidates.paths[number] if number >= 0 else '' for number in numbers]
 
@@ -291,7 +291,7 @@ def _readable_answers(gt, candidates, queries, cands, names, on_bad):  # rows of
     readable = drop_bad(gt[['query_path']], queries.bad, names[0], on_bad or 'error')
     return gt.loc[readable.index]
 
-
+# %% ../nbs/04_eval.ipynb #91779a30
 def _unreadable(gt, candidates, queries, cands, names):  # rows of bad_images.csv
     bad_queries = bad_rows(gt[['query_path']], queries.bad, names[0])
     bad_candidates = bad_rows(candidates, cands.bad, names[1])

@@ -19,7 +19,7 @@ def products_of_queries(
     qrow: np.ndarray,  # query of each right answer (a,)
     crow: np.ndarray,  # candidate of each right answer (a,); -1: not among the candidates
 ) -> np.ndarray:  # int (n,)
-    "The product of each query: queries and answers that hang together."
+    "The product of each query: queries and answers that are connected."
     there = np.flatnonzero(crow >= 0)
     n = len(same.query_numbers)
     queries = np.r_[same.query_numbers, same.query_numbers[qrow[there]]]
@@ -38,7 +38,7 @@ def with_intervals(
     columns: pd.DataFrame,  # a value for each query, in one column or more
     products: np.ndarray,  # of each query (n,)
     paired: bool = False,  # are they differences of two models?
-) -> dict:  # column -> value, ci95
+) -> dict:  # column -> {'value': mean, 'ci95': [low, high]}
     "The mean of each column and its 95 % interval."
     found = interval(columns.to_numpy(float), products, paired)
     means = found.mean.round(6).tolist()

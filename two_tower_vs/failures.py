@@ -26,11 +26,11 @@ def _failure_grid(rows, wrong, gt, images_root, cell, **grid):
     pictures = [thumbs(rows.query_path), thumbs(right[rows.query_path]), thumbs(wrong)]
     return image_grid(pictures, cell=cell, **grid)
 
-
+# %% ../nbs/04_failures.ipynb #a5a07a3e
 def _place(rank):
     return 'never' if pd.isna(rank) else f'{rank}'
 
-
+# %% ../nbs/04_failures.ipynb #9ae353b9
 def _nothing_to_show(text):
     return image_grid([[None] * 4], titles=[[text, '', '', '']])
 

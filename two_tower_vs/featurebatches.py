@@ -14,7 +14,7 @@ from .model import TwoTower
 
 # %% ../nbs/02f_featurebatches.ipynb #e8818187
 class FeatureBatches:
-    "A learner for `run_phase`: the heads on randomly chosen views."
+    "A learner for `run_phase`: the heads on randomly drawn views."
 
     def __init__(self, model: TwoTower, features: PairFeatures, seed: int):
         self.model = model
@@ -22,7 +22,7 @@ class FeatureBatches:
         self.seed = seed
 
     def __call__(self, rows, epoch, objective) -> float:  # the loss
-        "Gradients of a batch."
+        "Add the gradients of a batch to the heads, and return its loss."
         table = self.features.table
         rng = np.random.default_rng([self.seed, epoch, int(rows[0])])
         queries = _some_views(self.features.queries, table.qi[rows], rng)

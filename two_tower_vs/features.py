@@ -36,7 +36,7 @@ class _SideFeatures:
     contents: np.ndarray  # uint8 (n, 16), start of each file's SHA-256
     bad: dict  # path -> why it can't be read
 
-
+# %% ../nbs/02f_features.ipynb #a729edc9
 def _embedded_side(tower, paths, what, root, cache, views, options):
     found = []
     for view in range(views + 1):
@@ -84,14 +84,16 @@ def answered(
     self: PairFeatures,
     held: Validation,
     query: Callable,  # from features to unit vectors
-    cand: Callable,
-) -> dict:  # kind -> Answers
+    cand: Callable,  # the same for candidates
+) -> dict:  # kind, new or known -> HeldOutAnswers
     "Answers to held-out queries by two functions from features to vectors."
     return held.answers(lambda i: query(self.queries[0][i]), lambda i: cand(self.cands[0][i]))
 
 # %% ../nbs/02f_features.ipynb #53398a29
 @patch
-def answers(self: PairFeatures, held: Validation, model: TwoTower) -> dict:  # kind -> Answers
+def answers(
+    self: PairFeatures, held: Validation, model: TwoTower
+) -> dict:  # kind, new or known -> HeldOutAnswers
     "Answers by the model's heads."
     return self.answered(
         held,
@@ -99,9 +101,11 @@ def answers(self: PairFeatures, held: Validation, model: TwoTower) -> dict:  # k
         lambda x: F.normalize(model.cand.head(x), dim=-1),
     )
 
-
+# %% ../nbs/02f_features.ipynb #941b6748
 @patch
-def plain_answers(self: PairFeatures, held: Validation) -> dict:  # kind -> Answers
+def plain_answers(
+    self: PairFeatures, held: Validation
+) -> dict:  # kind, new or known -> HeldOutAnswers
     "Answers by the backbone's own features."
 
     def own(x):
@@ -113,7 +117,7 @@ def plain_answers(self: PairFeatures, held: Validation) -> dict:  # kind -> Answ
 @patch
 def baseline(
     self: PairFeatures,
-    kind: str,  # plain or centred
+    kind: str,  # plain or centred (see Two baselines)
     rows: np.ndarray,  # whose pictures may be looked at
     dim: int,  # numbers of the embedding
     common: bool,  # one mean for both sides, as one tower for both needs
@@ -135,7 +139,7 @@ def picture_answers(
     root,  # the folder that paths start from
     options: dict,  # of embed
     locked: torch.Tensor = None,  # features of the candidates (m, f), where they are known
-) -> dict:  # kind -> Answers
+) -> dict:  # kind, new or known -> HeldOutAnswers
     "Answers to held-out queries through the whole towers."
 
     def through(tower, paths, numbers):

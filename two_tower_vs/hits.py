@@ -37,11 +37,11 @@ def _check_answers(answers):
             'Searcher.search gives.'
         )
 
-
+# %% ../nbs/06_hits.ipynb #83c37c28
 def _hit_title(rank, score, own):
     return 'the same picture' if own else f'{rank}: {score:.2f}'
 
-
+# %% ../nbs/06_hits.ipynb #3284b2fb
 def _paled(image, pale):
     "A picture in pale grey, if asked; None stays None"
     if image is None or not pale:
@@ -53,7 +53,7 @@ def _paled(image, pale):
 def _query_head(hits, threshold):
     return 'no match' if (others(hits).score[:1] < threshold).any() else 'query'
 
-
+# %% ../nbs/06_hits.ipynb #62f7ff9c
 def _hit_row(part, images_root, side, threshold):
     "(pictures, titles) of one row of hits"
     own = part.same_picture if 'same_picture' in part else np.zeros(len(part), bool)

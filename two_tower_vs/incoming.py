@@ -29,7 +29,7 @@ class Picture:
 def given_picture(
     source,  # a path (also one into a tar), bytes, an open file, a PIL image or an array
 ):  # -> bytes of a file, a PIL image or an array
-    "What a picture is given as. Raises `InputError` for anything else."
+    "Bytes or decoded pixels. Raises `BadImage` for a bad path, `InputError` for no picture."
     if isinstance(source, (str, os.PathLike)):
         return read_bytes(os.fspath(source))
     if isinstance(source, (bytes, bytearray, memoryview)):

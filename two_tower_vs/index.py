@@ -118,7 +118,7 @@ def _hit_table(self: Index, scores, rows, content):
     own = self.same_picture(rows, content)
     return hits.assign(same_picture=own) if own.any() else hits
 
-
+# %% ../nbs/05_index.ipynb #1e81cf1e
 @patch
 def _hit_tables(self: Index, vectors, k, block, contents):
     for start in range(0, len(vectors), block):
@@ -251,7 +251,7 @@ def first_numbers(
     dim: int,  # numbers to keep; None: all
     sizes,  # that the model was trained for
 ) -> tuple:  # vectors, queries
-    "Both with the first `dim` numbers of each vector. Raises `InputError`."
+    "The first `dim` numbers of each vector. Raises `InputError`; warns of a size not trained for."
     d = vectors.shape[1]
     if dim in (None, d):
         return vectors, queries
@@ -339,6 +339,28 @@ def _first_that_will_do(plans, vectors, chunk, asked, queries, exact):
         )
     return best
 
+# %% ../nbs/05_index.ipynb #b813eec9
+def _new_manifest(built, vectors, cands, model_sha256, tried, asked):
+    import faiss
+
+    return dict(
+        format=1,
+        kind=built.plan.kind,
+        factory=built.plan.factory,
+        search=built.search,
+        dim=vectors.shape[1],
+        model_dim=cands.vectors.shape[1],
+        rows=len(vectors),
+        metric='inner_product',
+        model_sha256=model_sha256,
+        recall_vs_exact=built.recall,
+        tried=tried,
+        asked=asked,
+        trained_on=len(vectors),
+        faiss=faiss.__version__,
+        **(cands.made_by or {}),
+    )
+
 # %% ../nbs/05_index.ipynb #0672b732
 @bounded(
     recall_target=number(above=0, high=1),
@@ -364,7 +386,7 @@ def build_index(
     sizes: list = (),  # sizes that the model was trained for: its training_info['matryoshka']
     chunk: int = 65536,  # vectors added at once
 ) -> Index:
-    "Build, tune and measure an index. Raises `InputError`."
+    "Build, tune and measure an index. Raises `InputError`; warns where it may find too little."
     check_embeddings(cands, queries)
     _check_links(factory)
     asked = dict(
@@ -384,25 +406,3 @@ def build_index(
     manifest = _new_manifest(built, vectors, cands, model_sha256, tried, asked)
     paths = list(cands.paths)
     return Index(built.index, paths, manifest, sketches=sketch(vectors), contents=cands.contents)
-
-# %% ../nbs/05_index.ipynb #b813eec9
-def _new_manifest(built, vectors, cands, model_sha256, tried, asked):
-    import faiss
-
-    return dict(
-        format=1,
-        kind=built.plan.kind,
-        factory=built.plan.factory,
-        search=built.search,
-        dim=vectors.shape[1],
-        model_dim=cands.vectors.shape[1],
-        rows=len(vectors),
-        metric='inner_product',
-        model_sha256=model_sha256,
-        recall_vs_exact=built.recall,
-        tried=tried,
-        asked=asked,
-        trained_on=len(vectors),
-        faiss=faiss.__version__,
-        **(cands.made_by or {}),
-    )

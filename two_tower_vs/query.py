@@ -36,7 +36,7 @@ def match_threshold(
     info: dict,  # training_info of a model
     index: Index,  # made by it
 ) -> float:  # None: not known
-    "The least score of a match, where it holds for the index's vectors."
+    "The least score of a match. Warns, and gives None, if the index's vectors have another size."
     match = info.get('match')
     if not match:
         return None
@@ -101,7 +101,7 @@ def read(self: Searcher, src) -> Picture:
         pixels = decoded_picture(given, self.max_pixels, background)
     return Picture(self.tower.pixels(pixels), content)
 
-
+# %% ../nbs/06_query.ipynb #69375549
 @patch
 def pixels(self: Searcher, src) -> np.ndarray:  # uint8 (3, s, s)
     "What the tower takes of a picture. Raises as `read`."
@@ -113,7 +113,7 @@ def vectors(self: Searcher, pixels: np.ndarray) -> np.ndarray:
     "Query vectors of decoded pictures: uint8 (b, 3, s, s) -> float32 (b, d)."
     return apply_head(self.tower, self.engine(pixels))
 
-
+# %% ../nbs/06_query.ipynb #53076a26
 @patch
 def search(self: Searcher, src, topk: int = 10) -> pd.DataFrame:
     """Hits of one picture, in any form: `rank`, `cand_path`, `score`, and `same_picture` where
@@ -183,7 +183,7 @@ def load_searcher(
 
 # %% ../nbs/06_query.ipynb #47a31564
 def _quick_run(demo, out):
-    "Train and index the demo catalogue, with heads in closed form"
+    "Train and index the demo catalogue, without augmented views"
     from two_tower_vs.bundle import save_index
     from two_tower_vs.data import read_candidates, read_gt, read_pairs
     from two_tower_vs.embed import embed

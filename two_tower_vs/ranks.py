@@ -16,7 +16,7 @@ from .vectors import Embeddings
 
 # %% ../nbs/04_ranks.ipynb #419a12d8
 def _refuse_damaged(vectors, what, block=65536):
-    "Raise `InputError` where a vector holds what is no finite number"
+    "Raise `InputError` where a vector holds NaN or infinity"
     for start in range(0, len(vectors), block):
         finite = np.isfinite(vectors[start : start + block]).all(1)
         if not finite.all():
@@ -28,10 +28,10 @@ def _refuse_damaged(vectors, what, block=65536):
 # %% ../nbs/04_ranks.ipynb #3e50593e
 never = np.iinfo(np.int64).max  # the rank of an answer that is no candidate
 
-
+# %% ../nbs/04_ranks.ipynb #f891fb11
 def _count_better(Q, C, right, own, cols):
     "Ranks of one right answer for each query, streamed over the candidates"
-    row, cand = own  # cells that do not count
+    row, cand = own  # where a candidate is the query itself
     right = torch.from_numpy(right)[:, None]  # (b, 1)
     score = (Q * C[right[:, 0]]).sum(1, keepdim=True)  # (b, 1)
     rank = torch.ones(len(Q), dtype=torch.int64)
@@ -95,7 +95,7 @@ def per_query(
 
 # %% ../nbs/04_ranks.ipynb #26535314
 def _without_own(scores, found, row, own):
-    "Hits without those cells, which go to the end"
+    "Hits without the query itself, which goes to the end of its row"
     keys = row * 2**40 + own
     barred = np.isin(np.arange(len(found))[:, None] * 2**40 + found, keys)
     order = np.argsort(barred, axis=1, kind='stable')

@@ -19,7 +19,7 @@ def _sign_patterns(d):  # float32 (d, 4)
     bits = np.unpackbits(np.frombuffer(digest, np.uint8))[: 4 * d]
     return 2 * bits.reshape(d, 4).astype(np.float32) - 1
 
-
+# %% ../nbs/04d_rows.ipynb #b2016354
 def sketch(
     vectors: np.ndarray,  # (n, d), in memory or mapped
     chunk: int = 65536,  # rows read at once

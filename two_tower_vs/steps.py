@@ -36,29 +36,29 @@ class Choice:
     "What validation chose."
 
     gap: float  # weight of the gaps between the sides in the closed form
-    pull: float  # of candidates towards their queries
+    pull: float  # how far candidates move towards their queries
     shrink: float = 0.1  # of the closed form: the more, the nearer to the centred baseline
     epochs: int = 0  # of the heads
     blend: float = 1.0  # how far to go from the closed form to the trained heads
     finetune_epochs: int = 0
     renewed: bool = False  # are the heads computed once more after fine-tuning?
 
-# %% ../nbs/02g_steps.ipynb #7ddf16e0
+# %% ../nbs/02g_steps.ipynb #171b8835
 def _unique(items):
     return list({id(item): item for item in items}.values())
 
-
+# %% ../nbs/02g_steps.ipynb #7ddf16e0
 def head_params(model: TwoTower) -> list:
     "Parameters of the heads."
     towers = model.query, model.cand
     return _unique([*towers[0].head.parameters(), *towers[1].head.parameters()])
 
-
+# %% ../nbs/02g_steps.ipynb #25703384
 def backbones(model: TwoTower) -> list:
     "The one or two backbones."
     return _unique([model.query.backbone, model.cand.backbone])
 
-
+# %% ../nbs/02g_steps.ipynb #3732f4de
 def backbone_params(model: TwoTower) -> list:
     "Parameters of the backbones."
     return [param for backbone in backbones(model) for param in backbone.parameters()]
@@ -75,8 +75,8 @@ class Job:
     options: dict  # the parameters of train, with those of finetune as `tuning`
     known_share: float  # of what will be searched, the share that has training pairs
     accelerator: object  # Accelerate's, or one process
-    closed: PairHeads
-    series: np.ndarray  # of photos, for divisions
+    closed: PairHeads  # heads in closed form, on the features
+    series: np.ndarray  # of each query, the series of photos it belongs to
     untuned: list  # weights of the backbones
 
     @property
@@ -168,7 +168,7 @@ def train_heads(
     stop: int = None,  # epoch to stop after; default: the last
     score: Callable = None,  # () -> validation of the present heads
 ) -> tuple:  # row of the best epoch, weights that the heads started with
-    "Train the heads, from the closed form on."
+    "Train the heads, from the closed form on. Raises `InputError` where training diverges."
     options = job.options
     start = put_closed_form(job, rows, choice)
     heads = head_params(job.model)
@@ -188,10 +188,15 @@ def train_heads(
 
 # %% ../nbs/02g_steps.ipynb #07f395dd
 def repeat_heads(job: Job, name: str, rows: np.ndarray, choice: Choice):
-    "Train the heads as was chosen."
+    "Train the heads as was chosen. Raises `InputError` where training diverges."
     _, start = train_heads(job, name, rows, choice, choice.epochs)
     heads = head_params(job.model)
     blend(heads, start, copied(heads), choice.blend)
+
+# %% ../nbs/02g_steps.ipynb #4dbb926f
+def _locked(job):
+    "Does the candidates' backbone stay as it is?"
+    return job.options['tuning']['towers'] == 'query'
 
 # %% ../nbs/02g_steps.ipynb #02339b5e
 def _tuning_groups(job):  # parameter groups
@@ -201,11 +206,6 @@ def _tuning_groups(job):  # parameter groups
     for backbone in tuned:
         groups += layer_groups(backbone, tuning['lr'], tuning['decay'], tuning['frozen'])
     return [*groups, dict(params=head_params(job.model), lr=job.options['lr'])]
-
-
-def _locked(job):
-    "Does the candidates' backbone stay as it is?"
-    return job.options['tuning']['towers'] == 'query'
 
 # %% ../nbs/02g_steps.ipynb #87d0a6d5
 def _picture_batches(job, rows):
@@ -230,7 +230,7 @@ def _precision(job, learner, rows, objective):
         done['precision'] = pick_precision(learner, rows, objective)
     return done['precision']
 
-
+# %% ../nbs/02g_steps.ipynb #7bdf0301
 def _tuning_plan(job, stop, patience):
     tuning = job.options['tuning']
     return Plan(
@@ -249,7 +249,7 @@ def _start_from_main(job):
     everything = [*head_params(job.model), *backbone_params(job.model)]
     put(everything, from_main(copied(everything), job.accelerator))
 
-
+# %% ../nbs/02g_steps.ipynb #41fecdba
 def _too_little_memory(chunk):
     return InputError(
         'The GPU has too little memory for this batch. Lower '
@@ -264,7 +264,7 @@ def tune(
     stop: int = None,  # epoch to stop after; default: the last
     validate: Callable = None,  # () -> validation of the present towers
 ) -> dict:  # row of the best epoch
-    "Fine-tune heads and backbones. Raises `InputError` where the GPU's memory is too small."
+    "Fine-tune heads and backbones. Raises `InputError`: training diverges, or too little memory."
     tuning = job.options['tuning']
     loss = objective(job)
     learner = _picture_batches(job, rows)
@@ -282,10 +282,18 @@ def tune(
             param.requires_grad_(True)
 
 # %% ../nbs/02g_steps.ipynb #78554acb
-def tuned_answers(job: Job, held: Validation) -> dict:  # kind -> Answers
+def tuned_answers(job: Job, held: Validation) -> dict:  # kind -> HeldOutAnswers
     "Answers of the whole towers, as they are now."
     locked = job.features.cands[0] if _locked(job) else None
     return picture_answers(job.model, held, job.root, job.embedding, locked)
+
+# %% ../nbs/02g_steps.ipynb #a6e1b530
+def _features_now(job, tower, paths, some):  # (n, f), zeros for others than `some`
+    features = torch.zeros(len(paths), job.model.n_features)
+    options = {**job.embedding, 'progress': False}
+    found = embed(bare(tower), [paths[i] for i in some], job.root, **options)
+    features[some] = torch.from_numpy(found.vectors)
+    return features
 
 # %% ../nbs/02g_steps.ipynb #4f3dad29
 def renew_heads(job: Job, rows: np.ndarray, choice: Choice):
@@ -296,11 +304,3 @@ def renew_heads(job: Job, rows: np.ndarray, choice: Choice):
     closed = PairHeads(job.model, queries, cands)
     stats = closed.stats(table.qi[rows], table.ci[rows])
     closed.put(stats, closed.maps(stats, choice.gap, choice.shrink), choice.pull)
-
-
-def _features_now(job, tower, paths, some):  # (n, f), zeros for others than `some`
-    features = torch.zeros(len(paths), job.model.n_features)
-    options = {**job.embedding, 'progress': False}
-    found = embed(bare(tower), [paths[i] for i in some], job.root, **options)
-    features[some] = torch.from_numpy(found.vectors)
-    return features

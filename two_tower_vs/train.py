@@ -136,7 +136,7 @@ def _refit(job, choice):
     if choice.renewed:
         renew_heads(job, rows, choice)
 
-
+# %% ../nbs/03_train.ipynb #30d2d656
 def _finish(job, choice, kept):
     "The model as it is kept, from all pairs"
     model = job.model
@@ -176,18 +176,24 @@ def _training_info(match, matryoshka, choice, validation, kept):  # as model.jso
 def _history(job, untrained):
     return pd.DataFrame([{'phase': 'untrained', 'epoch': 0, **untrained}, *job.state.history])
 
+# %% ../nbs/03_train.ipynb #09bb41e0
+def _verdict(job, answers, outer):  # Judgement, what is kept
+    "Is the model better than its baselines? Warns if not"
+    models = {model: answers[model] for model in ('trained', 'plain', 'centred')}
+    judgement = judge(models, outer.weight, outer.product, job.options['metric'])
+    kept = _what_to_keep(job, judgement, answers, outer)
+    sentence = verdict_sentence(judgement, kept)
+    if sentence:
+        warn(sentence)
+    return judgement, kept
+
 # %% ../nbs/03_train.ipynb #c66cee89
 def _judged_training(job: Job, outer: Validation) -> Training:
     "Choose, judge, and train again with all pairs"
     options = job.options
     choice = from_main(choose(job, outer.rows), job.accelerator)
     answers = from_main(held_out_answers(job, outer, choice), job.accelerator)
-    models = {model: answers[model] for model in ('trained', 'plain', 'centred')}
-    judgement = judge(models, outer.weight, outer.product, options['metric'])
-    kept = _what_to_keep(job, judgement, answers, outer)
-    sentence = verdict_sentence(judgement, kept)
-    if sentence:
-        warn(sentence)
+    judgement, kept = _verdict(job, answers, outer)
     _finish(job, choice, kept)
     untrained = outer.score(answers['plain'])
     trained = outer.score(answers['trained'])
@@ -266,7 +272,7 @@ def train(
     seed: int = 42,
     progress: bool = None,  # progress bars; default: when somebody is watching
 ) -> Training:
-    "Train two towers on pairs of pictures. Raises `InputError`."
+    "Train two towers on pairs of pictures. Raises `InputError` for what cannot be trained."
     progress = progress if main_process() else False
     options = _check_options(dict(locals()))
     model.to(best_device())

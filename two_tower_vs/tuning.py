@@ -14,7 +14,7 @@ import numpy as np
 from .ann import check_finite, configure
 
 # %% ../nbs/04b_tuning.ipynb #2c10bd55
-tolerance = 1e-5  # of a score: less is the arithmetic's, not the search's
+tolerance = 1e-5  # scores that differ by less differ by rounding
 
 
 @dataclass
@@ -75,12 +75,12 @@ def _search_seconds(index, queries, k):
     index.search(queries, k)
     return time.perf_counter() - start
 
-
+# %% ../nbs/04b_tuning.ipynb #92ab4ab1
 def throughput(index, queries, k: int = 10) -> float:  # queries a second in a batch
     "The best of three batches."
     return len(queries) / min(_search_seconds(index, queries, k) for _ in range(3))
 
-
+# %% ../nbs/04b_tuning.ipynb #234fa7b1
 def speed(
     index,  # a faiss.Index
     queries: np.ndarray,  # (q, d)
@@ -103,7 +103,7 @@ class _Grid:
     name: str  # FAISS's, of the setting that is tried; None: there is none
     values: list  # from fast to thorough
 
-
+# %% ../nbs/04b_tuning.ipynb #a122214f
 def _doubling(low, top):
     values = []
     while low < top:
@@ -111,7 +111,7 @@ def _doubling(low, top):
         low *= 2
     return values + [top]
 
-
+# %% ../nbs/04b_tuning.ipynb #47e7afe9
 def _with_fixed(grid, fixed):
     settings = {**grid.settings, **fixed}
     if grid.name in fixed:
@@ -120,7 +120,7 @@ def _with_fixed(grid, fixed):
 
 # %% ../nbs/04b_tuning.ipynb #b604169c
 def _grids(index, kind, fixed):
-    "What can be set, each once"
+    "The grids to try, each once"
     import faiss
 
     fixed = fixed or {}
@@ -205,7 +205,7 @@ def tune_index(
     target: float,  # wanted agreement
     fixed: dict = None,  # settings that stay
 ) -> tuple:  # settings, agreement
-    "Set the fastest settings that reach the target, or the closest to it. Raises `InputError`."
+    "Set the fastest settings that reach the target, else the closest to it. Raises `InputError`."
     check_finite(queries, 'The queries')
     trials = _Trials(index, queries, exact, target)
     best = _Trial({}, -1, False)

@@ -30,8 +30,8 @@ class Changes:
 
     added: np.ndarray  # bool (n,): candidates that the index has not
     changed: np.ndarray  # bool (n,): candidates that it has with another vector
-    files: np.ndarray  # bool (n,): candidates whose file is another one, and whose vector is not
-    gone: int  # rows of the index that are candidates no more
+    files: np.ndarray  # bool (n,): candidates with the same vector, but another file
+    gone: int  # rows of the index that are no longer candidates
     sketches: np.ndarray  # of all candidates
 
     def beyond_adding(self) -> bool:
@@ -70,7 +70,7 @@ def changes_since(
 class _MustRebuild(Exception):
     "The reason why an index can't be brought up to date"
 
-
+# %% ../nbs/05b_update.ipynb #46dba17e
 def _refuse_other_index(old, model_sha256, asked, n):
     "Raise `_MustRebuild` where the index is of another model, other settings or another size"
     manifest = old.manifest
@@ -91,7 +91,7 @@ def _asked_settings(options):
 
 # %% ../nbs/05b_update.ipynb #e339e483
 def _change_vectors(old, changes, vectors):
-    "Change the vectors; returns what was done, in words"
+    "Change the vectors. Returns what was done, in words"
     said = changes.words()
     if changes.beyond_adding():
         old.faiss.reset()
@@ -109,9 +109,9 @@ def _row_order(old, changes, cands):
     added = [path for path, new in zip(cands.paths, changes.added) if new]
     return cands.rows([*old.paths, *added])
 
-
+# %% ../nbs/05b_update.ipynb #fd93606b
 def _apply_changes(old, changes, cands, vectors):
-    "Change the index and what is known of its rows; returns what was done, in words"
+    "Change the index and what is known of its rows. Returns what was done, in words"
     order = _row_order(old, changes, cands)
     said = _change_vectors(old, changes, vectors)
     old.paths = [cands.paths[row] for row in order]
@@ -134,7 +134,7 @@ def _measure_again(old, cands, vectors, queries, asked, said):
 
 # %% ../nbs/05b_update.ipynb #61f0cc6a
 def _brought_up_to_date(old, cands, model_sha256, queries, options):
-    "Change the index; returns what was done, in words. Raises `_MustRebuild`"
+    "Change the index. Returns what was done, in words; raises `_MustRebuild`"
     asked = _asked_settings(options)
     _refuse_other_index(old, model_sha256, asked, len(cands))
     sizes = options.get('sizes') or ()
