@@ -8,7 +8,6 @@ __all__ = ['about', 'examples', 'parser', 'main']
 # %% ../nbs/09_cli.ipynb #965f0d8f
 import argparse
 import os
-import re
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ from functools import wraps
 from pathlib import Path
 
 import two_tower_vs
-from .errors import InputError
+from .errors import InputError, escape_invisible
 from .files import disk_refusals
 from .lock import clear_up, only_run
 from .run import Run
@@ -112,12 +111,6 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument('--version', action='version', version=two_tower_vs.__version__)
     return flags
 
-# %% ../nbs/09_cli.ipynb #0db99511
-def _plain(text):
-    "In one line, without control characters"
-    odd = '[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'
-    return re.sub(odd, lambda m: ascii(m[0])[1:-1], str(text))
-
 # %% ../nbs/09_cli.ipynb #ce1fcfed
 def _warn_once():
     "Our own warnings, one line each, once"
@@ -127,7 +120,7 @@ def _warn_once():
     def show(message, category, filename, *args, **options):
         if filename.startswith(ours) and str(message) not in shown:
             shown.add(str(message))
-            print(f'warning: {_plain(message)}', file=sys.stderr)
+            print(f'warning: {escape_invisible(str(message))}', file=sys.stderr)
 
     return show
 
@@ -186,7 +179,7 @@ def _steady(f):
             except BaseException as error:
                 if not (refused := _refused(error)):
                     raise
-                print(f'two_tower_vs: {_plain(refused[1])}', file=sys.stderr)
+                print(f'two_tower_vs: {escape_invisible(refused[1])}', file=sys.stderr)
                 return refused[0]
             finally:
                 sys.stdout.flush()
@@ -236,7 +229,7 @@ def main(argv=None) -> int:  # exit status
         else:
             _run_stage(args, helper)
     except InputError as error:
-        print(f'two_tower_vs: {_plain(error)}', file=sys.stderr)
+        print(f'two_tower_vs: {escape_invisible(str(error))}', file=sys.stderr)
         return 2
     print(f'{args.stage}: done in {time.perf_counter() - start:.1f} s')
     return 0

@@ -57,6 +57,9 @@ def _acquired(out):
     return lock
 
 # %% ../nbs/09a_lock.ipynb #521d53b8
+_parts = ('model', 'train', 'index', 'cache')  # folders of `out` that runs write to
+
+
 @contextmanager
 def only_run(out):
     "Hold an output folder alone, cleared of what a killed run left. Raises `InputError`."
@@ -64,7 +67,7 @@ def only_run(out):
 
     lock = _acquired(out)
     try:
-        parts = [out / name for name in ('model', 'train', 'index', 'cache')]
+        parts = [out / name for name in _parts]
         tidy(out, *parts, *out.glob('cache/*/'), *out.glob('cache/*/seen'))
         yield
     finally:
@@ -76,6 +79,6 @@ def clear_up(out):
     from two_tower_vs.errors import InputError
     from two_tower_vs.files import leftovers
 
-    if any(leftovers(out / part) for part in ('', 'model', 'index', 'cache')):
+    if any(leftovers(out / part) for part in ('', *_parts)):
         with suppress(InputError), only_run(out):
             pass
