@@ -221,6 +221,15 @@ def __call__(self: PictureBatches, rows, epoch, objective) -> float:  # the loss
     chunk = self.tuning['chunk']
     return cached_backward(sides, loss_of, chunk, self.accelerator, params)
 
+# %% ../nbs/02c_finetune.ipynb #f4c137e2
+def _seconds(learner, rows, objective, precision):
+    "Of a batch, after another that warms up"
+    learner.precision = precision
+    learner(rows, 0, objective)
+    start = time.perf_counter()
+    learner(rows, 0, objective)
+    return time.perf_counter() - start
+
 # %% ../nbs/02c_finetune.ipynb #d331ede3
 def pick_precision(
     learner: PictureBatches, rows, objective, least: float = 1.15
@@ -233,12 +242,3 @@ def pick_precision(
     better = 'bf16' if slow > least * fast else 'fp32'
     learner.precision = from_main(better, learner.accelerator)
     return learner.precision
-
-
-def _seconds(learner, rows, objective, precision):
-    "Of a batch, after another that warms up"
-    learner.precision = precision
-    learner(rows, 0, objective)
-    start = time.perf_counter()
-    learner(rows, 0, objective)
-    return time.perf_counter() - start
