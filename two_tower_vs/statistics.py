@@ -154,9 +154,8 @@ class Sample:
     clusters: np.ndarray  # product of each query (n,), numbered from 0
     weight: np.ndarray  # (n,)
 
-# %% ../nbs/02_statistics.ipynb #f0315c5c
-def checked_sample(x, clusters, weight, low, high) -> Sample:
-    "Raise `InputError` for values, products or weights that cannot be."
+# %% ../nbs/02_statistics.ipynb #4a95e245
+def _checked_values(x, low, high):  # (n, m)
     values = np.asarray(x, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) == 0:
         raise InputError(
@@ -168,6 +167,12 @@ def checked_sample(x, clusters, weight, low, high) -> Sample:
         raise InputError(
             f'A value is no number from {low} to {high}. Find out which query it comes from.'
         )
+    return values
+
+# %% ../nbs/02_statistics.ipynb #f0315c5c
+def checked_sample(x, clusters, weight, low, high) -> Sample:
+    "Raise `InputError` for values, products or weights that cannot be."
+    values = _checked_values(x, low, high)
     clusters = np.arange(len(values)) if clusters is None else pd.factorize(np.asarray(clusters))[0]
     weight = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=np.float64)
     if not len(values) == len(clusters) == len(weight):
