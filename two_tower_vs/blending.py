@@ -13,7 +13,7 @@ def copied(params) -> list:  # of tensors on the CPU
     "Copies of parameters."
     return [param.detach().cpu().clone() for param in params]
 
-
+# %% ../nbs/02e_blending.ipynb #b48f3f11
 @torch.no_grad()
 def put(params, values):
     "Give parameters these values."

@@ -86,6 +86,12 @@ def _finding_summary(rows, tables):
     )
     return found.drop(columns='order')
 
+# %% ../nbs/01b_check.ipynb #c8b0f434
+def _first_words(row, path, why):
+    short = path if len(path) < 46 else '…' + path[-45:]
+    reason = f' ({why[:60]})' if why else ''
+    return f'row {row}: {short}{reason}'
+
 # %% ../nbs/01b_check.ipynb #3a18b142
 def _for_people(findings):
     counts = zip(findings.pictures, findings.share)
@@ -97,12 +103,6 @@ def _for_people(findings):
         'first': [_first_words(*row) for row in zip(findings.row, findings.path, findings.why)],
     }
     return pd.DataFrame(columns)
-
-
-def _first_words(row, path, why):
-    short = path if len(path) < 46 else '…' + path[-45:]
-    reason = f' ({why[:60]})' if why else ''
-    return f'row {row}: {short}{reason}'
 
 # %% ../nbs/01b_check.ipynb #26dd69c3
 def _leak_counts(how, queries):
@@ -116,7 +116,7 @@ def _leak_counts(how, queries):
 
 # %% ../nbs/01b_check.ipynb #b3bbfc4e
 def _checked_tables(tables, names, strict):
-    "Pairs, candidates and query_gt as `CheckedTable`, or None"
+    "Pairs, candidates and query_gt as `CheckedTable`; None for one that is missing"
     has_candidates = tables[1] is not None
     checked = []
     for table, name in zip(tables, names):
@@ -156,7 +156,7 @@ def _find_all(evidence, leaks, min_side):
             yield from answer_findings(evidence)
     yield from comparison_findings(evidence, leaks)
 
-
+# %% ../nbs/01b_check.ipynb #367095f7
 def _leaks_of(evidence):
     if len(evidence.tables()) < 3:
         return pd.DataFrame(columns=['query_path', 'other', 'how'])
@@ -209,16 +209,16 @@ def check(
     return Check(rows, len(paths), counts, leaks, queries, bad)
 
 # %% ../nbs/01b_check.ipynb #2e3884bd
-def _short_path(path):
-    return path if len(path) < 14 else '…' + path[-12:]
-
-
 def _thumbs(paths, root, side):
     "Small pictures; None for no path, grey for one that cannot be read"
     grey = Image.new('RGB', (side, side), '#eee')
     return [(thumb(root / path, side) or grey) if path else None for path in paths]
 
 # %% ../nbs/01b_check.ipynb #429c25f6
+def _short_path(path):
+    return path if len(path) < 14 else '…' + path[-12:]
+
+
 def show_check(
     c: Check,
     images_root,

@@ -26,7 +26,7 @@ class Comparison:
 
     value: float  # mean difference
     ci95: list  # its interval; 0 is inside unless the models differ beyond chance
-    p: float  # one-sided: how often chance alone would give such a gain
+    p: float  # one-sided: how often equally good models would show such a gain, or more
     decision: str  # better, worse, equal, too few or cannot tell
     unit: str  # product or query
     clusters: int
@@ -34,14 +34,14 @@ class Comparison:
 
 # %% ../nbs/02_comparing.ipynb #07e31383
 def _sign_flips(totals):  # (k,) not 0
-    "Share of all signs with a sum as large, and with one as small"
+    "Share of all combinations of signs with a sum as large, and with one as small"
     sums = np.zeros(1)
     for total in np.abs(totals):
         sums = np.concatenate([sums - total, sums + total])
     near = 1e-9 * np.abs(totals).sum()
     return float((sums >= totals.sum() - near).mean()), float((sums <= totals.sum() + near).mean())
 
-
+# %% ../nbs/02_comparing.ipynb #fb863c40
 def _chances(sample, mean):
     "One-sided p-values of a gain and of a loss"
     totals = np.bincount(sample.clusters, sample.weight * sample.values[:, 0])

@@ -56,7 +56,7 @@ def divide(
     seed: int = 42,
     series=None,  # int (queries,): held out together; default: each query is its own series
 ) -> Division:
-    "Divide pairs: by product, then by query where a candidate keeps another one."
+    "Divide pairs: by product, then by query where a candidate keeps another query."
     rows = np.arange(len(table)) if rows is None else rows
     series = np.arange(len(table.queries)) if series is None else series
     rng = np.random.default_rng(seed)

@@ -56,6 +56,10 @@ _notes = (
 )
 severities = dict.fromkeys(remedies, 'warning') | dict.fromkeys(_notes, 'note')
 
+# %% ../nbs/01b_findings.ipynb #de90f55a
+def _looked_up(texts, paths):
+    return [texts.get(path, '') for path in paths] if isinstance(texts, dict) else texts
+
 # %% ../nbs/01b_findings.ipynb #e1e4d8a5
 def finding_rows(
     finding: str,  # a key of remedies
@@ -77,10 +81,6 @@ def finding_rows(
         'why': _looked_up(why, paths),
     }
     return pd.DataFrame(columns)
-
-
-def _looked_up(texts, paths):
-    return [texts.get(path, '') for path in paths] if isinstance(texts, dict) else texts
 
 # %% ../nbs/01b_findings.ipynb #bc545df7
 @dataclass
@@ -161,7 +161,7 @@ def _repeated_rows(evidence, finding, name, paths):
     other = dict(zip(paths[again], first[content[again]]))
     return finding_rows(finding, name, paths[again], other)
 
-
+# %% ../nbs/01b_findings.ipynb #5a981446
 def _copy_measures(alike):
     "In words, how near the copies are that near_copies found"
     return [f'{bits} bits apart, cosine {c:.2f}' for bits, c in zip(alike.bits, alike.cosine)]

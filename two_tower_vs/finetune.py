@@ -194,32 +194,53 @@ def from_features(self: PictureBatches, rows, epoch) -> tuple:  # numbers, vecto
     features = self.locked[rng.integers(0, len(self.locked), len(numbers)), numbers]
     return more, F.normalize(self.model.cand.head(features), dim=-1)
 
+# %% ../nbs/02c_finetune.ipynb #5d53fa79
+def _loss_against_features(learner, rows, epoch, objective, query_of):  # queries -> loss
+    more, cands = learner.from_features(rows, epoch)
+
+    def loss_of(queries):
+        return objective(rows, queries[torch.from_numpy(query_of)], cands, more)
+
+    return loss_of
+
+# %% ../nbs/02c_finetune.ipynb #78699ce3
+def _loss_against_pictures(learner, rows, epoch, objective, query_of):
+    "The candidates' side, and a function of both sides' vectors"
+    table = learner.table
+    more = learner.hard(rows, epoch)
+    numbers, cand_of = np.unique(np.r_[table.ci[rows], more], return_inverse=True)
+    paths = [table.cands[i] for i in numbers]
+
+    def loss_of(queries, cands):
+        queries = queries[torch.from_numpy(query_of)]
+        return objective(rows, queries, cands[torch.from_numpy(cand_of)], more)
+
+    return learner.side(learner.model.cand, paths, epoch), loss_of
+
 # %% ../nbs/02c_finetune.ipynb #a979fc3c
 @patch
 def __call__(self: PictureBatches, rows, epoch, objective) -> float:  # the loss
     "Gradients of a batch."
-    table = self.table
-    queries, query_of = np.unique(table.qi[rows], return_inverse=True)
-    paths = [table.queries[i] for i in queries]
+    queries, query_of = np.unique(self.table.qi[rows], return_inverse=True)
+    paths = [self.table.queries[i] for i in queries]
     sides = [self.side(self.model.query, paths, epoch)]
     if self.locked is not None:
-        more, known_cands = self.from_features(rows, epoch)
-
-        def loss_of(queries):
-            return objective(rows, queries[torch.from_numpy(query_of)], known_cands, more)
+        loss_of = _loss_against_features(self, rows, epoch, objective, query_of)
     else:
-        more = self.hard(rows, epoch)
-        numbers, cand_of = np.unique(np.r_[table.ci[rows], more], return_inverse=True)
-        paths = [table.cands[i] for i in numbers]
-        sides.append(self.side(self.model.cand, paths, epoch))
-
-        def loss_of(queries, cands):
-            queries = queries[torch.from_numpy(query_of)]
-            return objective(rows, queries, cands[torch.from_numpy(cand_of)], more)
-
+        side, loss_of = _loss_against_pictures(self, rows, epoch, objective, query_of)
+        sides.append(side)
     params = [*self.model.parameters(), objective.scale, objective.bias]
     chunk = self.tuning['chunk']
     return cached_backward(sides, loss_of, chunk, self.accelerator, params)
+
+# %% ../nbs/02c_finetune.ipynb #f4c137e2
+def _seconds(learner, rows, objective, precision):
+    "Of a batch, after another that warms up"
+    learner.precision = precision
+    learner(rows, 0, objective)
+    start = time.perf_counter()
+    learner(rows, 0, objective)
+    return time.perf_counter() - start
 
 # %% ../nbs/02c_finetune.ipynb #d331ede3
 def pick_precision(
@@ -233,12 +254,3 @@ def pick_precision(
     better = 'bf16' if slow > least * fast else 'fp32'
     learner.precision = from_main(better, learner.accelerator)
     return learner.precision
-
-
-def _seconds(learner, rows, objective, precision):
-    "Of a batch, after another that warms up"
-    learner.precision = precision
-    learner(rows, 0, objective)
-    start = time.perf_counter()
-    learner(rows, 0, objective)
-    return time.perf_counter() - start

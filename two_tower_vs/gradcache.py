@@ -71,7 +71,7 @@ def cached_backward(
     sides: list,  # a Side for each tower
     loss_of: Callable,  # vectors of all sides, of all processes -> loss
     chunk: int = 64,  # pictures whose activations are held at once
-    accelerator=None,
+    accelerator=None,  # of several processes; None: this one alone
     params=(),  # whose gradients several processes sum
 ) -> float:  # the loss
     "Gradients of one large batch, in the memory of a small one."

@@ -92,7 +92,7 @@ def _whitening(stats, gap, shrink):  # (k, k)
     floor = shrink * variances.mean()
     return axes * (variances + floor).rsqrt() if floor > 0 else torch.eye(len(variances))
 
-
+# %% ../nbs/02a_heads.ipynb #21c0477b
 def _common_map(stats, dim, gap, shrink):  # (k, dim)
     "As large as an orthogonal map"
     whitening = _whitening(stats, gap, shrink)
@@ -153,7 +153,7 @@ def _put_linear_head(head, axes, linear, mean):
     head.weight[:used] = (axes @ linear).T
     head.bias[:used] = -mean @ linear
 
-
+# %% ../nbs/02a_heads.ipynb #a1326dd2
 @patch
 def put(self: PairHeads, stats: PairStats, maps: tuple, pull: float):
     "Set the model's heads."

@@ -54,12 +54,12 @@ def _wrong(z):
         torch.eye(*z.shape, dtype=torch.bool, device=z.device), -torch.inf
     ).logsumexp(1)
 
-
+# %% ../nbs/02_loss.ipynb #74534e42
 def _decoupled(z):
     wrong = _wrong(z)
     return torch.where(wrong.isfinite(), wrong - z.diagonal(), 0.0).mean()
 
-# %% ../nbs/02_loss.ipynb #74534e42
+
 def decoupled(
     q: torch.Tensor,  # query vectors (b, d), unit rows
     c: torch.Tensor,  # candidates (m, d), m >= b; row i is right for row i of q, others are wrong
@@ -109,7 +109,7 @@ def pair_keys(
     "The table of known pairs in a form that can be searched."
     return np.unique(qi.astype(np.int64) * n_cand + ci)
 
-
+# %% ../nbs/02_loss.ipynb #0e9a3092
 def known_positives(
     qi: np.ndarray,  # query number of each pair of the batch (b,)
     ci: np.ndarray,  # candidate number of each pair of the batch, then of further candidates (m,)
@@ -162,14 +162,14 @@ def matryoshka(
 
     return mean_loss
 
-# %% ../nbs/02_loss.ipynb #a6526709
-max_scale = 100
-min_scale = 1
-
-
+# %% ../nbs/02_loss.ipynb #5e14de56
 def log_scale(temperature: float = 0.07) -> torch.nn.Parameter:
     "The learnable temperature: the logarithm of 1/temperature."
     return torch.nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
+# %% ../nbs/02_loss.ipynb #a6526709
+max_scale = 100
+min_scale = 1
 
 
 @torch.no_grad()

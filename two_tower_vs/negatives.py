@@ -19,7 +19,7 @@ def _not_wrong(table, queries):  # bool (b, m)
     itself = table.same.query_numbers[queries][:, None] == table.same.cand_numbers[None]
     return torch.from_numpy(right | itself)
 
-
+# %% ../nbs/02c_negatives.ipynb #b198436e
 def _all_but(numbers, count, device):  # bool (m,); numbers None: nothing
     barred = torch.zeros(count, dtype=torch.bool, device=device)
     if numbers is not None:

@@ -52,7 +52,7 @@ def right(self: PairTable, qi, ci) -> np.ndarray:  # bool, as qi
     "Is candidate `ci` a right answer to query `qi`?"
     return np.isin(qi * len(self.cands) + ci, self.keys)
 
-
+# %% ../nbs/02b_pairtable.ipynb #a5ad9ea5
 @patch
 def query_products(self: PairTable) -> np.ndarray:  # int (number of queries,)
     "The product of each query."

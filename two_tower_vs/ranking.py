@@ -24,7 +24,7 @@ class HeldOutAnswers:
     queries: np.ndarray  # their numbers in the table (n,)
     score: np.ndarray  # of the first hit (n,), float32
     rank: np.ndarray  # of the best right answer (n,), from 1; a huge number where there is none
-    wrong: np.ndarray  # score of the best hit that is not right (n,), float32
+    wrong: np.ndarray  # score of the best hit that is not right (n,), float32; -1 where all are
 
     def __len__(self):
         return len(self.queries)
@@ -59,7 +59,7 @@ def _right_cells(queries, table):  # positions in `queries` (c,), candidates (c,
     nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     return row, table.keys[np.repeat(first, count) + nth] % width
 
-
+# %% ../nbs/02b_ranking.ipynb #d1225e93
 def _searched_cells(row, cands, searched):
     "Rows and columns of those candidates that are among the searched ones"
     column = np.searchsorted(searched, cands).clip(max=len(searched) - 1)
@@ -109,7 +109,7 @@ def first_hits(
     searched: np.ndarray,  # numbers of these candidates (m,), ascending
     table: PairTable,
 ) -> HeldOutAnswers:
-    "What the nearest candidates of each query are."
+    "The first hit, the best right answer and the best wrong one of each query."
     numbers = np.split(queries, range(1024, len(queries), 1024))
     blocks = query_vectors.split(1024)
     return joined(

@@ -31,7 +31,7 @@ class Best:
     row: dict  # of the history
     params: list  # the weights
 
-
+# %% ../nbs/02e_state.ipynb #2d42aec5
 @dataclass
 class Checkpoint:
     "A phase after one of its epochs."

@@ -82,7 +82,7 @@ def _correlation(members, deviation, weight, spread):  # (m,)
     varies = np.maximum(spread, 1e-300)
     return ((raw / varies - alone) / (together - alone)).clip(0, 1)
 
-
+# %% ../nbs/02_statistics.ipynb #ef8a5c3f
 def _least_correlation(varying, unknown):  # varying: (products, m)
     "What the correlation counts as at least, where few products vary"
     total = np.maximum(varying.sum(0), 1e-300)
@@ -129,14 +129,11 @@ def worth(
     )
 
 # %% ../nbs/02_statistics.ipynb #31c57f16
-two_sided = float(ndtri(0.975))
-
-
 @dataclass(frozen=True)
 class Interval:
     "A mean over queries and its 95 % interval; arrays (m,) where there are m metrics."
 
-    mean: float  # plain mean over queries
+    mean: float  # over queries, weighted if they have weights
     low: float
     high: float
     unit: str  # what varies independently: product or query
@@ -157,9 +154,8 @@ class Sample:
     clusters: np.ndarray  # product of each query (n,), numbered from 0
     weight: np.ndarray  # (n,)
 
-# %% ../nbs/02_statistics.ipynb #f0315c5c
-def checked_sample(x, clusters, weight, low, high) -> Sample:
-    "Raise `InputError` for values, products or weights that cannot be."
+# %% ../nbs/02_statistics.ipynb #4a95e245
+def _checked_values(x, low, high):  # (n, m)
     values = np.asarray(x, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) == 0:
         raise InputError(
@@ -171,6 +167,12 @@ def checked_sample(x, clusters, weight, low, high) -> Sample:
         raise InputError(
             f'A value is no number from {low} to {high}. Find out which query it comes from.'
         )
+    return values
+
+# %% ../nbs/02_statistics.ipynb #f0315c5c
+def checked_sample(x, clusters, weight, low, high) -> Sample:
+    "Raise `InputError` for values, products or weights that cannot be."
+    values = _checked_values(x, low, high)
     clusters = np.arange(len(values)) if clusters is None else pd.factorize(np.asarray(clusters))[0]
     weight = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=np.float64)
     if not len(values) == len(clusters) == len(weight):
@@ -183,13 +185,16 @@ def checked_sample(x, clusters, weight, low, high) -> Sample:
     return Sample(values, clusters, weight)
 
 # %% ../nbs/02_statistics.ipynb #29c50cfd
+two_sided = float(ndtri(0.975))
+
+
 def _wilson(mean, size, z):
     "Ends of Wilson's interval"
     middle = (mean + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * np.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
     return (middle - half).clip(0), (middle + half).clip(None, 1)
 
-
+# %% ../nbs/02_statistics.ipynb #459ee93c
 def _bernoulli_size(values, weight, value: Worth):  # (m,)
     "So many hits and misses would tell as much about the mean"
     kish = weight.sum() ** 2 / (weight @ weight)
@@ -241,7 +246,7 @@ def unit_sentence(
     clusters: int,  # how many of them
     queries: int,  # number of queries
 ) -> str:
-    "What an interval stands for."
+    "What an interval stands for, in words."
     if unit == 'product':
         some = f'{clusters:,} of them' if clusters > 1 else 'one alone'
         return f'95 % for new products like these; {some}'

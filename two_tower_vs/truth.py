@@ -14,8 +14,8 @@ from fastcore.basics import patch
 def picture_numbers(
     queries,  # paths of queries, n
     cands,  # paths of candidates, m
-    query_contents=None,  # uint8 (n, 16), start of each file's SHA-256; None: not known
-    cand_contents=None,  # uint8 (m, 16)
+    query_contents=None,  # uint8 (n, 16), start of each file's SHA-256; None: compare paths
+    cand_contents=None,  # uint8 (m, 16), likewise
 ) -> tuple:  # int64 (n,), int64 (m,)
     "Numbers of the pictures behind two lists of paths; a picture has the same number in both."
     if query_contents is None or cand_contents is None:

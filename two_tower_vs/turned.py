@@ -45,7 +45,7 @@ def _turned_cosines(tower, engine, pixels, answers):
 
 # %% ../nbs/01b_turned.ipynb #950c7a3f
 def _turned_rows(pairs, cosines, gain):
-    "path, other, degrees, gain of the pairs that a turn improves by `gain`"
+    "path, other, degrees, gain of the pairs that a turn improves by `gain` or more"
     best = cosines.argmax(1)
     gains = cosines.max(1) - cosines[:, 0]
     hits = np.flatnonzero(gains >= gain)
