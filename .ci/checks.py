@@ -244,7 +244,12 @@ def tests():
     elsewhere = ['--ignore', 'tests/attacks', '--ignore', 'tests/browser']
     # xdist waits forever for the files of a process that died, unless it may start no other
     two = ['-n', '2', '--dist', 'loadfile', '--max-worker-restart', '0']
-    yield from tested(*two, *elsewhere, 'tests')
+    problems = list(tested(*two, *elsewhere, 'tests'))
+    if any('crashed while running' in problem for problem in problems):
+        # Seen once in dozens of runs, without a cause: an end from outside is no finding
+        print('A process of the tests died. Once again, in one process:', *problems, sep='\n')
+        problems = list(tested(*elsewhere, 'tests'))
+    yield from problems
 
 
 @check
