@@ -48,7 +48,7 @@ def held_out_words(
     return (
         f'On held-out pairs that chose nothing, {name.replace("mrr", "MRR")} is {trained:.3f} '
         f'after training and {baseline:.3f} for {kept_names[gain["baseline"]]}; '
-        f'the difference is between {low:+.3f} and {high:+.3f} '
+        f'the 95 % interval of the difference is {low:+.3f} to {high:+.3f} '
         f'({gain["queries"]:,} queries{products}).'
     )
 

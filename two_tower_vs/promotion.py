@@ -136,7 +136,7 @@ def verdict_sentence(
     return (
         f'{_reasons[gain["reason"]].format(**gain)}: {metric} of held-out pairs is {trained:.3f}, '
         f'of {_baselines[judgement.baseline]} {rival:.3f}; '
-        f'the difference is between {low:.3f} and {high:.3f} '
+        f'the 95 % interval of the difference is {low:+.3f} to {high:+.3f} '
         f'({gain["queries"]:,} queries of {gain["clusters"]:,} products). {_remedy(kept)}'
     )
 
