@@ -127,7 +127,11 @@ def test_empty_rows_and_numbers_of_groups(parquet):
 def test_all_that_a_writer_may_call_text(write, parquet, kind):
     paths = ['a.png', 'ü.png']
     from_csv = read_table(write('cand_path\na.png\nü.png\n'), ['cand_path'])
-    table = read_table(parquet('x.parquet', cand_path=pa.array(paths).cast(kind)), ['cand_path'])
+    try:
+        file = parquet('x.parquet', cand_path=pa.array(paths).cast(kind))
+    except pa.ArrowNotImplementedError:
+        pytest.skip('this version of pyarrow writes no such file')
+    table = read_table(file, ['cand_path'])
     assert table.cand_path.tolist() == paths and table.dtypes.tolist() == from_csv.dtypes.tolist()
 
 

@@ -236,7 +236,7 @@ def test_local_dir(tmp_path, prefix):
 
 
 def test_local_dir_of_a_fixed_size(tmp_path):
-    hub_folder(tmp_path / 'vit', 'vit_tiny_patch16_224', depth=2)
+    hub_folder(tmp_path / 'vit', 'vit_tiny_patch16_224')
     network, prep = make_backbone(f'timm/local-dir:{tmp_path}/vit', image_size=96)
     assert prep['size'] == 96
     want = timm.create_model(
