@@ -10,13 +10,13 @@ __all__ = ['index_part', 'recorded_times', 'measured_times', 'data_part', 'unrea
 from pathlib import Path
 
 import pandas as pd
+from .metric_tables import percent_cell
 
 from .charts import time_bars
 from .errors import squeezed
 from .examples import Pictures
 from .latency import latency
 from .query import Searcher
-from .result import percent_cell
 from .runfiles import shown_name
 
 # %% ../nbs/07_facts.ipynb #f512e8a7
