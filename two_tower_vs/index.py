@@ -240,7 +240,7 @@ def _warn_of_size(dim, trained):
     only = f', only of {",".join(map(str, trained))}' if trained else ''
     warn(
         f'index.dim is {dim}, and the model was not trained for vectors of that size{only}: '
-        'it will find less than it could. See what evaluation says of sizes, '
+        'it may find less. See what evaluation says of sizes, '
         'train with it in train.matryoshka, or leave index.dim out.'
     )
 

@@ -98,7 +98,8 @@ def _features_width(network, prep, name):
     try:
         with torch.no_grad():
             features = network(torch.zeros(1, 3, size, size))
-        assert features.ndim == 2
+        if features.ndim != 2:
+            raise ValueError(f'{features.ndim} dimensions')
     except Exception as error:
         raise InputError(
             f'backbone {name} does not turn images of {size} x {size} pixels into one vector '
