@@ -35,7 +35,7 @@ NBS = ROOT / 'nbs'
 HAND_WRITTEN = {'__init__.py', '__main__.py', '_site.py'}
 MAX_KB = 150
 MAX_MINUTES = 30  # of one check: one that hangs says so, before CI ends it without a word
-REST = ['attacks', 'browser', 'notebooks']  # minutes each: left to make test-all
+REST = ['longer', 'attacks', 'browser', 'notebooks']  # minutes each: left to make test-all
 LONGER = (
     'make attacks ARGS="-m long" and the slow cells of the notebooks (make notebooks FLAGS=slow)'
 )
@@ -238,18 +238,29 @@ def tested(*arguments):
         yield r.stdout[-6000:]
 
 
-@check
-def tests():
-    "what guards but does not teach: the tests in tests/, by two processes"
-    elsewhere = ['--ignore', 'tests/attacks', '--ignore', 'tests/browser']
+def tested_by_two(marks):
+    "The problems of the tests in tests/ with these marks, run by two processes"
+    which = ['--ignore', 'tests/attacks', '--ignore', 'tests/browser', '-m', marks, 'tests']
     # xdist waits forever for the files of a process that died, unless it may start no other
     two = ['-n', '2', '--dist', 'loadfile', '--max-worker-restart', '0']
-    problems = list(tested(*two, *elsewhere, 'tests'))
+    problems = list(tested(*two, *which))
     if any('crashed while running' in problem for problem in problems):
         # Seen once in dozens of runs, without a cause: an end from outside is no finding
         print('A process of the tests died. Once again, in one process:', *problems, sep='\n')
-        problems = list(tested(*elsewhere, 'tests'))
-    yield from problems
+        problems = list(tested(*which))
+    return problems
+
+
+@check
+def tests():
+    "what guards but does not teach: the tests in tests/, by two processes"
+    yield from tested_by_two('not slow and not long and not rest')
+
+
+@check
+def longer():
+    "the tests in tests/ that take longest"
+    yield from tested_by_two('rest and not slow')
 
 
 @check

@@ -218,6 +218,7 @@ def broken(fresh):
     return fresh, path
 
 
+@pytest.mark.rest
 def test_a_broken_picture_stops_training(broken, stage):
     project, path = broken
     status, _, err = stage(project, 'train')
@@ -226,6 +227,7 @@ def test_a_broken_picture_stops_training(broken, stage):
     assert bad_images(project)[['row', 'path']].values.tolist() == [[5, path]]
 
 
+@pytest.mark.rest
 def test_a_broken_picture_is_skipped_when_asked(broken, stage):
     project, _ = broken
     replace(project / 'config.yaml', 'query_gt.csv}', 'query_gt.csv, on_bad: skip}')

@@ -23,6 +23,7 @@ def first_bytes(path):
     return np.frombuffer(hashlib.sha256(path.read_bytes()).digest()[:16], np.uint8)
 
 
+@pytest.mark.rest
 def test_contents_are_the_hashes_of_the_files(fresh, tmp_path):
     root = fresh / 'images'
     paths = sorted(p.relative_to(root).as_posix() for p in root.glob('color/*.png'))[:12]
@@ -37,6 +38,7 @@ def test_contents_are_the_hashes_of_the_files(fresh, tmp_path):
         assert np.array_equal(embeddings.contents, want)
 
 
+@pytest.mark.rest
 def test_openvino_sends_nothing(tmp_path):
     "Its telemetry would fork this process and connect to a server at each conversion"
     import subprocess
@@ -127,6 +129,7 @@ def test_views_are_the_same_in_every_run(fresh, base, tmp_path):
     assert ((cached * plain).sum(1) < 0.999).all()
 
 
+@pytest.mark.rest
 def test_an_interrupted_run_keeps_what_it_had(fresh, base, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
@@ -155,6 +158,7 @@ def test_an_interrupted_run_keeps_what_it_had(fresh, base, tmp_path, monkeypatch
     assert np.array_equal(again.vectors, want.vectors)
 
 
+@pytest.mark.rest
 def test_a_flipped_bit_of_a_feature_is_noticed(fresh, base, tmp_path):
     paths = colors(fresh, 20)
     want = embed(base, paths, fresh / 'images', tmp_path).vectors

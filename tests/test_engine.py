@@ -77,6 +77,7 @@ def test_other_vectors_are_not_used(tower, pixels, tmp_path):
 
 
 @pytest.mark.parametrize('angle,precision', [(0.02, 'bfloat16'), (0.05, 'float32')])
+@pytest.mark.rest
 def test_a_decision_is_made_once(tower, pixels, tmp_path, angle, precision):
     "The cosines are 0.9998 and 0.9988"
     with turned(angle), with_bfloat16():
@@ -90,6 +91,7 @@ def test_a_decision_is_made_once(tower, pixels, tmp_path, angle, precision):
     assert (noted['cosine'] is None) == (precision == 'float32')
 
 
+@pytest.mark.rest
 def test_each_version_of_openvino_is_compared_once(tower, pixels, tmp_path):
     with turned(0.05), with_bfloat16():
         quiet_or_not(lambda: Engine(tower, folder=tmp_path, sample=lambda: pixels))
@@ -134,6 +136,7 @@ def flip(file, at=0.6):
     file.write_bytes(data)
 
 
+@pytest.mark.rest
 def test_a_flipped_bit_of_a_network_is_noticed(tower, pixels, tmp_path):
     def run():
         return Engine(tower, folder=tmp_path)(pixels)

@@ -49,6 +49,7 @@ def task(ran):
     return Task(ran)
 
 
+@pytest.mark.rest
 def test_a_group_is_a_set_of_queries_and_no_more(task):
     parity = np.arange(len(task.truth)) % 2
     grouped = task.truth.assign(group=np.where(parity, 'odd', 'even'))

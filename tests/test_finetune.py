@@ -56,6 +56,7 @@ def launched(count, demo, folder):
     return torch.load(out)
 
 
+@pytest.mark.rest
 def test_two_processes_compute_the_gradient_of_one(fresh, tmp_path):
     "A batch with a mined negative in it and an uneven number of pictures"
     one, two = (launched(count, fresh, tmp_path) for count in (1, 2))

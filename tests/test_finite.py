@@ -257,6 +257,7 @@ def test_both_clamps():
     assert usual.item() == before
 
 
+@pytest.mark.rest
 def test_diverging_on_the_command_line(fresh, cli):
     config = fresh / 'config.yaml'
     config.write_text(

@@ -693,6 +693,7 @@ def test_files_overwritten_in_place_do_not_end_the_process(ran, picture):
 # The stage index
 
 
+@pytest.mark.rest
 def test_index_needs_only_model_candidates_and_pictures(ran, cli, picture):
     for name in ('pairs.csv', 'query_gt.csv'):
         (ran / name).unlink()
@@ -705,6 +706,7 @@ def test_index_needs_only_model_candidates_and_pictures(ran, cli, picture):
     assert cli('--config', ran / 'config.yaml', '--stage', 'query', '--image', picture)[0] == 0
 
 
+@pytest.mark.rest
 def test_the_stage_index_sees_replaced_pictures_under_coarse_codes(ran, cli):
     with open(ran / 'config.yaml', 'a') as config:
         config.write('index: {factory: PQ4x4}\n')

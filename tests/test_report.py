@@ -17,6 +17,8 @@ from two_tower_vs.outcome import held_out_words, interval_unit, kept_words
 from two_tower_vs.report import report
 from two_tower_vs.runfiles import RunFiles
 
+pytestmark = pytest.mark.rest
+
 
 def text_of(html):
     "The words of a page, without its style sheet and pictures"

@@ -32,6 +32,8 @@ from two_tower_vs.train import train
 
 # Reading a page
 
+pytestmark = pytest.mark.rest
+
 
 class Page(HTMLParser):
     "Tables by caption, as rows of texts; tags with their attributes; texts by id"

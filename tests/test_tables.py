@@ -500,6 +500,7 @@ def results(out):
     return metrics, (out / 'per_query.csv').read_text(), (out / 'index/candidates.csv').read_text()
 
 
+@pytest.mark.rest
 def test_metrics_are_those_of_plain_tables(ran, fresh, cli, monkeypatch):
     "To the last bit, with images_root, tables and out given by variables"
     monkeypatch.setenv('HOME', str(fresh))
@@ -526,6 +527,7 @@ def test_metrics_are_those_of_plain_tables(ran, fresh, cli, monkeypatch):
     assert queries.answers.map(len).min() == 1
 
 
+@pytest.mark.rest
 def test_doubled_tables_are_used_once(fresh, cli):
     for name in ('pairs.csv', 'candidates.csv'):
         df = pd.read_csv(fresh / name, dtype=str)

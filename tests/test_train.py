@@ -24,6 +24,7 @@ def small(**more):
 
 
 @pytest.mark.parametrize('promote', ['better', 'always'])
+@pytest.mark.rest
 def test_wrong_pairs_are_reported(fresh, pairs, promote):
     wrong = pairs.assign(cand_path=np.random.default_rng(0).permutation(pairs.cand_path))
     with warnings.catch_warnings(record=True) as caught:

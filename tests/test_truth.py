@@ -113,6 +113,7 @@ def test_a_copy_under_another_name_is_the_same_picture(gallery, model, tmp_path)
     assert found.metrics['trained']['recall@1']['value'] == 1
 
 
+@pytest.mark.rest
 def test_training_sees_no_photo_as_wrong_for_itself(gallery, model):
     root, classes = gallery
     pairs, truth, photos = tables(classes[:20])
@@ -122,6 +123,7 @@ def test_training_sees_no_photo_as_wrong_for_itself(gallery, model):
     assert t.gain['clusters'] == 20 or t.gain['clusters'] >= 3
 
 
+@pytest.mark.rest
 def test_pairs_in_both_directions(gallery):
     root, classes = gallery
     one_way = pd.DataFrame([(a, b) for a, b, *_ in classes], columns=['query_path', 'cand_path'])
@@ -135,6 +137,7 @@ def test_pairs_in_both_directions(gallery):
     assert t.baseline['new'] > 0
 
 
+@pytest.mark.rest
 def test_the_centred_baseline_is_saved_with_the_model(gallery, tmp_path):
     root, classes = gallery
     pairs, _, _ = tables(classes[:4])
