@@ -26,21 +26,25 @@ from .stages import demo_stage, init_stage, stages
 
 # %% ../nbs/09_cli.ipynb #c0f37444
 about = (
-    'Bring pairs of pictures, get a search engine tuned to them: two trained towers, '
+    'Bring pairs of pictures, get a search engine tuned to them: two trained towers,\n'
     'an honest Recall@K, a FAISS index, answers in milliseconds.'
 )
 examples = """stages:
-  demo    make ./demo from real pictures and run everything on it: start here
-  init    a folder of pictures -> config.yaml and the CSVs: pairs from folders, from names, or of edited copies
-  check   all tables and pictures -> out/check.csv and out/check.png: what is broken, repeated, leaked, contradictory
-  train   pairs.csv -> out/model: heads on cached features, fine-tuning if asked for
-  eval    query_gt.csv -> out/metrics.json: Recall@K beside the untrained backbone
-  index   candidates.csv -> out/index: exact or approximate, measured either way; after a change, brought up to date
-  query   --image -> out/query.json and out/query.png: hits, and where the time goes
-  report  what out/ holds -> out/report.html: one page with numbers, pictures and charts, for any browser
-  export  vectors as Parquet or npy, towers as ONNX, a model card -> out/export, for other programs
+  demo    write ./demo with real pictures and run everything on it: start here
+  init    a folder of pictures -> config.yaml and the CSVs; finds the pairs in
+          folders or names, or makes edited copies
+  check   all tables and pictures -> out/check.csv, out/check.png: what is
+          broken, repeated, leaked or contradictory
+  train   pairs.csv -> out/model: heads on cached features; fine-tuning on request
+  eval    query_gt.csv -> out/metrics.json: Recall@K and that of the untrained
+          backbone
+  index   candidates.csv -> out/index: exact or approximate, and how well it
+          finds; after a change, only what changed
+  query   --image -> out/query.json, out/query.png: hits, and how long each took
+  report  the files in out/ -> out/report.html: one page for any browser
+  export  vectors as Parquet or npy, towers as ONNX, a model card -> out/export
   serve   a search page and an HTTP API at http://127.0.0.1:8000, until Ctrl-C
-  all     check, train, eval, index, query if there is an --image, and report
+  all     check, train, eval, index, query (with --image) and report
 
 examples:
   two_tower_vs --stage demo
@@ -49,8 +53,11 @@ examples:
   two_tower_vs --config config.yaml --stage query --image photo.jpg --topk 10
   two_tower_vs --config config.yaml --stage serve --port 8000
 
-Exit status: 0; 2 for what the user can change (a mistake in what was given, a full disk), said in one line; 1 for
-anything else."""
+exit status:
+  0  done
+  2  something you can change: a mistake in what was given, a full disk, ...;
+     one line says what
+  1  anything else"""
 
 # %% ../nbs/09_cli.ipynb #50b5fb8d
 def _add_run_flags(flags):
