@@ -668,7 +668,7 @@ def locks(shop, long):
         status,
         (d / 'stderr').read_text(),
         want=1,
-        says='interrupted; the same command goes on',
+        says='interrupted; the same command resumes',
     )
     d = shop.copy(shop.before['index'])
 
