@@ -10,12 +10,12 @@ __all__ = ['index_part', 'recorded_times', 'measured_times', 'data_part', 'unrea
 from pathlib import Path
 
 import pandas as pd
-from .metric_tables import percent_cell
 
 from .charts import time_bars
 from .errors import squeezed
 from .examples import Pictures
 from .latency import latency
+from .metric_tables import percent_cell
 from .query import Searcher
 from .runfiles import shown_name
 

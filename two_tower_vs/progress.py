@@ -9,9 +9,9 @@ __all__ = ['progress_chart', 'held_out_part', 'learning_part']
 import math
 
 import pandas as pd
-from .metric_tables import gain_words, metric_title, percent_cell
 
 from .charts import Axes, legend, thinned
+from .metric_tables import gain_words, metric_title, percent_cell
 from .outcome import held_out_words, kept_words
 from .runfiles import shown_name
 from .statistics import unit_sentence

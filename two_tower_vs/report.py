@@ -14,8 +14,6 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from .metric_tables import metric_tables, result_summary
-from .threshold_charts import threshold_part
 
 import two_tower_vs
 from .data import read_paths
@@ -33,11 +31,13 @@ from two_tower_vs.facts import (
 )
 from .files import replacing
 from .grids import thumb
+from .metric_tables import metric_tables, result_summary
 from .outcome import held_out_words, kept_words
 from .paths import expand
 from .progress import held_out_part, learning_part
 from .query import Searcher, load_searcher
 from .runfiles import RunFiles, name_tail, note_clashes, shown_name
+from .threshold_charts import threshold_part
 
 # %% ../nbs/07_report.ipynb #f0b8ce97
 def _known_training(model):

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 import pandas as pd
-from .metric_tables import percent_cell
 
 from .charts import Axes, legend, thinned
 from .matches import precision_coverage
+from .metric_tables import percent_cell
 
 # %% ../nbs/07_threshold_charts.ipynb #5a2731ca
 def _histogram_axes(edges, shares):
