@@ -245,7 +245,7 @@ def tested_by_two(marks):
     two = ['-n', '2', '--dist', 'loadfile', '--max-worker-restart', '0']
     problems = list(tested(*two, *which))
     if any('crashed while running' in problem for problem in problems):
-        # Seen once in dozens of runs, without a cause: an end from outside is no finding
+        # Seen once, and its cause was not found: a process that dies again fails
         print('A process of the tests died. Once again, in one process:', *problems, sep='\n')
         problems = list(tested(*which))
     return problems

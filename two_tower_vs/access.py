@@ -144,7 +144,7 @@ def at_config(
 # What a page needs to ask for the token
 _open_to_all = ('/', '/page.css', '/page.js', '/favicon.ico', '/health', '/login')
 
-
+# %% ../nbs/07a_access.ipynb #616fac2d
 @dataclass
 class Access:
     "Who may ask. Without arguments: everybody, under any name."

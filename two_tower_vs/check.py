@@ -218,7 +218,7 @@ def _thumbs(paths, root, side):
 def _short_path(path):
     return path if len(path) < 14 else '…' + path[-12:]
 
-
+# %% ../nbs/01b_check.ipynb #95df2436
 def show_check(
     c: Check,
     images_root,

@@ -172,7 +172,7 @@ def _refused(error):
 def _interrupt(*args):
     raise KeyboardInterrupt
 
-
+# %% ../nbs/09_cli.ipynb #01dcb7db
 def _steady(f):
     "A main function that ends in order: a status and one line where the machine refuses"
 

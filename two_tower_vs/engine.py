@@ -266,7 +266,7 @@ def _refuse_unknown(option, value, known):
 # %% ../nbs/01a_engine.ipynb #d22e16f6
 _engines = WeakSet()  # of this process
 
-
+# %% ../nbs/01a_engine.ipynb #247e6042
 class Engine:
     "A tower's backbone: uint8 pixels (b, 3, s, s) -> float32 unit features (b, f)."
 

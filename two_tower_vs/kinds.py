@@ -186,7 +186,7 @@ _rare_frames = {
 }
 _frame_markers = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
-
+# %% ../nbs/00_kinds.ipynb #f0075fda
 def _jpeg_frame(data):
     "(marker, bits, channels) of a JPEG's frame, or None"
     at = 2

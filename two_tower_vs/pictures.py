@@ -69,7 +69,7 @@ class _DecodingRoom:
                 self.used -= pixels
                 self.changed.notify_all()
 
-
+# %% ../nbs/00_pictures.ipynb #548c36ba
 _decoding_room = _DecodingRoom(200_000_000)
 if hasattr(os, 'register_at_fork'):  # in a child process no picture is being decoded
     os.register_at_fork(after_in_child=lambda: _decoding_room.__init__(_decoding_room.limit))

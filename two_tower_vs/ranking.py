@@ -16,7 +16,7 @@ from .pairtable import PairTable
 # %% ../nbs/02b_ranking.ipynb #e333ffbf
 _no_rank = np.iinfo(np.int64).max
 
-
+# %% ../nbs/02b_ranking.ipynb #0754b0bc
 @dataclass(frozen=True)
 class HeldOutAnswers:
     "What a model answers to held-out queries."

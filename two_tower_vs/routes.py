@@ -73,7 +73,7 @@ _upload = {
     }
 }
 
-
+# %% ../nbs/07m_routes.ipynb #15af59d4
 def _add_search(app, site, default_topk):
     @app.post(
         '/search',

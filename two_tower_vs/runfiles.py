@@ -58,7 +58,7 @@ _required_columns = {
 }
 _unchecked_columns = {'row', 'leaked'}  # may hold words
 
-
+# %% ../nbs/07_runfiles.ipynb #d5bb333e
 def _csv_options(file, name):
     "How pandas reads a table's columns"
     columns = list(pd.read_csv(file, nrows=0, encoding='utf-8'))

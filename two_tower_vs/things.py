@@ -94,7 +94,7 @@ def _right_answers(queries, candidates, most=10**6):
 def _sorted_rows(table):
     return table.sort_values(list(table), ignore_index=True)
 
-
+# %% ../nbs/00b_things.ipynb #044ef538
 def split_things(
     pictures: pd.DataFrame,  # path, thing, role (q, c or empty), part (train, test or empty)
     seed: int = 42,

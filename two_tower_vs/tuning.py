@@ -16,7 +16,7 @@ from .ann import check_finite, configure
 # %% ../nbs/04b_tuning.ipynb #2c10bd55
 tolerance = 1e-5  # scores that differ by less differ by rounding
 
-
+# %% ../nbs/04b_tuning.ipynb #c2fed4fd
 @dataclass
 class Exact:
     "What exact search finds for some queries: the measure of any other search."
