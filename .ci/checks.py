@@ -245,7 +245,8 @@ def tested_by_two(marks):
     two = ['-n', '2', '--dist', 'loadfile', '--max-worker-restart', '0']
     problems = list(tested(*two, *which))
     if any('crashed while running' in problem for problem in problems):
-        # Seen once, and its cause was not found: a process that dies again fails
+        # Seen twice: the kernel could not deliver a signal (SIGSEGV, SI_KERNEL), cause unknown.
+        # One that dies again fails.
         print('A process of the tests died. Once again, in one process:', *problems, sep='\n')
         problems = list(tested(*which))
     return problems
