@@ -21,7 +21,7 @@ def opencv():
     except ImportError as e:
         raise InputError(
             "Comparing details of pictures needs OpenCV. Install it with pip install "
-            "'two_tower_vs[verify]', or set query: {verify: off}."
+            "'two_tower_vs[verify]', or set query: {verify: never}."
         ) from e
     return cv2
 

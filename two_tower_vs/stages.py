@@ -183,7 +183,8 @@ def index_stage(run: Run):
     _same_settings(run, model)
     index, done = _updated(run, model, _catalogue_vectors(run, model))
     source = run.file('candidates')
-    if done != 'up to date' or was_edited(index, source):
+    decided = _decided_to_verify(run, model, index, done != 'up to date')
+    if done != 'up to date' or decided or was_edited(index, source):
         save_index(index, run.out / 'index', source)
     print(_index_summary(index.manifest, done))
 
@@ -205,6 +206,32 @@ def _catalogue_vectors(run, model):
     drop_bad(run.candidates, vectors.bad, file, run.on_bad('skip'))
     return vectors
 
+# %% ../nbs/09d_stages.ipynb #af76ca5a
+def _decided_to_verify(run, model, index, changed):
+    "Does the manifest now say whether hits are verified?"
+    from importlib.util import find_spec
+
+    asked = run.cfg['query'].get('verify', 'auto')
+    known = 'verify' in index.manifest and not changed
+    if asked == 'never' or known or not (run.file('pairs').exists() and find_spec('cv2')):
+        return False
+    index.manifest['verify'] = _verify_decision(run, model, index)
+    return True
+
+# %% ../nbs/09d_stages.ipynb #d2bd704c
+def _verify_decision(run, model, index, most=60):
+    "What `decide` says of some queries of the pairs"
+    from two_tower_vs.embed import embed
+    from two_tower_vs.rescore import Verifier, decide
+
+    pairs = run.pairs
+    mixed = pairs.sample(frac=1, random_state=run.seed)
+    turn = mixed.groupby('cand_path').cumcount()
+    order = turn.sort_values(kind='stable').index
+    some = mixed.query_path[order].drop_duplicates().head(most)
+    queries = embed(model.query, some, run.root, run.cache, desc='queries', **run.embedding)
+    return decide(index, queries, pairs, Verifier(run.root, max_pixels=run.data.max_pixels))
+
 # %% ../nbs/09d_stages.ipynb #2717cd99
 def _index_summary(manifest, done):
     line = (
@@ -217,6 +244,9 @@ def _index_summary(manifest, done):
             f'; finds {100 * agreement["value"]:.1f} % of what exact search finds in the first '
             f'{agreement["k"]}, on {agreement["queries"]:,} real queries'
         )
+    verify = manifest.get('verify')
+    if verify:
+        line += f'\nindex: hits are {"" if verify["on"] else "not "}verified ({verify["reason"]})'
     if done.startswith('built') and manifest['tried']:
         return f'{tried_table(manifest["tried"])}\n{line}'
     return line
@@ -260,7 +290,9 @@ def query_stage(run: Run):
 
     if not run.image:
         bad_setting('--stage query', 'it needs --image: a picture, several, or a folder')
-    searcher = load_searcher(run.out, max_pixels=run.data.max_pixels, **run.engine)
+    searcher = load_searcher(
+        run.out, max_pixels=run.data.max_pixels, images_root=run.root, **run.engine
+    )
     _warn_of_edited_table(run, searcher.index)
     answers = query(searcher, run.image, **run.cfg['query'])
     save_answers(answers, run.out, run.root)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .keypoints import Keypoints, keypoints, mirrored, opencv
+from .keypoints import Keypoints, mirrored, opencv
 
 # %% ../nbs/05d_verify.ipynb #c7aa471b
 def _similar(query, candidate, ratio=0.8):

@@ -1,0 +1,190 @@
+"""Copies are proven by details: regions, mirrored copies, scores, the decision, the command."""
+
+import json
+import random
+from unittest.mock import patch
+
+import attack
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw, ImageOps
+
+from two_tower_vs.ask import query, save_answers
+from two_tower_vs.bundle import load_index, save_index
+from two_tower_vs.errors import InputError
+from two_tower_vs.hits import show_hits
+from two_tower_vs.keypoints import keypoints, mirrored
+from two_tower_vs.query import load_searcher
+from two_tower_vs.rescore import Tried, Verifier, combined, micro_ap_of, rescored, verifier_for
+from two_tower_vs.verify import verify
+
+
+def scribble(seed, side=200):
+    "A picture full of details"
+    rng = random.Random(seed)
+    image = Image.new('RGB', (side, side), 'white')
+    draw = ImageDraw.Draw(image)
+    for _ in range(60):
+        x, y = rng.uniform(0, side), rng.uniform(0, side)
+        w, h = rng.uniform(5, 40), rng.uniform(5, 40)
+        color = tuple(rng.randrange(256) for _ in 'rgb')
+        rng.choice([draw.ellipse, draw.rectangle])((x, y, x + w, y + h), fill=color)
+    return image
+
+
+def details(image, most=200):
+    return keypoints(np.asarray(image), most)
+
+
+@pytest.mark.parametrize('turn', [lambda image: image, ImageOps.mirror])
+def test_the_region_is_where_the_original_was_pasted(turn):
+    canvas = Image.new('RGB', (500, 400), '#888')
+    canvas.paste(turn(scribble(1)), (250, 100))
+    found = verify(details(canvas, 500), details(scribble(1)))
+    assert found.inliers > 30
+    assert found.mirrored == (turn is ImageOps.mirror)
+    left, top = found.query_region.min(0) * (500, 400)
+    right, bottom = found.query_region.max(0) * (500, 400)
+    assert 249 < left < 285 and 415 < right < 451
+    assert 99 < top < 135 and 265 < bottom < 301
+    # Corner by corner, both regions show the same place
+    wanted = found.cand_region * 200
+    if found.mirrored:
+        wanted = (1, 0) * np.array(200) + wanted * (-1, 1)
+    assert np.abs(found.query_region * (500, 400) - (250, 100) - wanted).max() < 3
+
+
+def test_a_crop_maps_into_the_original():
+    original = scribble(2)
+    found = verify(details(original.crop((100, 0, 200, 100)).resize((200, 200))), details(original))
+    assert found.inliers > 10
+    assert found.cand_region[:, 0].min() > 0.48 and found.cand_region[:, 1].max() < 0.52
+
+
+def test_other_pictures_have_nothing_in_common():
+    assert all(
+        verify(details(scribble(i)), details(scribble(i + 10))).inliers == 0 for i in range(5)
+    )
+    assert verify(details(Image.new('RGB', (9, 9))), details(scribble(1))).inliers == 0
+
+
+def test_mirroring_twice_changes_nothing():
+    found = details(scribble(3))
+    again = mirrored(mirrored(found))
+    np.testing.assert_array_equal(again.descriptors, found.descriptors)
+    np.testing.assert_allclose(again.points, found.points, atol=1e-4)
+
+
+def test_the_score_never_falls_with_cosine_or_evidence():
+    inliers = np.arange(200)
+    assert (np.diff(combined(np.full(200, 0.3), inliers)) >= 0).all()
+    assert (np.diff(combined(np.linspace(-1, 1, 200), np.full(200, 9))) > 0).all()
+
+
+def test_micro_ap_agrees_with_scikit_learn():
+    metrics = pytest.importorskip('sklearn.metrics')
+    rng = np.random.default_rng(0)
+    right = np.zeros((40, 5), bool)
+    right[np.arange(40), rng.integers(0, 5, 40)] = True
+    hidden = np.arange(40) % 2 == 1
+    tried = Tried(
+        rng.normal(size=(40, 5)), rng.integers(0, 50, (40, 5)), right, hidden, rng.permutation(40)
+    )
+    shown = ~(right & hidden[:, None])
+    for weight in (0, 2):
+        scores = combined(tried.cosines, tried.inliers, weight)[shown]
+        theirs = metrics.average_precision_score(right[shown], scores)
+        assert micro_ap_of(tried, weight) == pytest.approx(theirs)
+
+
+def test_a_candidate_that_is_gone_keeps_its_cosine(tmp_path):
+    hits = pd.DataFrame({'rank': [1, 2], 'cand_path': ['a.png', 'b.png'], 'score': [0.5, 0.4]})
+    scribble(1).save(tmp_path / 'b.png')
+    found = rescored(hits, details(scribble(1)), Verifier(tmp_path))
+    assert found.cand_path.tolist() == ['b.png', 'a.png']
+    assert found.score[1] == 0.5 and found.region[1] is None
+    assert found['rank'].tolist() == [1, 2]
+
+
+def test_keypoints_are_kept_within_bounds(tmp_path):
+    for i in range(4):
+        scribble(i).save(tmp_path / f'{i}.png')
+    verifier = Verifier(tmp_path, keep=2)
+    verifier.evidence(details(scribble(0)), [f'{i}.png' for i in range(4)])
+    assert len(verifier.candidate.known) == 2
+
+
+@pytest.fixture(scope='module')
+def project(workshop):
+    "A finished project"
+    return attack.project(workshop, run=True)
+
+
+@pytest.fixture(scope='module')
+def searcher(project):
+    return load_searcher(project / 'out', images_root=project / 'images')
+
+
+@pytest.fixture(scope='module')
+def place(project, searcher):
+    "The row of the candidate with most details: these are emojis of 64 pixels"
+    paths = searcher.index.paths[:30]
+    counts = [len(details(Image.open(project / 'images' / path).convert('RGB'))) for path in paths]
+    return int(np.argmax(counts))
+
+
+def test_hits_are_verified_only_where_it_was_decided(project, searcher, place, tmp_path):
+    first = project / 'images' / searcher.index.paths[place]
+    assert searcher.with_verify('auto').verifier is None or searcher.index.manifest['verify']['on']
+    plain = query(searcher, [first], 5, 1, verify='never')
+    assert 'verify' not in plain.latency.index and 'region' not in plain.json()['hits'][0]
+    answers = query(searcher, [first], 5, 1, verify='always')
+    save_answers(answers, tmp_path, project / 'images')
+    saved = json.loads((tmp_path / 'query.json').read_text())
+    assert saved['latency_ms'].keys() == {'decode', 'embed', 'search', 'verify', 'total'}
+    best = saved['hits'][0]
+    assert best['cand_path'] == searcher.index.paths[place] and best['inliers'] > 0
+    assert np.shape(best['region']['query']) == np.shape(best['region']['candidate']) == (4, 2)
+    assert 'region' not in answers.table()
+
+
+def test_search_and_query_agree(project, searcher):
+    verifying = searcher.with_verify('always')
+    first = project / 'images' / searcher.index.paths[1]
+    alone = verifying.search(first, 3)
+    with open(first, 'rb') as file:
+        opened = verifying.search(file, 3)
+    for other in (opened, query(verifying, [first], 3, 1, verify='always').hits[first]):
+        assert other.cand_path.tolist() == alone.cand_path.tolist()
+        np.testing.assert_allclose(other.score, alone.score, atol=1e-4)
+
+
+def test_regions_are_drawn(project, searcher, place):
+    first = project / 'images' / searcher.index.paths[place]
+    hits = searcher.with_verify('always').search(first, 3)
+    drawn = show_hits({first: hits}, project / 'images', colors=0)
+    plain = show_hits({first: hits.drop(columns='region')}, project / 'images', colors=0)
+    green = (np.asarray(drawn) == (0, 200, 83)).all(2)
+    assert green.sum() > 50 and not (np.asarray(plain) == (0, 200, 83)).all(2).any()
+
+
+def test_the_decision_is_saved_with_the_index(searcher, tmp_path):
+    index = load_index(searcher.source[0] + '/index')
+    index.manifest['verify'] = dict(on=True, reason='', weight=1.5, threshold=0.7)
+    save_index(index, tmp_path)
+    again = load_index(tmp_path)
+    assert verifier_for(again, 'auto', tmp_path).weight == 1.5
+    assert verifier_for(again, 'never', tmp_path) is None
+    assert verifier_for(again, 'auto', None) is None
+
+
+def test_a_missing_opencv_is_one_line(searcher, tmp_path):
+    index = searcher.index
+    with patch.dict('sys.modules', cv2=None):
+        with pytest.raises(InputError, match=r'two_tower_vs\[verify\]'):
+            verifier_for(index, 'always', tmp_path)
+        with patch.dict(index.manifest, verify=dict(on=True)), pytest.warns(match=r'\[verify\]'):
+            assert verifier_for(index, 'auto', tmp_path) is None
+    with pytest.raises(InputError, match='query.verify'):
+        verifier_for(index, 'on', tmp_path)
