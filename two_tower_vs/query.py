@@ -128,7 +128,7 @@ def with_verify(
     twin = copy(self)
     twin.verifier = verifier_for(self.index, mode, self.images_root, self.max_pixels)
     decision = self.index.manifest.get('verify') or {}
-    if twin.verifier and decision.get('on'):
+    if twin.verifier and decision.get('threshold') is not None:
         twin.threshold = decision['threshold']
     return twin
 

@@ -12,20 +12,31 @@ import numpy as np
 
 from .keypoints import Keypoints, mirrored, opencv
 
+# %% ../nbs/05d_verify.ipynb #bf36211c
+def _nearest(descriptors, others, count):
+    "(cosines, rows) of the most similar ones among the others (n, count)"
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # each thread has its own setting
+    try:
+        cosines, rows = faiss.knn(descriptors, others, count, faiss.METRIC_INNER_PRODUCT)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return cosines / 512**2, rows
+
 # %% ../nbs/05d_verify.ipynb #c7aa471b
 def _similar(query, candidate, ratio=0.8):
     "Rows of details that look the same: of the query, of the candidate (m, 2)"
     if len(query) < 2 or len(candidate) < 2:
         return np.zeros((0, 2), int)
-    cosines = query.descriptors.astype(np.float32) @ candidate.descriptors.astype(np.float32).T
-    cosines /= 512**2  # (n, m)
-    rows = np.arange(len(query))
-    nearest = cosines.argmax(1)
-    best = cosines[rows, nearest]
-    mutual = cosines.argmax(0)[nearest] == rows
-    cosines[rows, nearest] = -1
-    second = cosines.max(1)
-    clear = 1 - best < ratio**2 * (1 - second)
+    ours = query.descriptors.astype(np.float32)
+    theirs = candidate.descriptors.astype(np.float32)
+    cosines, rows = _nearest(ours, theirs, 2)
+    back = _nearest(theirs, ours, 1)[1][:, 0]
+    nearest = rows[:, 0]
+    mutual = back[nearest] == np.arange(len(query))
+    clear = 1 - cosines[:, 0] < ratio**2 * (1 - cosines[:, 1])
     kept = np.flatnonzero(mutual & clear)
     return np.stack([kept, nearest[kept]], 1)
 
