@@ -166,6 +166,18 @@ def _batches(searcher, files, batch_size):
         if good:
             yield good
 
+# %% ../nbs/06_ask.ipynb #1d3218ea
+def _embedded(s, files, batch_size):
+    "Names of the readable files, their pictures without pixels, and their vectors by batch"
+    names = []
+    pictures = []
+    vectors = []
+    for batch in _batches(s, files, batch_size):
+        names += [file for file, _ in batch]
+        pictures += [Picture(None, picture.content, picture.details) for _, picture in batch]
+        vectors.append(s.vectors(np.stack([picture.pixels for _, picture in batch])))
+    return names, pictures, vectors
+
 # %% ../nbs/06_ask.ipynb #530c5bf7
 @bounded(topk=whole(1, 1_000_000), runs=whole(1, 100_000), batch_size=whole(1, 4096))
 def query(
@@ -182,13 +194,7 @@ def query(
     batch_size = whole_number(batch_size, 'query.batch_size')
     s = s.with_verify(verify)
     files = image_files(images)
-    names = []
-    pictures = []
-    vectors = []
-    for batch in _batches(s, files, batch_size):
-        names += [file for file, _ in batch]
-        pictures += [Picture(None, picture.content, picture.details) for _, picture in batch]
-        vectors.append(s.vectors(np.stack([picture.pixels for _, picture in batch])))
+    names, pictures, vectors = _embedded(s, files, batch_size)
     if not names:
         raise InputError(f'None of the {len(files)} files is a readable image.')
     found = s.hit_tables(np.concatenate(vectors), topk, pictures)

@@ -57,6 +57,13 @@ def _with_outline(image, region, side):
         return image
     return outlined(image, region[side])
 
+
+def _query_image(query, hits, side):
+    image = thumb(query, side)
+    if 'region' not in hits or hits.empty:
+        return image
+    return _with_outline(image, hits.region.iloc[0], 'query')
+
 # %% ../nbs/06_hits.ipynb #c522ebd0
 def _query_head(hits, threshold):
     return 'no match' if (others(hits).score[:1] < threshold).any() else 'query'
@@ -91,10 +98,7 @@ def show_hits(
     titles = []
     for query, hits in islice(answers.items(), most):
         shown = hits if len(answers) == 1 else hits.head(per_row)
-        image = thumb(query, side)
-        if 'region' in hits and len(hits):
-            image = _with_outline(image, hits.region.iloc[0], 'query')
-        first = [image], [_query_head(hits, least)]
+        first = [_query_image(query, hits, side)], [_query_head(hits, least)]
         for start in range(0, max(1, len(shown)), per_row):
             part = shown.iloc[start : start + per_row]
             images, names = _hit_row(part, root, side, least)
