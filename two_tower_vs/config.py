@@ -123,6 +123,8 @@ def _checked_value(where, value, parameter, bound):
     if value is None and parameter.default is None:
         return value
     wanted = parameter.annotation
+    if wanted == str | list:
+        return value if isinstance(value, str) else list(_texts(where, value))
     if wanted is tuple:
         return _texts(where, value)
     if type(value) is not wanted:

@@ -136,8 +136,7 @@ def picture_pixels(
 @patch
 def made(self: DecodedBatches, contents, keys, todo, reasons) -> dict:  # position -> feature
     "Features of the pictures at the positions `todo`; those that cannot be read get a reason."
-    side = self.tower.prep['size']
-    pixels = np.zeros((self.size, 3, side, side), np.uint8)
+    pixels = np.zeros((self.size, *self.tower.shape), np.uint8)
     decoded = []
     for at in todo:
         change = self.changed and partial(self.changed, key=keys[at].tobytes())

@@ -112,7 +112,9 @@ def untrained(
     model: TwoTower,
 ) -> TwoTower:
     "The model's backbone as it was before training, without heads: the plain baseline."
-    return TwoTower(**{**model.config, 'embed_dim': None})
+    backbone = model.config['query_backbone'] or model.config['backbone']
+    changes = dict(backbone=backbone, query_backbone=None, embed_dim=None)
+    return TwoTower(**{**model.config, **changes})
 
 # %% ../nbs/04_eval.ipynb #0592a868
 @dataclass

@@ -120,8 +120,7 @@ class _FeaturesOnly(torch.nn.Module):
 # %% ../nbs/01a_networks.ipynb #74581c79
 def _traced(tower):
     "The network in OpenVINO's form, in memory."
-    side = tower.prep['size']
-    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    example = torch.zeros(2, *tower.shape, dtype=torch.uint8)
     with catch_warnings():
         simplefilter('ignore')  # it traces the network in a way that PyTorch calls old
         return openvino_module().convert_model(_FeaturesOnly(tower).eval(), example_input=example)

@@ -18,6 +18,7 @@ from .baselines import put_heads
 from .blending import put
 from .choosing import choose
 from .data import bad_rows, drop_bad
+from .distilled import distilled, one_space, put_learned
 from .errors import InputError
 from .features import pair_features
 from .finetune import finetune
@@ -84,6 +85,11 @@ def _check_options(options):
     prefixes(torch.zeros(1, model.config['embed_dim']), options['matryoshka'] or ())
     tuning = finetune(**(options['tuning'] or {}))
     one_of_two = options['finetune_epochs'] and tuning['towers'] == 'query'
+    if options['finetune_epochs'] and model.config['query_backbone']:
+        raise InputError(
+            'train.finetune_epochs tunes towers of one backbone, and model.query_backbone names '
+            'another. Set finetune_epochs to 0, or leave query_backbone out.'
+        )
     if one_of_two and model.config['share'] != 'none':
         raise InputError(
             'finetune: towers: query tunes one of two backbones. Set model.share to none, '
@@ -277,13 +283,18 @@ def train(
     options = _check_options(dict(locals()))
     model.to(best_device())
     of_views = {**(embedding or {}), 'preset': augmentation, 'progress': progress}
-    features, skipped = _readable(options, of_views)
+    learner = one_space(model)
+    features, skipped = _readable({**options, 'model': learner}, of_views)
+    if learner is not model:
+        features, bridge = distilled(model, features, images_root, cache, **of_views)
     share = _known_share(candidates, features.table)
     pairs = pairs[~pairs.index.isin(skipped.row)]
     state = State(folder, _run_key(options, pairs, features, share))
-    job = make_job(model, features, images_root, state, options, share)
+    job = make_job(learner, features, images_root, state, options, share)
     outer = held_out(job, 0)
     training = _judged_training(job, outer) if outer.queries else _unjudged_training(job)
+    if learner is not model:
+        put_learned(model, learner, bridge)
     training.bad = skipped
     training.state = state
     model.to('cpu').eval()
