@@ -1,4 +1,4 @@
-"""Several backbones in one tower, and another backbone for queries: from the tables to an answer."""
+"""Several backbones in one tower, or another for queries: from the tables to an answer."""
 
 import json
 import warnings
@@ -9,8 +9,8 @@ import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
-
 from test_saving import reseal, small
+
 from two_tower_vs.cli import main
 from two_tower_vs.config import read_config
 from two_tower_vs.data import read_pairs

@@ -197,7 +197,10 @@ def weights_credit(
     model: dict,  # as model.json
 ) -> str:  # a sentence
     "Where the backbone's weights come from, and under which licence."
-    credits = [_credit(name, model) for name in backbone_names(model['backbone'], model.get('query_backbone'))]
+    credits = [
+        _credit(name, model)
+        for name in backbone_names(model['backbone'], model.get('query_backbone'))
+    ]
     return ' '.join(credits)
 
 
@@ -237,7 +240,9 @@ def _named(backbone):
 
 def _model_facts(model):
     asks = model.get('query_backbone')
-    words = f'for candidates; {_named(asks)} for queries' if asks else _sharing_words[model['share']]
+    words = (
+        f'for candidates; {_named(asks)} for queries' if asks else _sharing_words[model['share']]
+    )
     query = tower_description(model)
     yield 'backbone', _named(model['backbone']), words
     yield 'input', f'{query["prep"]["size"]} px', 'square'

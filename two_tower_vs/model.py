@@ -201,7 +201,8 @@ class TwoTower(nn.Module):
         levels: int = 3,  # stages before the last whose features are used too
         seed: int = 42,  # of what starts at random
         background: str = 'auto',  # behind transparent pictures: auto, white, black or #rrggbb
-        query_backbone: str | list = None,  # of the queries, if it is another: nothing is shared then
+        query_backbone: str
+        | list = None,  # of the queries, if it is another: nothing is shared then
     ):
         super().__init__()
         if share not in ('all', 'backbone', 'none'):
