@@ -15,7 +15,7 @@ from two_tower_vs.cli import main
 from two_tower_vs.config import read_config
 from two_tower_vs.data import read_pairs
 from two_tower_vs.demo import demo_catalog
-from two_tower_vs.distilled import best_ridge, fitted_bridge, folds, out_of_fold
+from two_tower_vs.distilled import _best_ridge, _out_of_fold, fitted_bridge, folds
 from two_tower_vs.engine import Engine, backbone_key
 from two_tower_vs.errors import InputError
 from two_tower_vs.eval import untrained
@@ -161,14 +161,14 @@ def test_a_query_is_not_seen_by_its_own_map():
     rng = torch.Generator().manual_seed(0)
     small_, large = torch.randn(1, 60, 4, generator=rng), torch.randn(1, 60, 7, generator=rng)
     fold = folds(np.repeat(np.arange(12), 5))
-    before = out_of_fold(small_, large, fold, 0.1)
+    before = _out_of_fold(small_, large, fold, 0.1)
     changed = large.clone()
     changed[0, torch.from_numpy(fold == 2)] += 100
-    after = out_of_fold(small_, changed, fold, 0.1)
+    after = _out_of_fold(small_, changed, fold, 0.1)
     same = torch.from_numpy(fold == 2)
     assert torch.equal(before[0, same], after[0, same])
     assert not torch.allclose(before[0, ~same], after[0, ~same])
-    assert best_ridge(small_, large, fold) == 10  # there is nothing to find
+    assert _best_ridge(small_, large, fold) == 10  # there is nothing to find
 
 
 @pytest.fixture(scope='module')

@@ -14,9 +14,9 @@ import pandas as pd
 from .charts import time_bars
 from .errors import squeezed
 from .examples import Pictures
+from .joined import backbone_names
 from .latency import latency
 from .metric_tables import percent_cell
-from .model import backbone_names
 from .query import Searcher
 from .runfiles import shown_name
 from .saving import tower_description

@@ -16,7 +16,8 @@ import pandas as pd
 
 from . import __version__
 from .evidence import column_names, percent_of
-from .model import TwoTower, backbone_names
+from .joined import backbone_names
+from .model import TwoTower
 from .outcome import held_out_words, interval_unit, kept_words
 from .saving import file_sha256
 

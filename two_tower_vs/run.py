@@ -115,7 +115,7 @@ def _find_leaked(run):
 # %% ../nbs/09b_run.ipynb #dcbe1151
 def _baseline_settings(settings):
     "Of a tower with one backbone and without a head"
-    from two_tower_vs.model import backbone_names
+    from two_tower_vs.joined import backbone_names
 
     settings = {**settings, 'embed_dim': None}
     backbone = settings.pop('query_backbone', None) or settings.get('backbone')

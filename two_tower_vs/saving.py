@@ -15,7 +15,8 @@ import torch
 
 from .errors import InputError
 from .files import replacing
-from .model import TwoTower, backbone_names
+from .joined import backbone_names
+from .model import TwoTower
 from .reading import file_stamp
 from .weights import one_line, refuse_not_finite
 
