@@ -133,14 +133,19 @@ def test_a_model_of_format_1(tmp_path, share):
 
 def test_two_widths_on_disk(tmp_path):
     model = small(query_backbone=TWO)
+    with torch.no_grad():
+        for param in model.cand.backbone.parameters():
+            param.mul_(1.5)
     save_model(model, tmp_path)
     described = json.loads((tmp_path / 'model.json').read_text())
     widths = [described[tower]['features'] for tower in ('query', 'cand')]
     assert widths == [model.query.n_features, model.cand.n_features] and widths[0] > widths[1]
     again = load_model(tmp_path)
-    x = torch.randint(0, 255, (2, *model.query.shape), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(model.query(x), again.query(x))
+        for name in ('query', 'cand'):
+            ours, theirs = getattr(model, name), getattr(again, name)
+            x = torch.randint(0, 255, (2, *ours.shape), dtype=torch.uint8)
+            assert torch.equal(ours(x), theirs(x))
     alone = untrained(again)
     assert alone.query is not None and alone.cand.n_features == widths[0]
 

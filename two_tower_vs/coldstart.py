@@ -15,7 +15,7 @@ import torch
 from .errors import InputError
 from .files import replacing
 from .model import Tower
-from .saving import file_sha256, load_model, tower_description
+from .saving import file_sha256, load_model, tower_facts
 
 # %% ../nbs/06_coldstart.ipynb #1fb1e48a
 def note_key(
@@ -106,7 +106,7 @@ def light_model(
     model = torch.nn.Module()
     model.sha256 = description['sha256']
     model.training_info = description.get('training', {})
-    query = tower_description(description)
+    query = tower_facts(description)
     model.query = LateTower(out / 'model', model.sha256, head, query['prep'], query['features'])
     return model
 

@@ -19,7 +19,7 @@ from .latency import latency
 from .metric_tables import percent_cell
 from .query import Searcher
 from .runfiles import shown_name
-from .saving import tower_description
+from .saving import tower_facts
 
 # %% ../nbs/07_facts.ipynb #f512e8a7
 def _index_facts(manifest, file_size, metrics):
@@ -243,7 +243,7 @@ def _model_facts(model):
     words = (
         f'for candidates; {_named(asks)} for queries' if asks else _sharing_words[model['share']]
     )
-    query = tower_description(model)
+    query = tower_facts(model)
     yield 'backbone', _named(model['backbone']), words
     yield 'input', f'{query["prep"]["size"]} px', 'square'
     yield 'vectors', f'{model["embed_dim"] or query["features"]:,} numbers', ''
