@@ -32,8 +32,8 @@ from .pictures import decoding_version
 # %% ../nbs/01a_engine.ipynb #c1bd8513
 def backbone_key(tower: Tower) -> str:
     "A hash of the backbone's weights, the preprocessing and the version of the decoding."
-    stages = getattr(tower.backbone, 'stages', [])
-    parts = [type(tower.backbone).__name__, stages, tower.prep, decoding_version]
+    layout = getattr(tower.backbone, 'layout', [])
+    parts = [type(tower.backbone).__name__, layout, tower.prep, decoding_version]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name, tensor in tower.backbone.state_dict().items():
         digest.update(f'{name} {tuple(tensor.shape)}'.encode())

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from .backbones import make_backbone
 from .errors import InputError
-from .levels import Levels, last_stages
+from .levels import Levels, last_stages, placed_stages
 from .weights import one_line
 
 # %% ../nbs/01_joined.ipynb #9c2a0f24
@@ -58,7 +58,7 @@ class Joined(nn.Module):
         self.preps = preps
         self.owns = owns
         self.own = sum(owns)
-        self.stages = [getattr(part, 'stages', []) for part in parts]
+        self.layout = [getattr(part, 'layout', []) for part in parts]
         for number, prep in enumerate(preps):
             for name in ('mean', 'std'):
                 value = torch.tensor(prep[name]).view(3, 1, 1) * 255
@@ -127,9 +127,16 @@ def _network_with_levels(name, config):
         name, config['pretrained'], config['image_size'], config['weights']
     )
     own = _features_width(backbone, prep, name)
-    stages = last_stages(backbone, prep['size'], config['levels']) if config['levels'] else []
-    module = Levels(backbone, stages, own) if stages else backbone
+    module = _with_levels(backbone, prep['size'], own, config)
     return _Network(module, prep, own, _features_width(module, prep, name))
+
+
+def _with_levels(backbone, size, own, config):
+    stages = last_stages(backbone, size, config['levels']) if config['levels'] else []
+    if not stages:
+        return backbone
+    placed = placed_stages(backbone, size, stages, config['grid'])
+    return Levels(backbone, stages, own, placed, config['grid'])
 
 # %% ../nbs/01_joined.ipynb #e197fdc3
 def backbone_names(

@@ -117,6 +117,7 @@ class TwoTower(nn.Module):
         embed_dim=whole(1, 16_384, optional=True),
         image_size=whole(8, 4096),
         levels=whole(0, 100),
+        grid=whole(1, 14),
         seed=whole(0, 2**31 - 1),
     )
     def __init__(
@@ -128,7 +129,8 @@ class TwoTower(nn.Module):
         share: str = 'backbone',  # what the towers share: all, backbone or none
         image_size: int = None,  # pixels a side; default: the backbone's own
         weights: str = None,  # a local file with the backbone's weights
-        levels: int = 3,  # stages before the last whose features are used too
+        levels: int = 4,  # stages before the last whose features are used too
+        grid: int = 3,  # cells a side in which finer stages are averaged too; 1: none
         seed: int = 42,  # of what starts at random
         background: str = 'auto',  # behind transparent pictures: auto, white, black or #rrggbb
         query_backbone: str
@@ -144,6 +146,7 @@ class TwoTower(nn.Module):
             image_size=image_size,
             weights=weights and str(weights),
             levels=levels,
+            grid=grid,
             seed=seed,
             background=check_background(background),
             query_backbone=query_backbone,

@@ -158,6 +158,7 @@ def _rebuilt(config, shapes):
     model = TwoTower(
         **{name: config[name] for name in names},
         levels=config.get('levels', 0),
+        grid=config.get('grid', 1),
         pretrained=False,
         background=config.get('background', 'auto'),
         query_backbone=config.get('query_backbone'),
@@ -227,7 +228,7 @@ def _with_history(model, file, config, sha):
     for tower, backbone in ((model.query, query), (model.cand, cand)):
         tower.backbone.source = f'{" + ".join(backbone_names(backbone))} in {file}'
     absent = dict.fromkeys(model.config, 0)
-    absent |= {name: model.config[name] for name in ('background', 'query_backbone')}
+    absent |= {name: model.config[name] for name in ('background', 'grid', 'query_backbone')}
     model.config = {name: config.get(name, absent[name]) for name in model.config}
     model.sha256 = sha
     model.training_info = config.get('training', {})
