@@ -74,6 +74,15 @@ def save_model(
     return sha
 
 # %% ../nbs/01_saving.ipynb #06f9001d
+def _refuse_format(path, number, formats, made_by):
+    if type(number) is not int or number not in formats:
+        known = ' and '.join(map(str, formats))
+        raise InputError(
+            f'{path} has format {one_line(repr(number))}, this version reads {known}. '
+            f'Upgrade two_tower_vs, or rebuild it with --stage {made_by}.'
+        )
+
+
 def read_manifest(
     path,  # a JSON file of ours
     made_by,  # the stage that writes it, for the message
@@ -94,12 +103,7 @@ def read_manifest(
         raise InputError(
             f'{path} is damaged ({one_line(error)}). Rebuild it with --stage {made_by}.'
         ) from error
-    if type(number) is not int or number not in formats:
-        known = ' and '.join(map(str, formats))
-        raise InputError(
-            f'{path} has format {one_line(repr(number))}, this version reads {known}. '
-            f'Upgrade two_tower_vs, or rebuild it with --stage {made_by}.'
-        )
+    _refuse_format(path, number, formats, made_by)
     return manifest
 
 # %% ../nbs/01_saving.ipynb #35e53484
