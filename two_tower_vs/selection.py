@@ -60,7 +60,7 @@ class _Bench:
     def attempt(self, kind, refine='SQ8'):
         spec = factory(kind, *self.shape, refine)
         size = megabytes(spec, *self.shape)
-        attempt = Attempt(kind, spec, mb=round(size))
+        attempt = Attempt(kind, spec, mb=math.ceil(size))
         if self.memory_mb is not None and size > self.memory_mb:
             attempt.why = self.too_large()
             return attempt
@@ -90,7 +90,7 @@ class _Bench:
         if found < self.target:
             attempt.why = f'under {self.target}'
 
-# %% ../nbs/04c_selection.ipynb #fe375a38
+# %% ../nbs/04c_selection.ipynb #86bf4c8b
 def _scored(attempt, shape):
     "Vectors that a search of `ivf_sq` scores, among so many"
     lists = int(re.match(r'IVF(\d+)', factory('ivf_sq', *shape))[1])
@@ -106,7 +106,7 @@ def grown(
     power = math.log(large / small) / math.log(4)
     return large * times ** min(1, max(0, power))
 
-# %% ../nbs/04c_selection.ipynb #bcc7384f
+# %% ../nbs/04c_selection.ipynb #35da0dd6
 few_scored = 1024  # vectors; a search that scores no more can't be made much faster
 
 
@@ -122,13 +122,13 @@ def _is_enough(bench, attempt):
     after = _scored(attempt, bench.vectors.shape)
     return grown(before, after, bench.shape[0] / len(bench.vectors)) <= few_scored
 
-# %% ../nbs/04c_selection.ipynb #08e81fd0
+# %% ../nbs/04c_selection.ipynb #e4789d1c
 def _skipped(bench, kind):
     "A kind that is not tried"
     spec = factory(kind, *bench.shape)
     size = megabytes(spec, *bench.shape)
     over = bench.memory_mb is not None and size > bench.memory_mb
-    return Attempt(kind, spec, mb=round(size), why=bench.too_large() if over else not_needed)
+    return Attempt(kind, spec, mb=math.ceil(size), why=bench.too_large() if over else not_needed)
 
 # %% ../nbs/04c_selection.ipynb #c69210ce
 def _attempts(bench):

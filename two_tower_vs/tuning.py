@@ -7,7 +7,7 @@ __all__ = ['tolerance', 'Exact', 'nearest', 'shares', 'agreement', 'throughput',
 
 # %% ../nbs/04b_tuning.ipynb #0d468820
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def nearest(
     scores, rows = faiss.knn(queries, vectors, most, metric=faiss.METRIC_INNER_PRODUCT)
     return Exact(vectors, rows, scores)
 
-# %% ../nbs/04b_tuning.ipynb #b1366aaa
+# %% ../nbs/04b_tuning.ipynb #cdd5e267
 def shares(
     index,  # a faiss.Index
     exact: Exact,  # as nearest gives it for these queries
@@ -103,7 +103,7 @@ def speed(
         alone.append(_search_seconds(index, query[None], k))
     return throughput(index, queries, k), 1000 * float(np.median(alone))
 
-# %% ../nbs/04b_tuning.ipynb #8b0e67c6
+# %% ../nbs/04b_tuning.ipynb #fa7aa463
 def margin(
     found: np.ndarray,  # shares of the queries (q,)
 ) -> float:
@@ -178,13 +178,20 @@ class _Trials:
     queries: np.ndarray
     exact: Exact
     target: float  # wanted agreement
-    safe: bool  # by a margin
+    safe: bool = True  # by a margin
+    known: dict = field(default_factory=dict)  # settings -> shares
+
+    def found(self, settings):
+        key = tuple(settings.items())
+        if key not in self.known:
+            configure(self.index, settings)
+            self.known[key] = shares(self.index, self.exact, self.queries)
+        return self.known[key]
 
     def __call__(self, settings, name=None, value=None):
         if name is not None:
             settings = {**settings, name: value}
-        configure(self.index, settings)
-        found = shares(self.index, self.exact, self.queries)
+        found = self.found(settings)
         mean = float(found.mean())
         less = margin(found) if self.safe else 0
         return _Trial(settings, mean, mean - less >= self.target)
@@ -220,7 +227,7 @@ class _Trials:
         rate = throughput(self.index, self.queries, self.exact.rows.shape[1])
         return replace(trial, rate=rate)
 
-# %% ../nbs/04b_tuning.ipynb #c7736f5b
+# %% ../nbs/04b_tuning.ipynb #5946df25
 def _best_trial(trials, grids):
     best = _Trial({}, -1, False)
     for grid in grids:
@@ -245,9 +252,11 @@ def tune_index(
     "Set the fastest settings that reach the target, else the closest to it. Raises `InputError`."
     check_finite(queries, 'The queries')
     grids = _grids(index, kind, fixed)
-    best = _best_trial(_Trials(index, queries, exact, target, True), grids)
+    trials = _Trials(index, queries, exact, target)
+    best = _best_trial(trials, grids)
     if not best.good and best.agreement >= target:
-        best = _best_trial(_Trials(index, queries, exact, target, False), grids)
+        trials.safe = False
+        best = _best_trial(trials, grids)
     configure(index, best.settings)
     return best.settings, best.agreement
 
