@@ -90,7 +90,9 @@ def test_choices_come_best_first(vectors, queries):
 
 def test_only_the_time_of_exact_search_grows(vectors, queries, monkeypatch):
     monkeypatch.setattr(selection, 'speed', lambda *a: (1000.0, 1.0))
-    tries = {attempt['kind']: attempt for attempt in choose_index(vectors, queries[:100], most=3000)}
+    tries = {
+        attempt['kind']: attempt for attempt in choose_index(vectors, queries[:100], most=3000)
+    }
     assert (tries['flat']['queries_per_s'], tries['flat']['ms']) == (150, 6.667)
     assert (tries['hnsw']['queries_per_s'], tries['hnsw']['ms']) == (1000, 1.0)
 
