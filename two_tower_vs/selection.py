@@ -155,7 +155,7 @@ def choose_index(
     memory_mb: int = None,  # that the index may take; default: as much as it likes
     most: int = 20_000,  # vectors to try on
 ) -> list:  # of dicts, best first: the fields of Attempt
-    "Try kinds of index until one is enough, and say what speaks against the others. Raises `InputError`."
+    "Try kinds of index until one is enough, and say what it found. Raises `InputError`."
     some = sample(vectors, most)
     queries = queries[:500]
     check_finite(some, 'The vectors')
