@@ -7,7 +7,7 @@ __all__ = ['Index', 'check_embeddings', 'first_numbers', 'exact_search', 'tune_a
 
 # %% ../nbs/05_index.ipynb #0b012599
 import re
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from reprlib import repr as shorter
 from warnings import warn
@@ -26,8 +26,9 @@ from two_tower_vs.ann import (
 )
 from .ann import factory as spec_of
 from .errors import InputError
+from .lists import one_thread
 from .rows import sketch
-from .selection import choose_index, flat_enough
+from .selection import choose_index, flat_enough, not_needed
 from .settings import bounded, number, whole
 from .tuning import Exact, nearest, thorough, tune_index
 from .vectors import Embeddings, shorten
@@ -43,19 +44,6 @@ class Index:
     gpu: object = None  # a copy of the FAISS index on GPUs, to search in instead
     sketches: np.ndarray = None  # float32 (n, 4), as `sketch` gives them; None: not known
     contents: np.ndarray = None  # uint8 (n, 16), start of each file's SHA-256; None: not known
-
-# %% ../nbs/05_index.ipynb #664afc8b
-@contextmanager
-def _one_thread():
-    "FAISS in this thread alone"
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # each thread has its own setting
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
 
 # %% ../nbs/05_index.ipynb #25ee11e1
 @patch
@@ -83,8 +71,9 @@ def search(
     "The nearest candidates of each query. Raises `InputError`."
     k = min(whole_number(k, 'k'), len(self.paths))
     vectors = self._fitting(vectors)
-    small = len(vectors) == 1 and vectors.size * len(self.paths) <= flat_enough
-    with _one_thread() if small else nullcontext():
+    little = vectors.size * len(self.paths) <= flat_enough
+    small = len(vectors) == 1 and (little or self.manifest.get('kind') in ('hnsw', 'ivf_sq'))
+    with one_thread() if small else nullcontext():
         scores, rows = (self.gpu or self.faiss).search(vectors, k)
     if rows.size and rows.max() >= len(self.paths):
         raise InputError(
@@ -182,6 +171,21 @@ def _plans_of_kind(kind, vectors, memory_mb):
         )
     return [plan for plan in plans if _fits(plan.factory, vectors, memory_mb)]
 
+# %% ../nbs/05_index.ipynb #bbcf179f
+def _plans_of_attempts(tried, vectors, memory_mb):
+    plans = []
+    for attempt in tried:
+        if attempt['agreement'] is None and attempt['why'] != not_needed:
+            continue
+        specs = [attempt['factory']]
+        if attempt['kind'] == 'ivf_sq':
+            specs.append(spec_of('ivf_sq', *vectors.shape, 'SQfp16'))
+        for spec in specs:
+            plan = _IndexPlan(attempt['kind'], spec)
+            if plan not in plans and _fits(spec, vectors, memory_mb):
+                plans.append(plan)
+    return plans
+
 # %% ../nbs/05_index.ipynb #438fbb73
 def _plans_by_trial(vectors, queries, recall_target, memory_mb):
     "(plans for kind `auto`, the fastest first; what `choose_index` tried)"
@@ -193,8 +197,7 @@ def _plans_by_trial(vectors, queries, recall_target, memory_mb):
         kind = 'flat' if size <= 4 * flat_enough and exact_fits else 'ivf_pq'
         return _plans_of_kind(kind, vectors, memory_mb), []
     tried = choose_index(vectors, queries[:1000], recall_target, memory_mb)
-    built = [t for t in tried if t['agreement'] is not None]
-    return [_IndexPlan(t['kind'], t['factory']) for t in built], tried
+    return _plans_of_attempts(tried, vectors, memory_mb), tried
 
 # %% ../nbs/05_index.ipynb #924a28a8
 def _plans(asked, vectors, queries):
@@ -375,7 +378,7 @@ def build_index(
     cands: Embeddings,  # of the candidate tower; the vectors may be a memory map
     model_sha256: str,  # of the model that made them
     queries: np.ndarray = None,  # of the query tower (n, d), to tune on; the first 1,000 are used
-    kind: str = 'auto',  # auto, flat, hnsw, ivf_pq or ivf_rabitq
+    kind: str = 'auto',  # auto, flat, hnsw, ivf_sq, ivf_pq or ivf_rabitq
     recall_target: float = 0.98,  # agreement with exact search at 10 to tune for
     memory_mb: int = None,  # that the index may take; default: as much as it likes
     factory: str = None,  # any FAISS factory string instead of a kind
