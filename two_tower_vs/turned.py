@@ -65,7 +65,7 @@ def _turned_rows(pairs, cosines, gain):
     }
     return pd.DataFrame(columns).sort_values('gain', ascending=False)
 
-# %% ../nbs/01b_turned.ipynb #3beebb9f
+# %% ../nbs/01b_turned.ipynb #9ce19444
 def _upright(pairs, known):
     "Pairs whose pictures could both be embedded, the vectors of their answers, their cosines"
     queries = known.rows(pairs.iloc[:, 0])
