@@ -76,8 +76,10 @@ def test_only_a_png_with_exif_is_decoded_for_its_header(tmp_path, monkeypatch):
     picture.save(tmp_path / 'turned.png', exif=sideways)
     picture.save(tmp_path / 'plain.png')
     assert picture_header((tmp_path / 'turned.png').read_bytes()) == (40, 20, 6)
-    monkeypatch.setattr(PngImageFile, 'load', None)
+    decoded = []
+    monkeypatch.setattr(PngImageFile, 'load', decoded.append)
     assert picture_header((tmp_path / 'plain.png').read_bytes()) == (40, 20, 1)
+    assert not decoded
 
 
 def test_what_no_turn_could_improve_is_not_turned(shop, tower, monkeypatch):
