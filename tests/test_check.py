@@ -77,7 +77,7 @@ def test_only_a_png_with_exif_is_decoded_for_its_header(tmp_path, monkeypatch):
     picture.save(tmp_path / 'plain.png')
     assert picture_header((tmp_path / 'turned.png').read_bytes()) == (40, 20, 6)
     decoded = []
-    monkeypatch.setattr(PngImageFile, 'load', decoded.append)
+    monkeypatch.setattr(PngImageFile, 'load', lambda image: decoded.append(image))
     assert picture_header((tmp_path / 'plain.png').read_bytes()) == (40, 20, 1)
     assert not decoded
 
