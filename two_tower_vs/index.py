@@ -25,6 +25,7 @@ from two_tower_vs.ann import (
     whole_number,
 )
 from .ann import factory as spec_of
+from .bystanders import columns_of, levels, neighbours
 from .errors import InputError
 from .lists import one_thread
 from .rows import sketch
@@ -44,6 +45,8 @@ class Index:
     gpu: object = None  # a copy of the FAISS index on GPUs, to search in instead
     sketches: np.ndarray = None  # float32 (n, 4), as `sketch` gives them; None: not known
     contents: np.ndarray = None  # uint8 (n, 16), start of each file's SHA-256; None: not known
+    bystanders: np.ndarray = None  # float32 (b, d), vectors that normalise scores; None: none do
+    bystander_rows: np.ndarray = None  # int64 (b,), row of each, ascending; -1: it has none
 
 # %% ../nbs/05_index.ipynb #25ee11e1
 @patch
@@ -60,6 +63,53 @@ def _fitting(self: Index, vectors):
         f'These vectors have {found} dimensions, the index has {wanted}: '
         'they come from another model.'
     )
+
+# %% ../nbs/05_index.ipynb #80d57516
+@patch
+def _bystander_arrays(self: Index, bystanders):  # vectors (b, d), rows (b,); None, None for none
+    if bystanders is None:
+        return None, None
+    vectors = bystanders.vectors
+    if vectors.shape[1] != self.faiss.d:
+        vectors = shorten(vectors, self.faiss.d)
+    row_of = {path: row for row, path in enumerate(self.paths)}
+    rows = np.array([row_of.get(path, -1) for path in bystanders.paths], dtype=np.int64)
+    order = np.argsort(rows, kind='stable')
+    return np.ascontiguousarray(vectors[order]), rows[order]
+
+# %% ../nbs/05_index.ipynb #cbfba2ae
+@patch
+def normalize_by(
+    self: Index,
+    bystanders: Embeddings,  # of the candidate tower; None: scores stay as they are
+    why: str = '',  # the reason, for the manifest
+) -> bool:  # was it otherwise before?
+    "Normalise all scores from now on by these pictures, or no longer."
+    before = self.bystanders, self.bystander_rows, self.manifest.get('normalize')
+    self.bystanders, self.bystander_rows = self._bystander_arrays(bystanders)
+    self.manifest['normalize'] = dict(
+        on=bystanders is not None,
+        why=why,
+        bystanders=len(bystanders or ()),
+        neighbours=neighbours,
+    )
+    same_vectors = np.array_equal(before[0], self.bystanders)
+    same_rows = np.array_equal(before[1], self.bystander_rows)
+    return not (same_vectors and same_rows and before[2] == self.manifest['normalize'])
+
+# %% ../nbs/05_index.ipynb #0cae21ff
+@patch
+def _normalized(self: Index, vectors, scores, rows, block=1024):
+    "Scores as they are shown"
+    if self.bystanders is None or not rows.size:
+        return scores
+    k = self.manifest['normalize']['neighbours']
+    first = columns_of(rows[:, 0], self.bystander_rows)
+    found = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), block):
+        some = slice(start, start + block)
+        found[some] = levels(vectors[some] @ self.bystanders.T, first[some], k)
+    return scores - found[:, None]
 
 # %% ../nbs/05_index.ipynb #49bfc4df
 @patch
@@ -81,7 +131,7 @@ def search(
             'Rebuild it with --stage index.'
         )
     rows[np.isnan(scores)] = -1
-    return scores, rows
+    return self._normalized(vectors, scores, rows), rows
 
 # %% ../nbs/05_index.ipynb #1f08755c
 @patch
@@ -386,6 +436,8 @@ def build_index(
     ef_search: int = None,  # breadth of HNSW's search, instead of tuning
     k_factor: float = None,  # times k candidates that the refine stage scores, instead of tuning
     dim: int = None,  # numbers of each vector to index, the first ones; default: all
+    normalize: str = 'auto',  # scores, by bystanders: auto (if training gained), always or none
+    bystanders: Embeddings = None,  # of the candidate tower, pictures that normalise scores
     sizes: list = (),  # sizes that the model was trained for: its training_info['matryoshka']
     chunk: int = 65536,  # vectors added at once
 ) -> Index:
@@ -408,4 +460,7 @@ def build_index(
     built = _first_that_will_do(plans, vectors, chunk, asked, queries, exact)
     manifest = _new_manifest(built, vectors, cands, model_sha256, tried, asked)
     paths = list(cands.paths)
-    return Index(built.index, paths, manifest, sketches=sketch(vectors), contents=cands.contents)
+    index = Index(built.index, paths, manifest, sketches=sketch(vectors), contents=cands.contents)
+    if bystanders is not None and normalize != 'none':
+        index.normalize_by(bystanders)
+    return index

@@ -146,6 +146,12 @@ class Run(Settings):
         return read_gt(self.file('query_gt'), self.root, self.candidates, self.on_bad('error'))
 
     @cached_property
+    def unanswered(self):
+        from two_tower_vs.data import read_unanswered
+
+        return read_unanswered(self.file('query_gt'), self.root, self.on_bad('error'))
+
+    @cached_property
     def baseline(self):
         "The untrained query tower, without a head"
         from two_tower_vs.model import TwoTower

@@ -27,6 +27,7 @@ from .judging import baseline_heads, held_out_answers
 from .levels import Own
 from .loss import loss_by_name, prefixes
 from .model import TwoTower, best_device
+from .normalising import judge_normalising
 from .promotion import Judgement, calibrate, judge, verdict_sentence
 from .promotion import metrics as promotion_metrics
 from .settings import bounded, number, whole, wholes
@@ -124,7 +125,7 @@ _no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision',
 def _run_key(options, pairs, features, share):
     "A hash of settings, pairs and features"
     settings = {key: value for key, value in options.items() if key not in _no_part_of_key}
-    form = 4  # of the state; changes where an old state could not be read
+    form = 5  # of the state; changes where an old state could not be read
     decides = [form, share, options['model'].config, settings]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     key.update(pairs.to_csv().encode())
@@ -168,9 +169,12 @@ def _what_to_keep(job, judgement, answers, held):  # trained, plain or centred
     return judge(models, held.weight, held.product, job.options['metric']).baseline
 
 # %% ../nbs/03_train.ipynb #3f599b20
-def _training_info(match, matryoshka, choice, validation, kept):  # as model.json has it
+def _training_info(
+    match, normalizing, matryoshka, choice, validation, kept
+):  # as model.json has it
     return dict(
         match=match,
+        normalizing=normalizing,
         matryoshka=matryoshka,
         chosen=asdict(choice),
         validation=validation,
@@ -204,11 +208,13 @@ def _judged_training(job: Job, outer: Validation) -> Training:
     untrained = outer.score(answers['plain'])
     trained = outer.score(answers['trained'])
     own = answers['short' if kept == 'plain' else kept]
-    match = calibrate(own, outer.weight, outer.product, options['precision'], options['absent'])
+    wanted = outer.weight, outer.product, options['precision'], options['absent']
+    match = calibrate(own, *wanted)
+    normalizing = judge_normalising(own, *wanted)
     validation = dict(trained=trained, untrained=untrained)
     validation |= dict(metrics=judgement.metrics, gain=judgement.gain)
     job.model.training_info = _training_info(
-        match, list(options['matryoshka'] or ()), choice, validation, kept
+        match, normalizing, list(options['matryoshka'] or ()), choice, validation, kept
     )
     history = _history(job, untrained)
     return Training(history, untrained, trained, judgement, asdict(choice), kept)
@@ -228,7 +234,7 @@ def _unjudged_training(job: Job) -> Training:
         'Bring pairs of more products, or set train.promote to always.'
     )
     _finish(job, choice, kept)
-    job.model.training_info = _training_info(None, [], choice, None, kept)
+    job.model.training_info = _training_info(None, None, [], choice, None, kept)
     nothing = {'recall@1': float('nan')}
     history = _history(job, {'recall@1': None})
     return Training(history, nothing, nothing, None, asdict(choice), kept)
