@@ -238,7 +238,7 @@ def read_json(file):
 
 
 def test_the_command_normalises_evaluation_index_and_query_alike(ran, monkeypatch):
-    monkeypatch.setattr(bystanders, 'fewest_bystanders', 5)
+    monkeypatch.setattr(bystanders, 'fewest', 5)
     config = ran / 'config.yaml'
     out = ran / 'out'
     set_normalize(config, 'always')

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from .errors import InputError
 from .files import DiskError, replacing
 from .model import Tower
-from .networks import openvino_features, openvino_module
+from .networks import openvino_core, openvino_features
 from .pictures import decoding_version
 
 # %% ../nbs/01a_engine.ipynb #c1bd8513
@@ -96,7 +96,7 @@ def has_bfloat16(
     if device != 'cpu' or kind == 'torch':
         return False
     try:
-        core = openvino_module().Core()
+        core = openvino_core()
     except ImportError:
         return False
     return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')

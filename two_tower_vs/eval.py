@@ -150,7 +150,7 @@ class _Answered:
     rank: np.ndarray  # of its best right answer
     nearest: np.ndarray  # candidates of the first hits of all queries, those without answer last
     scores: np.ndarray  # theirs, normalised if there are bystanders
-    level: np.ndarray  # what was subtracted from the scores of each query
+    plain: np.ndarray  # theirs, as they are
 
 # %% ../nbs/04_eval.ipynb #cc9628ce
 def _similar(queries, vectors):
@@ -181,9 +181,8 @@ def _answers_of(vectors, truth, ks):
     found = _rank_metrics(vectors.queries, vectors.candidates, truth, ks)
     everyone = vectors.everyone()
     nearest, scores = nearest_candidates(everyone, vectors.candidates, truth.most, truth.all_same)
-    level = _levels(vectors)
-    lowered = np.where(nearest >= 0, scores - level[:, None], scores)
-    return _Answered(vectors, *found, nearest, lowered, level)
+    lowered = np.where(nearest >= 0, scores - _levels(vectors)[:, None], scores)
+    return _Answered(vectors, *found, nearest, lowered, scores)
 
 # %% ../nbs/04_eval.ipynb #4938d9a0
 def untrained(
@@ -254,11 +253,10 @@ def _first_wrong(nearest, truth):
     return np.where(wrong.any(1), np.take_along_axis(nearest, at, 1)[:, 0], -1)
 
 
-def _wrong_scores(answered, truth, nearest, scores):
+def _wrong_scores(answered, truth, nearest):
     "The best score of a wrong candidate, of each query that has an answer"
     vectors = answered.vectors
-    known = len(nearest)
-    scores = scores + answered.level[:known, None]
+    scores = answered.plain[: len(nearest)]
     best = best_wrong(truth.qrow, truth.crow, nearest, scores, len(vectors.candidates))
     if vectors.bystanders is None:
         return best
@@ -281,10 +279,9 @@ def _first_hit_columns(ours, baseline, truth):
     "The columns of what came first"
     known = slice(len(ours.vectors.queries))
     candidates = ours.vectors.candidates
-    hits = ours.nearest[known], ours.scores[known]
     return {
         **_top_columns(ours, known),
-        'wrong_score': _wrong_scores(ours, truth, *hits),
+        'wrong_score': _wrong_scores(ours, truth, ours.nearest[known]),
         'baseline_top1': _candidate_names(candidates, baseline.nearest[known, 0]),
     }
 
@@ -364,8 +361,8 @@ def _list_facts(listed, truth, ours, why):  # one_ranking of metrics.json
         return {**facts, 'normalized': False, 'why': why}
     # What normalised scores gain over those as they are
     given = listed.predictions['trained']
-    level = np.repeat(ours.level, (ours.nearest >= 0).sum(1))
-    plain = Predictions(given.scores + level, given.right, given.query, given.answers)
+    scores = ours.plain[ours.nearest >= 0]
+    plain = Predictions(scores, given.right, given.query, given.answers)
     lists = {'trained': given, 'baseline': plain}
     both = replace(listed, predictions=lists).compared()
     return {

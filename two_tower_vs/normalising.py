@@ -80,13 +80,14 @@ def judge_normalising(
     if not any(found.level is not None and found.level.any() for found in answers.values()):
         return None
     found = _both_lists(answers, weight, products).compared()
-    gain = found['delta']['micro_ap']
-    gains = gain['ci95'][0] > 0
-    low, high = gain['ci95']
+    low, high = found['delta']['micro_ap']['ci95']
+    recall = found['delta']['recall@p90']['value']
+    gains = low > 0 and recall >= 0
     why = (
         f'held-out micro-AP is {found["trained"]["micro_ap"]["value"]:.3f} with normalised scores '
         f'and {found["baseline"]["micro_ap"]["value"]:.3f} without '
-        f'(95 % interval of the difference {low:+.3f} to {high:+.3f})'
+        f'(95 % interval of the difference {low:+.3f} to {high:+.3f}), '
+        f'and recall at 90 % precision changes by {recall:+.3f}'
     )
     match = calibrate(lowered_answers(answers), weight, products, precision, absent)
     parts = found['baseline'], found['trained'], found['delta']

@@ -97,7 +97,7 @@ def _bystanders(run, model):
 
     import numpy as np
 
-    from two_tower_vs.bystanders import chosen_bystanders, fewest_bystanders, normalizes
+    from two_tower_vs.bystanders import chosen_bystanders, fewest, normalizes
 
     on, why = normalizes(run.cfg['index'].get('normalize', 'auto'), model.training_info)
     if not on:
@@ -109,7 +109,7 @@ def _bystanders(run, model):
         file = run.file('pairs')
         warn(
             f'{file} has {len(paths)} candidates, and scores are normalised by at least '
-            f'{fewest_bystanders}: they stay as they are. Bring more pairs, '
+            f'{fewest}: they stay as they are. Bring more pairs, '
             'or set index.normalize to none.'
         )
     return chosen, why

@@ -85,18 +85,23 @@ def _check_options(options):
     loss_by_name(options['loss'])
     prefixes(torch.zeros(1, model.config['embed_dim']), options['matryoshka'] or ())
     tuning = finetune(**(options['tuning'] or {}))
-    one_of_two = options['finetune_epochs'] and tuning['towers'] == 'query'
-    if options['finetune_epochs'] and model.config['query_backbone']:
+    if options['finetune_epochs']:
+        _check_towers(tuning['towers'], model.config)
+    return {**options, 'tuning': tuning}
+
+
+def _check_towers(towers, config):
+    "Raise `InputError` where these towers cannot be tuned"
+    if config['query_backbone']:
         raise InputError(
             'train.finetune_epochs tunes towers of one backbone, and model.query_backbone names '
             'another. Set finetune_epochs to 0, or leave query_backbone out.'
         )
-    if one_of_two and model.config['share'] != 'none':
+    if towers == 'query' and config['share'] != 'none':
         raise InputError(
             'finetune: towers: query tunes one of two backbones. Set model.share to none, '
             'so that there are two.'
         )
-    return {**options, 'tuning': tuning}
 
 # %% ../nbs/03_train.ipynb #b211fd06
 def _readable(options, views_options):  # PairFeatures, rows that were skipped
