@@ -11,7 +11,7 @@ import yaml
 
 from two_tower_vs import bystanders
 from two_tower_vs.bundle import load_index, save_index
-from two_tower_vs.bystanders import chosen_bystanders, columns_of, levels, normalizes
+from two_tower_vs.bystanders import columns_of, levels, normalizes, sampled
 from two_tower_vs.cli import main
 from two_tower_vs.data import read_candidates
 from two_tower_vs.embed import embed
@@ -154,8 +154,8 @@ def test_held_out_pairs_decide():
 
 
 def test_too_few_pictures_are_no_bystanders():
-    assert len(chosen_bystanders(np.arange(49))) == 0
-    assert len(chosen_bystanders(np.arange(50))) == 50
+    assert len(sampled(np.arange(49))) == 0
+    assert len(sampled(np.arange(50))) == 50
     assert (levels(np.ones((3, 1)), np.array([0, -1, 0])) == 0).all()
     assert columns_of(np.array([3]), np.zeros(0, int)).tolist() == [-1]
 

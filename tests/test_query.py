@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import faulthandler
 import io
 import json
 import multiprocessing
@@ -559,7 +558,6 @@ def forked(check):
     "Exit status of a child that runs check(): 0 where that is true"
     pid = os.fork()
     if pid == 0:
-        faulthandler.dump_traceback_later(60)  # where it hangs
         try:
             os._exit(0 if check() else 1)
         except BaseException:

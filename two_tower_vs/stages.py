@@ -97,14 +97,14 @@ def _bystanders(run, model):
 
     import numpy as np
 
-    from two_tower_vs.bystanders import chosen_bystanders, fewest, normalizes
+    from two_tower_vs.bystanders import fewest, normalizes, sampled
 
     on, why = normalizes(run.cfg['index'].get('normalize', 'auto'), model.training_info)
     if not on:
         return (), why
     pairs = _pair_paths(run)
     paths = [] if pairs is None else sorted(pairs.cand_path.unique())
-    chosen = [paths[i] for i in chosen_bystanders(np.arange(len(paths)))]
+    chosen = [paths[i] for i in sampled(np.arange(len(paths)))]
     if not chosen:
         file = run.file('pairs')
         warn(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from fastcore.basics import patch
 
-from .bystanders import chosen_bystanders
+from .bystanders import sampled
 from .division import divide
 from .pairtable import PairTable
 from .ranking import first_hits
@@ -76,7 +76,7 @@ class Validation:
 
     def bystanders(self) -> np.ndarray:  # numbers of candidates
         "Searched candidates that train, which normalise scores."
-        return chosen_bystanders(np.intersect1d(self.table.ci[self.rows], self.searched))
+        return sampled(np.intersect1d(self.table.ci[self.rows], self.searched))
 
     def score(self, answers) -> dict:  # new, known, recall@1 (their balance) and its error
         "Recall@1 of each kind, and what to choose by."
