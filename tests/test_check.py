@@ -58,17 +58,6 @@ def test_the_hash_is_that_of_imagehash(shop):
     assert (bits == imagehash.phash(load_image(shop / 'a.png')).hash.ravel()).all()
 
 
-def test_the_hashes_of_a_batch(emojis):
-    files = sorted(emojis.glob('*.png'))
-    pictures = [load_image(file) for file in files]
-    pictures += [Image.new('RGB', (40, 40), color) for color in ('black', 'white')]
-    greys = [
-        picture.convert('L').resize((32, 32), Image.Resampling.LANCZOS) for picture in pictures
-    ]
-    found = np.unpackbits(module._hashes(np.stack(greys)).view(np.uint8), axis=1)
-    assert (found == [imagehash.phash(picture).hash.ravel() for picture in pictures]).all()
-
-
 def test_only_a_png_with_exif_is_decoded_for_its_header(tmp_path, monkeypatch):
     sideways = Image.Exif()
     sideways[0x0112] = 6
@@ -91,7 +80,7 @@ def test_what_no_turn_could_improve_is_not_turned(shop, tower, monkeypatch):
 def test_a_second_reading_comes_from_the_cache(shop, tmp_path, monkeypatch):
     first, _ = fingerprints(SIX, shop, tmp_path / 'cache')
     with monkeypatch.context() as patched:
-        patched.setattr(module, '_looked_at', None)
+        patched.setattr(module, '_fingerprint', None)
         second, _ = fingerprints(SIX[:5], shop, tmp_path / 'cache')
     pd.testing.assert_frame_equal(first, second)
     pd.testing.assert_frame_equal(first, fingerprints(SIX, shop)[0])

@@ -747,8 +747,8 @@ def test_cached_features_depend_on_the_decoding(monkeypatch, tmp_path):
     PICTURE.save(tmp_path / 'a.png')
     fingerprints(['a.png'], tmp_path, tmp_path / 'cache')
     made = []
-    real = fingerprinting._looked_at
-    monkeypatch.setattr(fingerprinting, '_looked_at', lambda *args: made.append(1) or real(*args))
+    real = fingerprinting._fingerprint
+    monkeypatch.setattr(fingerprinting, '_fingerprint', lambda *args: made.append(1) or real(*args))
     fingerprints(['a.png'], tmp_path, tmp_path / 'cache')
     assert not made
     for module in (sys.modules[backbone_key.__module__], fingerprinting):

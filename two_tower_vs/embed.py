@@ -331,7 +331,8 @@ def shared_engine(
     if engine is None or engine.decision.runner is None or engine.name != 'openvino':
         engine = Engine(tower, kind, folder, key, precision, sample)
         _last_engines.clear()
-        _last_engines[wanted] = engine
+        if engine.name == 'openvino':
+            _last_engines[wanted] = engine
     return engine
 
 # %% ../nbs/01a_embed.ipynb #8cf6f451

@@ -136,7 +136,9 @@ def _truth_in_numbers(vectors, answers):
     qrow = rows.q.to_numpy()
     crow = rows.c.to_numpy()
     known = _same_and_products(queries, candidates, qrow, crow)
-    everyone = _same_and_products(vectors.everyone(), candidates, qrow, crow)
+    everyone = known
+    if vectors.strangers is not None:
+        everyone = _same_and_products(vectors.everyone(), candidates, qrow, crow)
     most = min(len(candidates), max(first_hits, 1 + int(np.bincount(qrow).max())))
     return _Truth(qrow, crow, *known, *everyone, most)
 
@@ -354,6 +356,20 @@ def _one_ranking(found, truth, unanswered):  # OneRanking
         groups = unanswered.group.to_numpy()
     return OneRanking(lists, truth.all_products, len(truth.products), groups)
 
+# %% ../nbs/04_eval.ipynb #9323bb33
+def _list_size(listed, truth):
+    ours = listed.predictions['trained']
+    total = ours.answers.sum()
+    passed = recall_at_precision(ours.scores, ours.right, total)
+    queries = len(truth.all_products)
+    return dict(
+        queries=queries,
+        unanswered=queries - len(truth.products),
+        first_hits=truth.most,
+        precision=0.9,
+        threshold=None if passed.threshold is None else round(passed.threshold, 6),
+    )
+
 # %% ../nbs/04_eval.ipynb #2309644b
 def _list_facts(listed, truth, ours, why):  # one_ranking of metrics.json
     facts = _list_size(listed, truth)
@@ -373,25 +389,11 @@ def _list_facts(listed, truth, ours, why):  # one_ranking of metrics.json
         'gain': both['delta'],
     }
 
-
-def _list_size(listed, truth):
-    ours = listed.predictions['trained']
-    total = ours.answers.sum()
-    passed = recall_at_precision(ours.scores, ours.right, total)
-    queries = len(truth.all_products)
-    return dict(
-        queries=queries,
-        unanswered=queries - len(truth.products),
-        first_hits=truth.most,
-        precision=0.9,
-        threshold=None if passed.threshold is None else round(passed.threshold, 6),
-    )
-
 # %% ../nbs/04_eval.ipynb #091ca9e7
 def _changes(table):
     return {change: int((table.change == change).sum()) for change in ('gained', 'lost')}
 
-
+# %% ../nbs/04_eval.ipynb #b331aae9
 def _metrics_json(found, truth, table, listed, info, ks, why):
     "What metrics.json holds"
     ours = found['trained']

@@ -23,23 +23,16 @@ from .paths import expand
 from .pictures import decoding_version, load_pixels, picture_header
 
 # %% ../nbs/01b_fingerprints.ipynb #4858c1a9
-def _looked_at(data, max_pixels):
-    "A picture in 32 x 32 greys, and its width, height, turn and spread"
+def _fingerprint(data, digest, max_pixels):
+    "float32 (16,): 8 of the content, 4 of the perceptual hash, width, height, turn, spread"
+    from imagehash import phash
+
     image = Image.fromarray(load_pixels(data, max_pixels, 128))  # raises BadImage
-    greys = image.convert('L')
-    spread = np.asarray(greys.resize((64, 64), Image.Resampling.BOX)).std()
-    small = greys.resize((32, 32), Image.Resampling.LANCZOS)
-    return np.asarray(small), [*picture_header(data), spread]
-
-# %% ../nbs/01b_fingerprints.ipynb #84fb470c
-def _hashes(greys):  # uint8 (n, 32, 32) -> uint16 (n, 4)
-    "Perceptual hashes of 64 bits, as four words"
-    from scipy.fft import dct
-
-    waves = dct(dct(greys.astype(np.float64), axis=1), axis=2)  # (n, 32, 32)
-    low = waves[:, :8, :8].reshape(-1, 64)
-    bits = low > np.median(low, axis=1, keepdims=True)
-    return np.packbits(bits, axis=1).view(np.uint16)
+    width, height, turn = picture_header(data)
+    grey = np.asarray(image.convert('L').resize((64, 64), Image.Resampling.BOX))
+    content = np.frombuffer(digest[:16], np.uint16)
+    bits = np.packbits(phash(image).hash.ravel()).view(np.uint16)
+    return np.r_[content, bits, width, height, turn, grey.std()].astype(np.float32)
 
 # %% ../nbs/01b_fingerprints.ipynb #834c6849
 class _FingerprintBatches(DecodedBatches):
@@ -50,24 +43,14 @@ class _FingerprintBatches(DecodedBatches):
         super().__init__(None, None, store, 32, max_pixels, suffix, None)
 
     def made(self, data, keys, todo, why):
-        greys = []
-        numbers = {}
+        out = {}
         for position in todo:
+            digest = keys[position].tobytes()
             try:
-                small, numbers[position] = _looked_at(data[position], self.max_pixels)
-                greys.append(small)
+                out[position] = _fingerprint(data[position], digest, self.max_pixels)
             except BadImage as error:
                 why[position] = str(error)
-        return _fingerprint_rows(keys, numbers, greys)
-
-# %% ../nbs/01b_fingerprints.ipynb #c1a481ac
-def _fingerprint_rows(keys, numbers, greys):
-    "{position: float32 (16,)}: 8 words of the content, 4 of the hash, and `numbers`"
-    if not numbers:
-        return {}
-    contents = keys[list(numbers), :16].view(np.uint16)
-    rows = np.c_[contents, _hashes(np.stack(greys)), list(numbers.values())]
-    return dict(zip(numbers, rows.astype(np.float32)))
+        return out
 
 # %% ../nbs/01b_fingerprints.ipynb #f81c7dfa
 def _fingerprint_table(values, paths):

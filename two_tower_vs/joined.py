@@ -121,7 +121,7 @@ class _Network:
     own: int  # width of its own features, which come first
     width: int  # of all of them
 
-
+# %% ../nbs/01_joined.ipynb #931d89a5
 def _network_with_levels(name, config):
     backbone, prep = make_backbone(
         name, config['pretrained'], config['image_size'], config['weights']
@@ -148,7 +148,7 @@ def backbone_names(
         names += [backbone] if isinstance(backbone, str) else list(backbone or ())
     return list(dict.fromkeys(names))
 
-
+# %% ../nbs/01_joined.ipynb #5369f464
 def make_network(
     backbone,  # a name, or a list of them
     config: dict,  # of a model

@@ -109,7 +109,7 @@ def _check_sharing(share, query_backbone):
             'Leave out share, or query_backbone.'
         )
 
-
+# %% ../nbs/01_model.ipynb #560abb41
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
 

@@ -76,7 +76,7 @@ def weights_origin(
     hubs = [hub for _, hub in origins if hub]
     return '; '.join(words), hubs[0] if hubs else None
 
-
+# %% ../nbs/06a_model_card.ipynb #0184e749
 def _origin(name, config):
     file = config['weights']
     if file:

@@ -62,6 +62,7 @@ def save_model(
     config = dict(
         format=2,
         **model.config,
+        **_described(model.query),  # as in format 1, for programs that read it
         query=_described(model.query),
         cand=_described(model.cand),
         training=model.training_info,
@@ -82,7 +83,7 @@ def _refuse_format(path, number, formats, made_by):
             f'Upgrade two_tower_vs, or rebuild it with --stage {made_by}.'
         )
 
-
+# %% ../nbs/01_saving.ipynb #eb29a91f
 def read_manifest(
     path,  # a JSON file of ours
     made_by,  # the stage that writes it, for the message

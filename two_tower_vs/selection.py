@@ -57,21 +57,23 @@ class _Bench:
     shape: tuple  # of all vectors (n, d)
     memory_mb: int  # that the index may take; None: as much as it likes
 
-    def attempt(self, kind, refine='SQ8'):
+    def planned(self, kind, refine='SQ8'):
+        "A kind that is not tried yet"
         spec = factory(kind, *self.shape, refine)
         size = megabytes(spec, *self.shape)
-        attempt = Attempt(kind, spec, mb=math.ceil(size))
-        if self.memory_mb is not None and size > self.memory_mb:
-            attempt.why = self.too_large()
+        too_large = self.memory_mb is not None and size > self.memory_mb
+        why = f'over {self.memory_mb} MB' if too_large else ''
+        return Attempt(kind, spec, mb=math.ceil(size), why=why)
+
+    def attempt(self, kind, refine='SQ8'):
+        attempt = self.planned(kind, refine)
+        if attempt.why:
             return attempt
         start = time.perf_counter()
         index = new_index(factory(kind, *self.vectors.shape, refine), self.vectors)
         attempt.build_s = round(time.perf_counter() - start, 2)
         self.measure(index, attempt)
         return attempt
-
-    def too_large(self):
-        return f'over {self.memory_mb} MB'
 
     def of(self, most):
         "The same with fewer vectors"
@@ -125,10 +127,8 @@ def _is_enough(bench, attempt):
 # %% ../nbs/04c_selection.ipynb #e4789d1c
 def _skipped(bench, kind):
     "A kind that is not tried"
-    spec = factory(kind, *bench.shape)
-    size = megabytes(spec, *bench.shape)
-    over = bench.memory_mb is not None and size > bench.memory_mb
-    return Attempt(kind, spec, mb=math.ceil(size), why=bench.too_large() if over else not_needed)
+    attempt = bench.planned(kind)
+    return replace(attempt, why=attempt.why or not_needed)
 
 # %% ../nbs/04c_selection.ipynb #c69210ce
 def _attempts(bench):

@@ -89,7 +89,7 @@ def _check_options(options):
         _check_towers(tuning['towers'], model.config)
     return {**options, 'tuning': tuning}
 
-
+# %% ../nbs/03_train.ipynb #15e36bdb
 def _check_towers(towers, config):
     "Raise `InputError` where these towers cannot be tuned"
     if config['query_backbone']:
