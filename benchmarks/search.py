@@ -1,4 +1,4 @@
-"""Search the same vectors with two_tower_vs's index, hnswlib, usearch and autofaiss; write
+"""Search the same vectors with two_tower_vs's index, hnswlib, usearch, ScaNN and autofaiss; write
 search.json.
 
     python benchmarks/search.py           # half an hour on two idle cores, 8 GB of disk
@@ -29,7 +29,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers import CORES, PEERS, RESULTS, ROOT, WORK, machine, python_of
 
 # Later ones want NumPy 2
-PEERS |= {'hnswlib': '==0.8.0', 'usearch': '==2.26.6', 'autofaiss': '==2.18.0 pyarrow<20'}
+PEERS |= {
+    'hnswlib': '==0.8.0',
+    'usearch': '==2.26.6',
+    'scann': '==1.4.2',
+    'autofaiss': '==2.18.0 pyarrow<20',
+}
 D = 256
 K = 10
 TARGET = 0.98
@@ -239,6 +244,50 @@ class Usearch:
         )
 
 
+class Scann:
+    "Tree and codes as its documentation proposes: √n leaves, 2 numbers a code, exact scores last"
+
+    module = 'scann'
+
+    def __init__(self):
+        self.note = {}
+
+    def build(self, x, q):
+        import scann
+
+        leaves = int(len(x) ** 0.5)
+        examples = min(len(x), 250_000)
+        self.note = {'leaves': leaves}
+        builder = scann.scann_ops_pybind.builder(x, K, 'dot_product')
+        builder = builder.tree(leaves, num_leaves_to_search=10, training_sample_size=examples)
+        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)
+        self.index = builder.set_n_training_threads(len(CORES)).build()
+
+    def save(self, file):
+        folder = file.with_suffix('.folder')
+        folder.mkdir(exist_ok=True)
+        self.index.serialize(str(folder))
+        file.write_bytes(bytes(sum(part.stat().st_size for part in folder.iterdir())))
+
+    def load(self, file):
+        import scann
+
+        self.index = scann.scann_ops_pybind.load_searcher(str(file.with_suffix('.folder')))
+        self.index.set_num_threads(len(CORES))
+
+    def grid(self, turn):
+        leaves = sorted({round(1.4**i) for i in range(40)})
+        return [{'leaves': v} for v in leaves if v <= self.note['leaves']]
+
+    def set(self, setting):
+        self.options = {'leaves_to_search': setting['leaves'], 'pre_reorder_num_neighbors': 30}
+
+    def search(self, q):
+        if len(q) == 1:
+            return self.index.search(q[0], K, **self.options)[0][None]
+        return self.index.search_batched_parallel(q, K, **self.options)[0]
+
+
 class Autofaiss(Faiss):
     "It chooses kind and settings by time and memory, not by recall; we try settings beyond its own"
 
@@ -278,10 +327,12 @@ MINE = 'two_tower_vs'
 # name: (library, how to make it, numbers of vectors: fewer where building takes minutes)
 CONTENDERS = {
     MINE: (None, Ours, SMALL + BIG),
+    f'{MINE}, kind: ivf_sq': (None, partial(Ours, kind='ivf_sq'), BIG),
     f'{MINE}, kind: ivf_pq': (None, partial(Ours, kind='ivf_pq'), BIG),
     'hnswlib': ('hnswlib', Hnswlib, BIG),
     'usearch, float32': ('usearch', partial(Usearch, 'f32'), BIG[:2]),
     'usearch, bfloat16': ('usearch', partial(Usearch, 'bf16'), BIG),
+    'scann': ('scann', Scann, BIG),
     'autofaiss': ('autofaiss', Autofaiss, BIG),
     f'autofaiss, {BYTES} bytes': ('autofaiss', partial(Autofaiss, BYTES), BIG[:1]),
     'limit: exact': (None, Exact, BIG),

@@ -141,7 +141,7 @@ def test_rows_beyond_the_candidates_are_refused(tmp_path, index):
         load_index(tmp_path).hits(some().vectors[0])
 
 
-@pytest.mark.parametrize('kind', ['flat', 'hnsw', 'ivf_pq', 'ivf_rabitq'])
+@pytest.mark.parametrize('kind', ['flat', 'hnsw', 'ivf_sq', 'ivf_pq', 'ivf_rabitq'])
 def test_a_loaded_index_answers_like_the_one_that_was_saved(tmp_path, kind):
     queries = some(50, 32, seed=1).vectors
     index = build_index(some(2000, 32), 'm', queries, kind)

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
+from PIL.PngImagePlugin import PngImageFile
 
 from two_tower_vs import fingerprints as module
+from two_tower_vs import turned
 from two_tower_vs.check import check, save_check, show_check
 from two_tower_vs.data import read_candidates, read_pairs
 from two_tower_vs.demo import demo_catalog
@@ -17,7 +19,7 @@ from two_tower_vs.fingerprints import fingerprints
 from two_tower_vs.leaks import find_leaks
 from two_tower_vs.model import TwoTower
 from two_tower_vs.near import feature_cosines, near_copies, nearest_hashes
-from two_tower_vs.pictures import load_image
+from two_tower_vs.pictures import load_image, picture_header
 
 SIX = ['a.png', 'copy.png', 'small.jpg', 'dim.png', 'other.png', 'page.png']
 
@@ -54,6 +56,25 @@ def test_the_hash_is_that_of_imagehash(shop):
     assert list(bad) == ['page.png'] and 'not an image' in bad['page.png']
     bits = np.unpackbits(np.array([prints.phash['a.png']]).view(np.uint8))
     assert (bits == imagehash.phash(load_image(shop / 'a.png')).hash.ravel()).all()
+
+
+def test_only_a_png_with_exif_is_decoded_for_its_header(tmp_path, monkeypatch):
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    picture = Image.new('RGB', (40, 20))
+    picture.save(tmp_path / 'turned.png', exif=sideways)
+    picture.save(tmp_path / 'plain.png')
+    assert picture_header((tmp_path / 'turned.png').read_bytes()) == (40, 20, 6)
+    decoded = []
+    monkeypatch.setattr(PngImageFile, 'load', lambda image: decoded.append(image))
+    assert picture_header((tmp_path / 'plain.png').read_bytes()) == (40, 20, 1)
+    assert not decoded
+
+
+def test_what_no_turn_could_improve_is_not_turned(shop, tower, monkeypatch):
+    monkeypatch.setattr(turned, 'shared_engine', None)
+    pairs = table(query_path=['a.png', 'other.png'], cand_path=['copy.png', 'other.png'])
+    assert len(turned.find_turned(pairs, shop, tower)) == 0
 
 
 def test_a_second_reading_comes_from_the_cache(shop, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """The engine: what is decided once, and what happens when OpenVINO and PyTorch disagree."""
 
 import json
+import subprocess
+import sys
 import time
 import warnings
 from unittest import mock
@@ -200,3 +202,29 @@ def test_openvino_after_a_fork():
     use.ended = -np.inf
     use.after_fork()
     assert use.broken
+
+
+SIGNAL_AFTER_TWO = """
+import gc, signal, subprocess, sys
+from two_tower_vs.model import TwoTower
+from two_tower_vs.networks import openvino_features
+
+def features(size):
+    tower = TwoTower(pretrained=False, image_size=size, embed_dim=None, levels=0).query
+    return openvino_features(tower, None, str(size), 'float32')
+
+first = features(32)
+second = features(48)
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGCHLD, lambda *args: print('signal'))
+subprocess.run([sys.executable, '-c', ''])
+print('alive')
+"""
+
+
+def test_a_signal_after_two_engines_does_not_end_the_process():
+    done = subprocess.run([sys.executable, '-c', SIGNAL_AFTER_TWO], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ['signal', 'alive'], done.stderr

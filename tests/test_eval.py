@@ -175,7 +175,7 @@ def test_files_say_what_the_evaluation_says(task, tmp_path):
 def test_metrics_come_in_one_order(task):
     metrics = task.evaluate().metrics
     names = [f'{name}@{k}' for name in ('recall', 'hit') for k in (1, 5, 10)]
-    assert list(metrics['trained']) == [*names, 'mrr', 'map@10']
+    assert list(metrics['trained']) == [*names, 'mrr', 'map@10', 'micro_ap', 'recall@p90']
     assert list(metrics)[:6] == ['k', 'queries', 'candidates', 'trained', 'baseline', 'delta']
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from two_tower_vs.microap import (
+    CurvePoint,
     Predictions,
-    RecallAtPrecision,
     first_predictions,
     micro_ap,
     recall_at_precision,
@@ -41,7 +41,7 @@ def test_recall_at_precision_is_that_of_scikit_learn(wanted, ties):
         enough = (precision[:-1] >= wanted) & (recall[:-1] > 0)
         found = recall_at_precision(scores, right, right.sum(), wanted)
         if not enough.any():
-            assert found == RecallAtPrecision(0.0, None, None)
+            assert found == CurvePoint(0.0, None, None)
             continue
         assert found.recall == pytest.approx(recall[:-1][enough].max(), abs=1e-12)
         assert found.threshold in thresholds[enough]
@@ -68,8 +68,8 @@ def test_by_hand():
     scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     right = [1, 0, 1, 0, 0, 1]
     assert micro_ap(scores, right, 4) == pytest.approx((1 + 2 / 3 + 3 / 6) / 4)
-    assert recall_at_precision(scores, right, 4, 2 / 3) == RecallAtPrecision(0.5, 0.7, 2 / 3)
-    assert recall_at_precision(scores, right, 4, 0.5) == RecallAtPrecision(0.75, 0.4, 0.5)
+    assert recall_at_precision(scores, right, 4, 2 / 3) == CurvePoint(0.5, 0.7, 2 / 3)
+    assert recall_at_precision(scores, right, 4, 0.5) == CurvePoint(0.75, 0.4, 0.5)
 
 
 def test_the_order_of_equal_scores_does_not_matter():

@@ -764,12 +764,15 @@ def test_models_of_before_load(tmp_path):
 
     from two_tower_vs.saving import file_sha256
 
-    save_model(TwoTower(pretrained=False, image_size=32, embed_dim=8), tmp_path)
+    options = dict(pretrained=False, image_size=32, embed_dim=8, grid=1)
+    save_model(TwoTower(**options), tmp_path)
     file = tmp_path / 'model.safetensors'
     with safe_open(file, 'pt') as f:
         tensors = {key: f.get_tensor(key) for key in f.keys()}
         config = json.loads(f.metadata()['config'])
-    del config['background'], config['prep']['background']
+    del config['background'], config['grid'], config['query_backbone'], config['cand']
+    config |= {'format': 1, **config.pop('query')}
+    del config['prep']['background']
     save_file(tensors, file, metadata={'config': json.dumps(config)})
     (tmp_path / 'model.json').write_text(json.dumps(dict(config, sha256=file_sha256(file))))
     model = load_model(tmp_path)

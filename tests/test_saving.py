@@ -60,7 +60,7 @@ def test_training_info_must_be_json(tmp_path):
 @pytest.mark.parametrize(
     'old,new,message',
     [
-        ('"format": 1', '"format": 9', 'has format 9'),
+        ('"format": 2', '"format": 9', 'has format 9'),
         ('"image_size": 64', '"image_size": 96', 'image_size was 64, is 96'),
         ('"threshold": 0.52', '"threshold": 0.1', 'training was {'),
         ('{', '', 'damaged'),
@@ -98,7 +98,7 @@ def test_files_that_do_not_belong_together(tmp_path):
         dict(embed_dim=10**8),
         dict(image_size=10**6),
         dict(backbone='resnet34'),
-        dict(backbone=['resnet18']),
+        dict(backbone=[18]),
     ],
     ids=['a terabyte of head', 'huge pictures', 'another network', 'no network'],
 )

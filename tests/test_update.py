@@ -142,7 +142,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize('kind', ['flat', 'hnsw', 'ivf_pq', 'ivf_rabitq'])
+@pytest.mark.parametrize('kind', ['flat', 'hnsw', 'ivf_sq', 'ivf_pq', 'ivf_rabitq'])
 @pytest.mark.parametrize('before, cands, words', CASES, ids=[words for _, _, words in CASES])
 def test_an_update_is_like_an_index_built_anew(tmp_path, kind, before, cands, words):
     old = saved(build_index(part(before), 'm', QUERIES, kind), tmp_path)

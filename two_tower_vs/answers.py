@@ -100,7 +100,7 @@ class Health(BaseModel):
     candidates: int | None = None
     model_sha256: str | None = None
     index_sha256: str | None = None
-    kind: str | None = Field(None, description='of the index: flat, hnsw, ivf_pq …')
+    kind: str | None = Field(None, description='of the index: flat, hnsw, ivf_sq …')
     engine: str | None = None
     threshold: float | None = None
     examples: int | None = Field(None, description='evaluation queries that are shown')

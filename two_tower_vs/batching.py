@@ -121,8 +121,7 @@ def _fulfil(searcher, tasks):
 # %% ../nbs/07e_batching.ipynb #74219f5a
 def warm_up(searcher: Searcher, batcher: Batcher):
     "Run batches of every size, on as many threads as there are cores."
-    side = searcher.tower.prep['size']
-    pixels = np.zeros((batcher.sizes[0], 3, side, side), np.uint8)
+    pixels = np.zeros((batcher.sizes[0], *searcher.tower.shape), np.uint8)
     for size in batcher.sizes:
         searcher.vectors(pixels[:size])
         with ThreadPoolExecutor(cores()) as pool:

@@ -93,7 +93,8 @@ def save_index(
         files = BundleFiles(*names)
         _write_faiss(index.faiss, files.vectors)
         write_csv(pd.DataFrame({'cand_path': index.paths}), files.candidates)
-        save_rows(files.rows, index.sketches, index.contents)
+        known = index.sketches, index.contents, index.bystanders, index.bystander_rows
+        save_rows(files.rows, *known)
         index.manifest |= dict(
             candidates_sha256=file_sha256(files.candidates),
             index_sha256=file_sha256(files.vectors),
@@ -118,6 +119,7 @@ _optional = dict(
     precision=str,
     verify=dict,
     libraries=dict,
+    normalize=dict,
 )
 
 # %% ../nbs/05a_bundle.ipynb #b742da59
@@ -262,9 +264,16 @@ def _load_bundle(files, model_sha256, writable):
     paths = table.cand_path.tolist()
     index = _load_faiss(files.vectors, manifest, writable)
     _check_shapes(files, manifest, index, paths)
-    known = load_rows(files.rows, manifest['rows']) if 'rows_sha256' in manifest else {}
+    size = manifest['rows'], manifest['dim']
+    known = load_rows(files.rows, *size) if 'rows_sha256' in manifest else {}
     return Index(
-        index, paths, manifest, sketches=known.get('sketch'), contents=known.get('content')
+        index,
+        paths,
+        manifest,
+        sketches=known.get('sketch'),
+        contents=known.get('content'),
+        bystanders=known.get('bystander'),
+        bystander_rows=known.get('bystander_row'),
     )
 
 # %% ../nbs/05a_bundle.ipynb #89aa66c2

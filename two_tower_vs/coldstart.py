@@ -15,7 +15,7 @@ import torch
 from .errors import InputError
 from .files import replacing
 from .model import Tower
-from .saving import file_sha256, load_model
+from .saving import file_sha256, load_model, tower_facts
 
 # %% ../nbs/06_coldstart.ipynb #1fb1e48a
 def note_key(
@@ -106,9 +106,8 @@ def light_model(
     model = torch.nn.Module()
     model.sha256 = description['sha256']
     model.training_info = description.get('training', {})
-    model.query = LateTower(
-        out / 'model', model.sha256, head, description['prep'], description['features']
-    )
+    query = tower_facts(description)
+    model.query = LateTower(out / 'model', model.sha256, head, query['prep'], query['features'])
     return model
 
 # %% ../nbs/06_coldstart.ipynb #4151a837

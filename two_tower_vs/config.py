@@ -69,7 +69,7 @@ def sections() -> dict:  # section -> the function or class that takes its keys
 # %% ../nbs/09_config.ipynb #0eac90b2
 _set_by_stages = set(
     'seed cache folder progress name names candidates embedding queries sizes root out desc view '
-    'preset tuning strict leaked'.split()
+    'preset tuning strict leaked unanswered bystanders why'.split()
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on
 
@@ -123,6 +123,8 @@ def _checked_value(where, value, parameter, bound):
     if value is None and parameter.default is None:
         return value
     wanted = parameter.annotation
+    if wanted == str | list:
+        return value if isinstance(value, str) else list(_texts(where, value))
     if wanted is tuple:
         return _texts(where, value)
     if type(value) is not wanted:

@@ -59,7 +59,13 @@ def open_by_pillow(
         im.load()
         return im
 
-    return OpenedPicture(im.width, im.height, load, exif_turn(im), im)
+    turn = 1 if name == 'PNG' and not _names_exif(data) else exif_turn(im)
+    return OpenedPicture(im.width, im.height, load, turn, im)
+
+# %% ../nbs/00_decoders.ipynb #549c67db
+def _names_exif(data):
+    "May this PNG hold EXIF, as a chunk or as a text?"
+    return b'eXIf' in data or b'exif' in data
 
 # %% ../nbs/00_decoders.ipynb #4432b8f5
 def exif_turn(im: Image.Image) -> int:

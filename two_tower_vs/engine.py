@@ -26,14 +26,14 @@ from fastcore.basics import patch
 from .errors import InputError
 from .files import DiskError, replacing
 from .model import Tower
-from .networks import openvino_features, openvino_module
+from .networks import openvino_core, openvino_features
 from .pictures import decoding_version
 
 # %% ../nbs/01a_engine.ipynb #c1bd8513
 def backbone_key(tower: Tower) -> str:
     "A hash of the backbone's weights, the preprocessing and the version of the decoding."
-    stages = getattr(tower.backbone, 'stages', [])
-    parts = [type(tower.backbone).__name__, stages, tower.prep, decoding_version]
+    layout = getattr(tower.backbone, 'layout', [])
+    parts = [type(tower.backbone).__name__, layout, tower.prep, decoding_version]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name, tensor in tower.backbone.state_dict().items():
         digest.update(f'{name} {tuple(tensor.shape)}'.encode())
@@ -96,7 +96,7 @@ def has_bfloat16(
     if device != 'cpu' or kind == 'torch':
         return False
     try:
-        core = openvino_module().Core()
+        core = openvino_core()
     except ImportError:
         return False
     return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')

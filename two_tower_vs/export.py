@@ -54,13 +54,19 @@ def _can_write_onnx(model):
             'pip install two_tower_vs[onnx], then --stage export again. '
             'Or set export.onnx to false.'
         )
+    one_size = all(tower.shape[1] == tower.shape[2] for tower in (model.query, model.cand))
+    if not one_size:
+        warn(
+            'The towers are left out: their backbones take pictures of several sizes, and an ONNX '
+            'file takes one. Set model.image_size, and train again.'
+        )
     size = sum(weights.numel() for weights in model.query.parameters()) * 4 / 1e9
     if size > 1.9:
         warn(
             'The towers are left out: an ONNX file holds 2 GB at most, '
             f'and they have {size:.1f} GB.'
         )
-    return not lacking and size <= 1.9
+    return not lacking and one_size and size <= 1.9
 
 # %% ../nbs/06a_export.ipynb #0ab5d2f7
 @dataclass
@@ -105,7 +111,7 @@ def _tower_files(model, candidates, queries=None):
     "The files to write; `candidates` and `queries` are vectors"
     query = TowerFile('query.onnx', model.query, queries or candidates, bool(queries))
     query.are_its_own |= model.query is model.cand
-    if model.config['share'] == 'all':
+    if model.shared == 'all':
         return [query]
     return [query, TowerFile('cand.onnx', model.cand, candidates, True)]
 
@@ -133,13 +139,13 @@ def _cosine_with_exported(tower_file, pixels):
 # %% ../nbs/06a_export.ipynb #68279a05
 def _save_towers(model, tower_files, places, root, max_pixels):
     "Write ONNX files: {file: how well it agrees}"
-    same_backbone = model.config['share'] == 'backbone' and model.config['embed_dim']
+    same_backbone = model.shared == 'backbone' and model.config['embed_dim']
     agreements = {}
     program = None
     for each in tower_files:
         pixels = _pixels_to_compare(each, root, max_pixels)
         like = program if same_backbone else None
-        program = to_onnx(each.tower, onnx_metadata(model), like)
+        program = to_onnx(each.tower, onnx_metadata(model, each.tower), like)
         program.save(places[each.name], external_data=False)
         agreed = onnx_agreement(places[each.name], each.tower, pixels)
         cosine = _cosine_with_exported(each, pixels)

@@ -14,10 +14,12 @@ import pandas as pd
 from .charts import time_bars
 from .errors import squeezed
 from .examples import Pictures
+from .joined import backbone_names
 from .latency import latency
 from .metric_tables import percent_cell
 from .query import Searcher
 from .runfiles import shown_name
+from .saving import tower_facts
 
 # %% ../nbs/07_facts.ipynb #f512e8a7
 def _index_facts(manifest, file_size, metrics):
@@ -195,7 +197,15 @@ def weights_credit(
     model: dict,  # as model.json
 ) -> str:  # a sentence
     "Where the backbone's weights come from, and under which licence."
-    backbone = shown_name(model['backbone'], 60)
+    credits = [
+        _credit(name, model)
+        for name in backbone_names(model['backbone'], model.get('query_backbone'))
+    ]
+    return ' '.join(credits)
+
+
+def _credit(name, model):
+    backbone = shown_name(name, 60)
     if model.get('weights'):
         return f'Weights of {backbone}: the file {shown_name(Path(model["weights"]).name)}.'
     if not model.get('pretrained', True):
@@ -224,10 +234,19 @@ _sharing_words = dict(
 )
 
 
+def _named(backbone):
+    return shown_name(' + '.join(backbone_names(backbone)), 60)
+
+
 def _model_facts(model):
-    yield 'backbone', shown_name(model['backbone'], 60), _sharing_words[model['share']]
-    yield 'input', f'{model["prep"]["size"]} px', 'square'
-    yield 'vectors', f'{model["embed_dim"] or model["features"]:,} numbers', ''
+    asks = model.get('query_backbone')
+    words = (
+        f'for candidates; {_named(asks)} for queries' if asks else _sharing_words[model['share']]
+    )
+    query = tower_facts(model)
+    yield 'backbone', _named(model['backbone']), words
+    yield 'input', f'{query["prep"]["size"]} px', 'square'
+    yield 'vectors', f'{model["embed_dim"] or query["features"]:,} numbers', ''
     yield 'model', model['sha256'][:8], 'so its sha256 begins'
 
 # %% ../nbs/07_facts.ipynb #3de6347d

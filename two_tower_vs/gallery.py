@@ -13,7 +13,7 @@ from warnings import warn
 import pandas as pd
 
 from .access import Refusal
-from .data import read_paths
+from .data import read_answers
 from .sheet import plain_cells
 
 # %% ../nbs/07f_gallery.ipynb #73fb93f2
@@ -57,7 +57,7 @@ def evaluated(
 # %% ../nbs/07f_gallery.ipynb #902c929c
 def _read_evaluated(file, gt, root):
     queries = plain_cells(pd.read_csv(file, dtype=str, keep_default_na=False))
-    truth = read_paths(gt, ['query_path', 'gt_cand_path'], root)
+    truth, _ = read_answers(gt, root)
     answers = truth.groupby('query_path').gt_cand_path.agg(list)
     queries = queries.assign(answers=[answers.get(path, []) for path in queries['query_path']])
     for column in ('rank', 'baseline_rank'):

@@ -7,7 +7,7 @@ __all__ = ['Index', 'check_embeddings', 'first_numbers', 'exact_search', 'tune_a
 
 # %% ../nbs/05_index.ipynb #0b012599
 import re
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from reprlib import repr as shorter
 from warnings import warn
@@ -25,9 +25,11 @@ from two_tower_vs.ann import (
     whole_number,
 )
 from .ann import factory as spec_of
+from .bystanders import columns_of, levels, neighbours
 from .errors import InputError
+from .lists import one_thread
 from .rows import sketch
-from .selection import choose_index, flat_enough
+from .selection import choose_index, flat_enough, not_needed
 from .settings import bounded, number, whole
 from .tuning import Exact, nearest, thorough, tune_index
 from .vectors import Embeddings, shorten
@@ -43,19 +45,8 @@ class Index:
     gpu: object = None  # a copy of the FAISS index on GPUs, to search in instead
     sketches: np.ndarray = None  # float32 (n, 4), as `sketch` gives them; None: not known
     contents: np.ndarray = None  # uint8 (n, 16), start of each file's SHA-256; None: not known
-
-# %% ../nbs/05_index.ipynb #664afc8b
-@contextmanager
-def _one_thread():
-    "FAISS in this thread alone"
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # each thread has its own setting
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
+    bystanders: np.ndarray = None  # float32 (b, d), vectors that normalise scores; None: none do
+    bystander_rows: np.ndarray = None  # int64 (b,), row of each, ascending; -1: it has none
 
 # %% ../nbs/05_index.ipynb #25ee11e1
 @patch
@@ -73,6 +64,53 @@ def _fitting(self: Index, vectors):
         'they come from another model.'
     )
 
+# %% ../nbs/05_index.ipynb #80d57516
+@patch
+def _bystander_arrays(self: Index, bystanders):  # vectors (b, d), rows (b,); None, None for none
+    if bystanders is None:
+        return None, None
+    vectors = bystanders.vectors
+    if vectors.shape[1] != self.faiss.d:
+        vectors = shorten(vectors, self.faiss.d)
+    row_of = {path: row for row, path in enumerate(self.paths)}
+    rows = np.array([row_of.get(path, -1) for path in bystanders.paths], dtype=np.int64)
+    order = np.argsort(rows, kind='stable')
+    return np.ascontiguousarray(vectors[order]), rows[order]
+
+# %% ../nbs/05_index.ipynb #cbfba2ae
+@patch
+def normalize_by(
+    self: Index,
+    bystanders: Embeddings,  # of the candidate tower; None: scores stay as they are
+    why: str = '',  # the reason, for the manifest
+) -> bool:  # was it otherwise before?
+    "Normalise all scores from now on by these pictures, or no longer."
+    before = self.bystanders, self.bystander_rows, self.manifest.get('normalize')
+    self.bystanders, self.bystander_rows = self._bystander_arrays(bystanders)
+    self.manifest['normalize'] = dict(
+        on=bystanders is not None,
+        why=why,
+        bystanders=len(bystanders or ()),
+        neighbours=neighbours,
+    )
+    same_vectors = np.array_equal(before[0], self.bystanders)
+    same_rows = np.array_equal(before[1], self.bystander_rows)
+    return not (same_vectors and same_rows and before[2] == self.manifest['normalize'])
+
+# %% ../nbs/05_index.ipynb #0cae21ff
+@patch
+def _normalized(self: Index, vectors, scores, rows, block=1024):
+    "Scores as they are shown"
+    if self.bystanders is None or not rows.size:
+        return scores
+    k = self.manifest['normalize']['neighbours']
+    first = columns_of(rows[:, 0], self.bystander_rows)
+    found = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), block):
+        some = slice(start, start + block)
+        found[some] = levels(vectors[some] @ self.bystanders.T, first[some], k)
+    return scores - found[:, None]
+
 # %% ../nbs/05_index.ipynb #49bfc4df
 @patch
 def search(
@@ -83,8 +121,9 @@ def search(
     "The nearest candidates of each query. Raises `InputError`."
     k = min(whole_number(k, 'k'), len(self.paths))
     vectors = self._fitting(vectors)
-    small = len(vectors) == 1 and vectors.size * len(self.paths) <= flat_enough
-    with _one_thread() if small else nullcontext():
+    little = vectors.size * len(self.paths) <= flat_enough
+    small = len(vectors) == 1 and (little or self.manifest.get('kind') in ('hnsw', 'ivf_sq'))
+    with one_thread() if small else nullcontext():
         scores, rows = (self.gpu or self.faiss).search(vectors, k)
     if rows.size and rows.max() >= len(self.paths):
         raise InputError(
@@ -92,7 +131,7 @@ def search(
             'Rebuild it with --stage index.'
         )
     rows[np.isnan(scores)] = -1
-    return scores, rows
+    return self._normalized(vectors, scores, rows), rows
 
 # %% ../nbs/05_index.ipynb #1f08755c
 @patch
@@ -182,6 +221,21 @@ def _plans_of_kind(kind, vectors, memory_mb):
         )
     return [plan for plan in plans if _fits(plan.factory, vectors, memory_mb)]
 
+# %% ../nbs/05_index.ipynb #bbcf179f
+def _plans_of_attempts(tried, vectors, memory_mb):
+    plans = []
+    for attempt in tried:
+        if attempt['agreement'] is None and attempt['why'] != not_needed:
+            continue
+        specs = [attempt['factory']]
+        if attempt['kind'] == 'ivf_sq':
+            specs.append(spec_of('ivf_sq', *vectors.shape, 'SQfp16'))
+        for spec in specs:
+            plan = _IndexPlan(attempt['kind'], spec)
+            if plan not in plans and _fits(spec, vectors, memory_mb):
+                plans.append(plan)
+    return plans
+
 # %% ../nbs/05_index.ipynb #438fbb73
 def _plans_by_trial(vectors, queries, recall_target, memory_mb):
     "(plans for kind `auto`, the fastest first; what `choose_index` tried)"
@@ -193,8 +247,7 @@ def _plans_by_trial(vectors, queries, recall_target, memory_mb):
         kind = 'flat' if size <= 4 * flat_enough and exact_fits else 'ivf_pq'
         return _plans_of_kind(kind, vectors, memory_mb), []
     tried = choose_index(vectors, queries[:1000], recall_target, memory_mb)
-    built = [t for t in tried if t['agreement'] is not None]
-    return [_IndexPlan(t['kind'], t['factory']) for t in built], tried
+    return _plans_of_attempts(tried, vectors, memory_mb), tried
 
 # %% ../nbs/05_index.ipynb #924a28a8
 def _plans(asked, vectors, queries):
@@ -375,7 +428,7 @@ def build_index(
     cands: Embeddings,  # of the candidate tower; the vectors may be a memory map
     model_sha256: str,  # of the model that made them
     queries: np.ndarray = None,  # of the query tower (n, d), to tune on; the first 1,000 are used
-    kind: str = 'auto',  # auto, flat, hnsw, ivf_pq or ivf_rabitq
+    kind: str = 'auto',  # auto, flat, hnsw, ivf_sq, ivf_pq or ivf_rabitq
     recall_target: float = 0.98,  # agreement with exact search at 10 to tune for
     memory_mb: int = None,  # that the index may take; default: as much as it likes
     factory: str = None,  # any FAISS factory string instead of a kind
@@ -383,6 +436,8 @@ def build_index(
     ef_search: int = None,  # breadth of HNSW's search, instead of tuning
     k_factor: float = None,  # times k candidates that the refine stage scores, instead of tuning
     dim: int = None,  # numbers of each vector to index, the first ones; default: all
+    normalize: str = 'auto',  # scores, by bystanders: auto (if training gained), always or none
+    bystanders: Embeddings = None,  # of the candidate tower, pictures that normalise scores
     sizes: list = (),  # sizes that the model was trained for: its training_info['matryoshka']
     chunk: int = 65536,  # vectors added at once
 ) -> Index:
@@ -405,4 +460,7 @@ def build_index(
     built = _first_that_will_do(plans, vectors, chunk, asked, queries, exact)
     manifest = _new_manifest(built, vectors, cands, model_sha256, tried, asked)
     paths = list(cands.paths)
-    return Index(built.index, paths, manifest, sketches=sketch(vectors), contents=cands.contents)
+    index = Index(built.index, paths, manifest, sketches=sketch(vectors), contents=cands.contents)
+    if bystanders is not None and normalize != 'none':
+        index.normalize_by(bystanders)
+    return index

@@ -40,8 +40,13 @@ def gain_words(difference: dict) -> str:
     return f'{value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}'
 
 # %% ../nbs/07_metric_tables.ipynb #ca61383c
+_titles = {'micro_ap': 'Micro-AP', 'recall@p90': 'Recall at 90 % precision'}
+
+
 def metric_title(metric: str) -> str:
     "A metric's name as people write it."
+    if metric in _titles:
+        return _titles[metric]
     title = re.sub('^(map|mrr)', lambda match: match[0].upper(), metric)
     return title.replace('recall', 'Recall').replace('hit', 'Hit')
 
@@ -225,6 +230,19 @@ def _size_table(metrics):
         rows.append(dict(size=f'{int(size):,}', bytes=f'{4 * int(size):,}', cells=cells))
     return dict(names=[metric_title(name) for name in names], rows=rows)
 
+# %% ../nbs/07_metric_tables.ipynb #92baf2a1
+def _list_words(found):
+    "What the list of all hits holds; None for an evaluation of an earlier version"
+    if not found:
+        return None
+    none = found['unanswered']
+    which = f'{none:,} of them without a right answer' if none else 'which all have a right answer'
+    return (
+        f'Micro-AP and recall at 90 % precision look at the hits of all {found["queries"]:,} '
+        f'queries together ({which}), ranked by score in one list: the mean precision at the '
+        'right answers, and the share of right answers above the score where 90 % of it is right.'
+    )
+
 # %% ../nbs/07_metric_tables.ipynb #46a362a4
 def metric_tables(
     metrics: dict,  # as metrics.json
@@ -246,6 +264,7 @@ def metric_tables(
         kept=kept,
         names=' and '.join([', '.join(headings[:-1]), headings[-1]]),
         centred='centred' in metrics,
+        listed=_list_words(metrics.get('one_ranking')),
         against=better_baseline(metrics),
         kept_name=kept_names.get(kept),
         own=metrics.get('self_excluded') and f'{metrics["self_excluded"]:,}',

@@ -8,6 +8,7 @@ __all__ = ['resized_pixels', 'Tower', 'TwoTower', 'best_device']
 # %% ../nbs/01_model.ipynb #a4950bfe
 import copy
 import os
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,12 +17,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 
-from .backbones import make_backbone
 from .color import check_background
 from .errors import InputError
-from .levels import Levels, Own, last_stages
+from .joined import make_network, pixels_shape, squares, stacked
+from .levels import Own
 from .settings import bounded, whole
-from .weights import one_line
 
 # %% ../nbs/01_model.ipynb #91eefab7
 def resized_pixels(
@@ -45,9 +45,9 @@ class Tower(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,  # float images (b, 3, s, s) -> features (b, f)
+        backbone: nn.Module,  # float images (b, 3, h, w) -> features (b, f)
         head: nn.Module,  # unit features (b, f) -> (b, d)
-        prep: dict,  # size, mean, std, interpolation, background
+        prep: dict,  # size, mean, std, interpolation, background; parts: those of several backbones
         n_features: int,  # f
     ):
         super().__init__()
@@ -59,13 +59,13 @@ class Tower(nn.Module):
             value = torch.tensor(prep[name]).view(3, 1, 1) * 255
             self.register_buffer(name, value, persistent=False)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:  # uint8 (b, 3, s, s) -> float32 (b, f)
+    def features(self, x: torch.Tensor) -> torch.Tensor:  # uint8 (b, 3, h, w) -> float32 (b, f)
         "Unit features, before the head."
         return F.normalize(self.backbone((x - self.mean) / self.std).float(), dim=-1)
 
     def forward(
         self,
-        x,  # uint8 tensor (b, 3, s, s), or a list of PIL images in RGB
+        x,  # uint8 tensor (b, 3, h, w), or a list of PIL images in RGB
     ) -> torch.Tensor:  # unit rows, float32 (b, d)
         "Embed pictures."
         if not torch.is_tensor(x):
@@ -79,9 +79,16 @@ def pixels(
     self: Tower,
     image,  # a PIL image in RGB, or uint8 (h, w, 3)
     size: int = None,  # instead of the tower's own
-) -> np.ndarray:  # uint8 (3, s, s)
+) -> np.ndarray:  # uint8 (3, h, w): a square, or one for each size of several backbones
     "A picture as the bytes that the tower takes."
-    return resized_pixels(image, size or self.prep['size'], self.prep['interpolation'])
+    wanted = squares(self.prep.get('parts', [self.prep]), size)
+    return stacked([resized_pixels(image, *square) for square in wanted])
+
+# %% ../nbs/01_model.ipynb #a05c795d
+@patch(as_prop=True)
+def shape(self: Tower) -> tuple:  # (3, h, w)
+    "The shape of what `pixels` gives."
+    return pixels_shape(self.prep)
 
 # %% ../nbs/01_model.ipynb #f2ad5df7
 def _new_head(n_features, embed_dim, own):
@@ -92,30 +99,17 @@ def _new_head(n_features, embed_dim, own):
     nn.init.zeros_(head.bias)
     return head
 
-# %% ../nbs/01_model.ipynb #e1709d08
-def _features_width(network, prep, name):
-    size = prep['size']
-    try:
-        with torch.no_grad():
-            features = network(torch.zeros(1, 3, size, size))
-        if features.ndim != 2:
-            raise ValueError(f'{features.ndim} dimensions')
-    except Exception as error:
-        raise InputError(
-            f'backbone {name} does not turn images of {size} x {size} pixels into one vector '
-            f'each ({one_line(error)}). Leave image_size out.'
-        ) from error
-    return features.shape[1]
-
-# %% ../nbs/01_model.ipynb #284a46d2
-def _network_with_levels(backbone, pretrained, image_size, weights, levels):
-    "The network, its preprocessing, and the width of its own features."
-    network, prep = make_backbone(backbone, pretrained, image_size, weights)
-    own = _features_width(network, prep, backbone)
-    stages = last_stages(network, prep['size'], levels) if levels else []
-    return (Levels(network, stages, own) if stages else network), prep, own
-
 # %% ../nbs/01_model.ipynb #f32b4f9b
+def _check_sharing(share, query_backbone):
+    if share not in ('all', 'backbone', 'none'):
+        raise InputError(f'share is {share!r}. Use all, backbone or none.')
+    if query_backbone and share == 'all':
+        raise InputError(
+            'share is all, and queries have a backbone of their own. '
+            'Leave out share, or query_backbone.'
+        )
+
+# %% ../nbs/01_model.ipynb #560abb41
 class TwoTower(nn.Module):
     "A query tower and a candidate tower; both give unit vectors of one space."
 
@@ -123,34 +117,39 @@ class TwoTower(nn.Module):
         embed_dim=whole(1, 16_384, optional=True),
         image_size=whole(8, 4096),
         levels=whole(0, 100),
+        grid=whole(1, 14),
         seed=whole(0, 2**31 - 1),
     )
     def __init__(
         self,
-        # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME
-        backbone: str = 'efficientnet_lite0',
+        # efficientnet_lite0, 1 or 2, a torchvision classifier, or timm/NAME; or a list of these
+        backbone: str | list = 'efficientnet_lite0',
         pretrained: bool = True,  # start from trained weights?
         embed_dim: int = 256,  # size of the vectors; None: no head, the features themselves
         share: str = 'backbone',  # what the towers share: all, backbone or none
         image_size: int = None,  # pixels a side; default: the backbone's own
         weights: str = None,  # a local file with the backbone's weights
-        levels: int = 3,  # stages before the last whose features are used too
+        levels: int = 4,  # stages before the last whose features are used too
+        grid: int = 3,  # cells a side in which finer stages are averaged too; 1: none
         seed: int = 42,  # of what starts at random
         background: str = 'auto',  # behind transparent pictures: auto, white, black or #rrggbb
+        query_backbone: str
+        | list = None,  # of the queries, if it is another: nothing is shared then
     ):
         super().__init__()
-        if share not in ('all', 'backbone', 'none'):
-            raise InputError(f'share is {share!r}. Use all, backbone or none.')
+        _check_sharing(share, query_backbone)
         self.config = dict(
-            backbone=backbone,
+            backbone=backbone if isinstance(backbone, str) else list(backbone),
             pretrained=pretrained,
             embed_dim=embed_dim,
             share=share,
             image_size=image_size,
             weights=weights and str(weights),
             levels=levels,
+            grid=grid,
             seed=seed,
             background=check_background(background),
+            query_backbone=query_backbone,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -162,22 +161,32 @@ class TwoTower(nn.Module):
 @patch
 def _build(self: TwoTower):
     "Make the towers that the configuration names."
-    names = ('backbone', 'pretrained', 'image_size', 'weights', 'levels')
-    network, prep, own = _network_with_levels(*(self.config[name] for name in names))
-    prep = {**prep, 'background': self.config['background']}
-    self.n_features = _features_width(network, prep, self.config['backbone'])
-
-    def tower(backbone):
-        head = _new_head(self.n_features, self.config['embed_dim'], own)
-        return Tower(backbone, head, prep, self.n_features)
-
+    config = self.config
+    network = make_network(config['backbone'], config)
+    other = config['query_backbone'] and make_network(config['query_backbone'], config)
     generator = torch.get_rng_state()
-    self.query = tower(network)
-    if self.config['share'] == 'all':
+    self.query = _new_tower(other or network, config)
+    self.n_features = self.query.n_features
+    if self.shared == 'all':
         self.cand = self.query
         return
     torch.set_rng_state(generator)
-    self.cand = tower(copy.deepcopy(network) if self.config['share'] == 'none' else network)
+    alone = config['share'] == 'none' and not other
+    if alone:
+        network = replace(network, module=copy.deepcopy(network.module))
+    self.cand = _new_tower(network, config)
+
+
+def _new_tower(network, config):
+    prep = {**network.prep, 'background': config['background']}
+    head = _new_head(network.width, config['embed_dim'], network.own)
+    return Tower(network.module, head, prep, network.width)
+
+# %% ../nbs/01_model.ipynb #6b39607e
+@patch(as_prop=True)
+def shared(self: TwoTower) -> str:  # all, backbone or none
+    "What the towers have in common."
+    return 'none' if self.config['query_backbone'] else self.config['share']
 
 # %% ../nbs/01_model.ipynb #aad47bd5
 @patch
@@ -186,21 +195,32 @@ def set_centre(
     weight: torch.Tensor,  # (d, f), as the heads of the centred baseline have it
     query_bias: torch.Tensor,  # (d,)
     cand_bias: torch.Tensor,  # (d,)
+    query_weight: torch.Tensor = None,  # where queries have a backbone of their own
 ):
     "Keep the heads of the centred baseline with the model."
-    for name, value in (('weight', weight), ('query_bias', query_bias), ('cand_bias', cand_bias)):
-        self.register_buffer(f'centre_{name}', value.detach().clone().float())
+    parts = dict(
+        weight=weight, query_bias=query_bias, cand_bias=cand_bias, query_weight=query_weight
+    )
+    for name, value in parts.items():
+        if value is not None:
+            self.register_buffer(f'centre_{name}', value.detach().clone().float())
 
 # %% ../nbs/01_model.ipynb #72e50efc
+def _linear(weight, bias):
+    head = nn.Linear(*weight.shape[::-1])
+    head.load_state_dict({'weight': weight, 'bias': bias})
+    return head
+
+
 @patch
 def centred(self: TwoTower) -> TwoTower:  # None where the model has no such heads
     "The backbone as it was before training, with the heads that `set_centre` got."
     if not hasattr(self, 'centre_weight'):
         return None
     model = TwoTower(**self.config)
-    for tower, bias in ((model.query, self.centre_query_bias), (model.cand, self.centre_cand_bias)):
-        tower.head = nn.Linear(*self.centre_weight.shape[::-1])
-        tower.head.load_state_dict({'weight': self.centre_weight, 'bias': bias})
+    query_weight = getattr(self, 'centre_query_weight', self.centre_weight)
+    model.query.head = _linear(query_weight, self.centre_query_bias)
+    model.cand.head = _linear(self.centre_weight, self.centre_cand_bias)
     return model.eval()
 
 # %% ../nbs/01_model.ipynb #f8043057

@@ -16,6 +16,7 @@ import pandas as pd
 
 from . import __version__
 from .evidence import column_names, percent_of
+from .joined import backbone_names
 from .model import TwoTower
 from .outcome import held_out_words, interval_unit, kept_words
 from .saving import file_sha256
@@ -68,8 +69,15 @@ def _timm_origin(name):
 def weights_origin(
     config: dict,  # of a model
 ) -> tuple:  # (words, Hugging Face's name or None)
-    "Origin and licence of the backbone's weights."
-    name = config['backbone']
+    "Origin and licence of the backbones' weights."
+    names = backbone_names(config['backbone'], config.get('query_backbone'))
+    origins = [_origin(name, config) for name in names]
+    words = [words for words, _ in origins]
+    hubs = [hub for _, hub in origins if hub]
+    return '; '.join(words), hubs[0] if hubs else None
+
+# %% ../nbs/06a_model_card.ipynb #0184e749
+def _origin(name, config):
     file = config['weights']
     if file:
         source = (

@@ -33,8 +33,7 @@ def _without_exporter_messages():
 
 # %% ../nbs/06a_onnx_towers.ipynb #f4a9ba68
 def _exported_program(tower):
-    size = tower.prep['size']
-    pixels = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8)
+    pixels = torch.randint(0, 255, (2, *tower.shape), dtype=torch.uint8)
     with _without_exporter_messages():
         return torch.onnx.export(
             tower.eval(),
@@ -69,9 +68,12 @@ def to_onnx(
     return program
 
 # %% ../nbs/06a_onnx_towers.ipynb #96f8205d
-def onnx_metadata(model: TwoTower) -> dict:  # of texts
+def onnx_metadata(
+    model: TwoTower,
+    tower: Tower = None,  # of the file; default: the query tower
+) -> dict:  # of texts
     "What a program must know to use an ONNX file."
-    prep = model.query.prep
+    prep = (tower or model.query).prep
     resize = f'to size x size, {prep["interpolation"]} with antialiasing, aspect ratio not kept'
     return dict(
         size=str(prep['size']),

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 
 from .ann import whole_number
 from .bundle import load_index
+from .bystanders import match_of
 from .coldstart import note_key, quick_model
 from .engine import Engine, has_bfloat16
 from .errors import InputError
@@ -39,7 +40,7 @@ def match_threshold(
     index: Index,  # made by it
 ) -> float:  # None: not known
     "The least score of a match. Warns, and gives None, if the index's vectors have another size."
-    match = info.get('match')
+    match = match_of(info, index.bystanders is not None)
     if not match:
         return None
     size = index.manifest['dim']

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .bystanders import columns_of, levels
 from .pairtable import PairTable
 
 # %% ../nbs/02b_ranking.ipynb #e333ffbf
@@ -25,6 +26,8 @@ class HeldOutAnswers:
     score: np.ndarray  # of the first hit (n,), float32
     rank: np.ndarray  # of the best right answer (n,), from 1; a huge number where there is none
     wrong: np.ndarray  # score of the best hit that is not right (n,), float32; -1 where all are
+    level: np.ndarray = None  # of the scores with bystanders (n,), float32; None: not known
+    wrong_level: np.ndarray = None  # the same without the right answers; None likewise
 
     def __len__(self):
         return len(self.queries)
@@ -45,9 +48,11 @@ def joined(
     parts: list,  # of HeldOutAnswers
 ) -> HeldOutAnswers:
     "Several answers as one."
-    names = 'queries', 'score', 'rank', 'wrong'
-    columns = [[getattr(part, name) for part in parts] for name in names]
-    return HeldOutAnswers(*map(np.concatenate, columns))
+    columns = {}
+    for name in vars(parts[0]):
+        found = [getattr(part, name) for part in parts]
+        columns[name] = None if found[0] is None else np.concatenate(found)
+    return HeldOutAnswers(**columns)
 
 # %% ../nbs/02b_ranking.ipynb #f3889e38
 def _right_cells(queries, table):  # positions in `queries` (c,), candidates (c,)
@@ -84,17 +89,29 @@ def _first_rank(scores, row, column):  # int64 (b,)
     rank = 1 + ahead.sum(1)
     return torch.where(best == -torch.inf, _no_rank, rank).cpu().numpy()
 
+# %% ../nbs/02b_ranking.ipynb #56d2f8de
+def _block_levels(scores, columns):  # float32 (b,)
+    "Of a block of queries; 0 where there are no bystanders"
+    if not len(columns):
+        return np.zeros(len(scores), np.float32)
+    first = columns_of(scores.argmax(1).cpu().numpy(), columns)
+    return levels(scores[:, torch.from_numpy(columns)].cpu().numpy(), first)
+
 # %% ../nbs/02b_ranking.ipynb #424e2b1e
-def _ranked_block(scores, queries, searched, table):  # scores (b, m) are changed
+def _ranked_block(scores, queries, searched, table, columns):  # scores (b, m) are changed
     "Answers to a block of queries"
     row, column = _searched_cells(*table.same.own(queries), searched)
     scores[row, column] = -2.0
     best = scores.max(1).values
+    level = _block_levels(scores, columns)
     row, column = _searched_cells(*_right_cells(queries, table), searched)
     rank = _first_rank(scores, row, column)
     scores[row, column] = -1.0
     wrong = scores.max(1).values
-    return HeldOutAnswers(queries, _float_array(best), rank, _float_array(wrong))
+    wrong_level = _block_levels(scores, columns)
+    return HeldOutAnswers(
+        queries, _float_array(best), rank, _float_array(wrong), level, wrong_level
+    )
 
 
 def _float_array(tensor):
@@ -108,13 +125,15 @@ def first_hits(
     queries: np.ndarray,  # numbers of these queries in the table (n,)
     searched: np.ndarray,  # numbers of these candidates (m,), ascending
     table: PairTable,
+    bystanders: np.ndarray = (),  # numbers of candidates that normalise scores
 ) -> HeldOutAnswers:
     "The first hit, the best right answer and the best wrong one of each query."
+    columns = np.flatnonzero(np.isin(searched, bystanders))
     numbers = np.split(queries, range(1024, len(queries), 1024))
     blocks = query_vectors.split(1024)
     return joined(
         [
-            _ranked_block(block @ cand_vectors.T, some, searched, table)
+            _ranked_block(block @ cand_vectors.T, some, searched, table, columns)
             for block, some in zip(blocks, numbers)
         ]
     )

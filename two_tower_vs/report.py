@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import two_tower_vs
-from .data import read_paths
+from .data import read_answers, read_paths
 from .errors import InputError
 from .examples import Pictures, drawn_at_random, query_examples, search_examples
 from two_tower_vs.facts import (
@@ -255,11 +255,11 @@ def _report_page(run: RunReport) -> str:
     )
 
 # %% ../nbs/07_report.ipynb #53d200f2
-def _user_table(files, root, path, *columns):
+def _user_table(files, path, read):
     if path is None or not Path(path).exists():
         return None
     try:
-        return read_paths(path, list(columns), root)
+        return read(path)
     except InputError as error:
         files.note(str(error))
 
@@ -279,8 +279,9 @@ def report(
             f'{out} holds neither model/ nor metrics.json: there is nothing to report. '
             'Make them with --stage all.'
         )
-    truth = _user_table(files, root, query_gt, 'query_path', 'gt_cand_path')
-    pairs = _user_table(files, root, pairs, 'query_path', 'cand_path')
+    truth = _user_table(files, query_gt, lambda path: read_answers(path, root)[0])
+    columns = ['query_path', 'cand_path']
+    pairs = _user_table(files, pairs, lambda path: read_paths(path, columns, root))
     page = _report_page(RunReport(files, root, truth, pairs, max_pixels))
     with replacing(files.folder / 'report.html') as (temporary,):
         temporary.write_bytes(page.encode(errors='backslashreplace'))

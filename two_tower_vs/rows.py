@@ -45,27 +45,45 @@ def save_rows(
     file,
     sketches: np.ndarray,  # float32 (n, 4); None: not known
     contents: np.ndarray,  # uint8 (n, 16), the start of each file's SHA-256; None: not known
+    bystanders: np.ndarray = None,  # float32 (b, d), vectors that normalise scores; None: none do
+    bystander_rows: np.ndarray = None,  # int64 (b,), row of each, ascending; -1: it has none
 ):
     "Write what is known of the rows of an index."
     from safetensors.numpy import save_file
 
-    arrays = {'sketch': sketches, 'content': contents}
+    arrays = dict(
+        sketch=sketches, content=contents, bystander=bystanders, bystander_row=bystander_rows
+    )
     save_file({name: array for name, array in arrays.items() if array is not None}, file)
+
+# %% ../nbs/04d_rows.ipynb #85cc5bff
+def _bystander_shapes(found, n, d):
+    "Types and shapes of their arrays; raises `ValueError` for rows that cannot be"
+    names = 'bystander', 'bystander_row'
+    if not any(name in found for name in names):
+        return {}
+    vectors, rows = [found[name] for name in names]
+    if len(rows) and (rows.min() < -1 or rows.max() >= n or (np.diff(rows) < 0).any()):
+        raise ValueError('bystanders of other rows')
+    size = vectors.shape[-1] if d is None else d
+    return {names[0]: (np.float32, (len(rows), size)), names[1]: (np.int64, (len(rows),))}
 
 # %% ../nbs/04d_rows.ipynb #645c6783
 def load_rows(
     file,
     n: int,  # rows of the index
-) -> dict:  # sketch and content, or less
+    d: int = None,  # numbers of its vectors; None: not known
+) -> dict:  # sketch, content, bystander and bystander_row, or less
     "Read what `save_rows` wrote. Raises `InputError` for what does not belong to `n` rows."
     from safetensors.numpy import load
 
     wanted = {'sketch': (np.float32, (n, 4)), 'content': (np.uint8, (n, 16))}
     try:
         found = load(file.read_bytes())
+        wanted |= _bystander_shapes(found, n, d)
         if any((array.dtype, array.shape) != wanted.get(name) for name, array in found.items()):
             raise ValueError('other rows')
-        if 'sketch' in found and not np.isfinite(found['sketch']).all():
+        if not all(np.isfinite(array).all() for array in found.values()):
             raise ValueError('not a number')
     except Exception as e:
         reason = squeezed(e) or type(e).__name__

@@ -112,6 +112,17 @@ def _find_leaked(run):
     options = _picked(run.cfg['check'], 'near', 'cosine')
     return find_leaks(pairs, run.gt, prints, cosines, **options)
 
+# %% ../nbs/09b_run.ipynb #dcbe1151
+def _baseline_settings(settings):
+    "Of a tower with one backbone and without a head"
+    from two_tower_vs.joined import backbone_names
+
+    settings = {**settings, 'embed_dim': None}
+    backbone = settings.pop('query_backbone', None) or settings.get('backbone')
+    if backbone:
+        settings['backbone'] = backbone_names(backbone)[0]
+    return settings
+
 # %% ../nbs/09b_run.ipynb #fe842769
 class Run(Settings):
     "One config file at work: its tables, each read once, and what they lead to."
@@ -135,12 +146,18 @@ class Run(Settings):
         return read_gt(self.file('query_gt'), self.root, self.candidates, self.on_bad('error'))
 
     @cached_property
+    def unanswered(self):
+        from two_tower_vs.data import read_unanswered
+
+        return read_unanswered(self.file('query_gt'), self.root, self.on_bad('error'))
+
+    @cached_property
     def baseline(self):
         "The untrained query tower, without a head"
         from two_tower_vs.model import TwoTower
 
         return TwoTower(
-            **{**self.cfg['model'], 'embed_dim': None},
+            **_baseline_settings(self.cfg['model']),
             seed=self.seed,
             background=self.data.background,
         ).query

@@ -13,6 +13,7 @@ from warnings import warn
 
 import pandas as pd
 
+from .bystanders import match_of
 from .errors import squeezed
 from .sheet import plain_cells
 
@@ -174,6 +175,12 @@ def _of_another_model(model, contents):
 def _threshold_in(contents):
     return (contents.get('match') or {}).get('threshold')
 
+
+def _promised_threshold(metrics, training):
+    "The one that training found for scores as the evaluation has them"
+    normalized = (metrics.get('one_ranking') or {}).get('normalized', False)
+    return _threshold_in({'match': match_of(training, normalized)})
+
 # %% ../nbs/07_runfiles.ipynb #1a8781f8
 def _differ(a, b):
     return None not in (a, b) and abs(a - b) > 1e-6
@@ -206,7 +213,7 @@ def clashes(
     metrics = metrics or {}
     index = index or {}
     training = (model or {}).get('training') or {}
-    threshold = _threshold_in(training)
+    threshold = _promised_threshold(metrics, training)
     if _of_another_model(model, metrics) or _differ(_threshold_in(metrics), threshold):
         yield (
             'metrics.json and per_query.csv are of another model than the one in model/. '

@@ -90,12 +90,48 @@ def eval_stage(run: Run):
     _save_sheets(run, evaluation)
     print(_evaluation_summary(evaluation))
 
+# %% ../nbs/09d_stages.ipynb #a9034a23
+def _bystanders(run, model):
+    "(Paths of pictures that normalise scores, or none; why)"
+    from warnings import warn
+
+    import numpy as np
+
+    from two_tower_vs.bystanders import fewest, normalizes, sampled
+
+    on, why = normalizes(run.cfg['index'].get('normalize', 'auto'), model.training_info)
+    if not on:
+        return (), why
+    pairs = _pair_paths(run)
+    paths = [] if pairs is None else sorted(pairs.cand_path.unique())
+    chosen = [paths[i] for i in sampled(np.arange(len(paths)))]
+    if not chosen:
+        file = run.file('pairs')
+        warn(
+            f'{file} has {len(paths)} candidates, and scores are normalised by at least '
+            f'{fewest}: they stay as they are. Bring more pairs, '
+            'or set index.normalize to none.'
+        )
+    return chosen, why
+
+# %% ../nbs/09d_stages.ipynb #69751e0f
+def _bystander_vectors(run, model):
+    "(Embeddings of these pictures, or None; why)"
+    from two_tower_vs.embed import embed
+
+    paths, why = _bystanders(run, model)
+    if not len(paths):
+        return None, why
+    options = dict(desc='bystanders', **run.embedding)
+    return embed(model.cand, paths, run.root, run.cache, **options), why
+
 # %% ../nbs/09d_stages.ipynb #4708e7ec
 def _evaluated(run, model):
     from two_tower_vs.eval import evaluate
 
     names = (run.file('query_gt'), run.file('candidates'))
     leaked = _leaked_queries(run)
+    bystanders, why = _bystanders(run, model)
     evaluation = evaluate(
         model,
         run.gt,
@@ -105,6 +141,9 @@ def _evaluated(run, model):
         on_bad=run.data.on_bad,
         names=names,
         leaked=leaked,
+        unanswered=run.unanswered,
+        bystanders=bystanders,
+        why=why,
         embedding=run.embedding,
         **run.cfg['eval'],
     )
@@ -183,8 +222,10 @@ def index_stage(run: Run):
     _same_settings(run, model)
     index, done = _updated(run, model, _catalogue_vectors(run, model))
     source = run.file('candidates')
-    decided = _decided_to_verify(run, model, index, done != 'up to date')
-    if done != 'up to date' or decided or was_edited(index, source):
+    normalized = index.normalize_by(*_bystander_vectors(run, model))
+    changed = done != 'up to date' or normalized
+    decided = _decided_to_verify(run, model, index, changed)
+    if changed or decided or was_edited(index, source):
         save_index(index, run.out / 'index', source)
     print(_index_summary(index.manifest, done))
 
@@ -239,6 +280,8 @@ def _index_summary(manifest, done):
         f'{manifest["kind"]} ({manifest["factory"]}) {manifest["search"] or ""}'
     )
     agreement = manifest['recall_vs_exact']
+    if manifest['normalize']['on']:
+        line += f'; scores are normalised, since {manifest["normalize"]["why"]}'
     if agreement:
         line += (
             f'; finds {100 * agreement["value"]:.1f} % of what exact search finds in the first '
@@ -261,7 +304,9 @@ def _updated(run, model, vectors):
 
     folder = run.out / 'index'
     args = vectors, model.sha256, _real_queries(run, model)
-    options = dict(run.cfg['index'], sizes=model.training_info.get('matryoshka') or ())
+    options = dict(
+        run.cfg['index'], normalize='none', sizes=model.training_info.get('matryoshka') or ()
+    )
     try:
         old = load_index(folder, model.sha256, writable=True)
     except InputError as error:

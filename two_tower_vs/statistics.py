@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unknown_correlation', 'telling_products', 'two_sided', 'components', 'query_clusters', 'mean_error', 'Worth', 'worth',
-           'Interval', 'Sample', 'checked_sample', 'interval', 'unit_sentence']
+           'Interval', 'Sample', 'checked_sample', 'wilson', 'interval', 'unit_sentence']
 
 # %% ../nbs/02_statistics.ipynb #fe377270
 from dataclasses import dataclass
@@ -188,8 +188,12 @@ def checked_sample(x, clusters, weight, low, high) -> Sample:
 two_sided = float(ndtri(0.975))
 
 
-def _wilson(mean, size, z):
-    "Ends of Wilson's interval"
+def wilson(
+    mean,  # share, or an array of them
+    size,  # number of independent queries behind each
+    z: float = two_sided,  # quantile of the normal distribution
+) -> tuple:  # low, high
+    "Ends of Wilson's interval."
     middle = (mean + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * np.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
     return (middle - half).clip(0), (middle + half).clip(None, 1)
@@ -217,7 +221,7 @@ def _ends(sample, paired):  # low (m,), high (m,)
         shares = ((1 + sample.values) / 2 if paired else sample.values).clip(0, 1)
         value = worth(shares, sample.clusters, sample.weight)
         size = _bernoulli_size(shares, sample.weight, value)
-        low, high = _wilson(value.mean, size, two_sided)
+        low, high = wilson(value.mean, size)
     return (2 * low - 1, 2 * high - 1) if paired else (low, high)
 
 # %% ../nbs/02_statistics.ipynb #938b31f5

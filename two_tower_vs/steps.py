@@ -55,8 +55,12 @@ def head_params(model: TwoTower) -> list:
 
 # %% ../nbs/02g_steps.ipynb #25703384
 def backbones(model: TwoTower) -> list:
-    "The one or two backbones."
-    return _unique([model.query.backbone, model.cand.backbone])
+    "The one or two backbones, or more where a tower has several."
+    return _unique([*_networks(model.query), *_networks(model.cand)])
+
+
+def _networks(tower):
+    return getattr(tower.backbone, 'parts', [tower.backbone])
 
 # %% ../nbs/02g_steps.ipynb #3732f4de
 def backbone_params(model: TwoTower) -> list:
@@ -201,7 +205,7 @@ def _locked(job):
 # %% ../nbs/02g_steps.ipynb #02339b5e
 def _tuning_groups(job):  # parameter groups
     tuning = job.options['tuning']
-    tuned = backbones(job.model)[:1] if _locked(job) else backbones(job.model)
+    tuned = _networks(job.model.query) if _locked(job) else backbones(job.model)
     groups = []
     for backbone in tuned:
         groups += layer_groups(backbone, tuning['lr'], tuning['decay'], tuning['frozen'])
@@ -289,7 +293,7 @@ def tuned_answers(job: Job, held: Validation) -> dict:  # kind -> HeldOutAnswers
 
 # %% ../nbs/02g_steps.ipynb #a6e1b530
 def _features_now(job, tower, paths, some):  # (n, f), zeros for others than `some`
-    features = torch.zeros(len(paths), job.model.n_features)
+    features = torch.zeros(len(paths), tower.n_features)
     options = {**job.embedding, 'progress': False}
     found = embed(bare(tower), [paths[i] for i in some], job.root, **options)
     features[some] = torch.from_numpy(found.vectors)

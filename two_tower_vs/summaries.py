@@ -73,6 +73,22 @@ def _match_line(match):
         f'{unanswerable} when their answers are taken out'
     )
 
+# %% ../nbs/09c_summaries.ipynb #ad74a13b
+def _one_ranking_line(found):
+    none = found['unanswered']
+    which = f'{none:,} without an answer' if none else 'all with an answer'
+    line = (
+        f'  micro_ap: precision over the hits of all {found["queries"]:,} queries ({which}), '
+        'ranked by score in one list; recall@p90: right answers above the score at which '
+        '90 % of that list is right'
+    )
+    if found['threshold'] is not None:
+        line += f', {found["threshold"]:.2f}'
+    if not found.get('normalized'):
+        return line
+    gain = 100 * found['gain']['micro_ap']['value']
+    return f'{line}; normalised scores: {gain:+.1f} points of micro_ap, since {found["why"]}'
+
 # %% ../nbs/09c_summaries.ipynb #18cca85f
 def evaluation_details(
     evaluation,  # of `evaluate`
@@ -89,6 +105,8 @@ def evaluation_details(
             f'  {metrics["self_excluded"]:,} queries are candidates too: '
             'each is left out of its own hits'
         )
+    if 'one_ranking' in metrics:
+        lines.append(_one_ranking_line(metrics['one_ranking']))
     tables = (evaluation.by_group(), evaluation.leak_free(), evaluation.by_size())
     lines += [indented(table) for table in tables if len(table)]
     if 'match' in metrics:

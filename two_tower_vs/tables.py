@@ -79,13 +79,15 @@ def _refuse_long(path, table):
             )
 
 # %% ../nbs/00_tables.ipynb #3942cc5d
-def _without_blank_rows(path, table, columns):
+def _without_blank_rows(path, table, columns, may_be_empty):
     is_empty = (table == '') | table.apply(lambda column: column.str.isspace()).astype(bool)
     if is_empty.any(axis=None):
         is_blank = is_empty.all(axis=1)
         table = table[~is_blank]
         is_empty = is_empty[~is_blank]
-    _refuse_empty(path, table, columns, is_empty)
+    for name in may_be_empty:
+        table = table.assign(**{name: table[name].mask(is_empty[name], '')})
+    _refuse_empty(path, table, [name for name in columns if name not in may_be_empty], is_empty)
     _refuse_long(path, table)
     if table.empty:
         raise InputError(f'{path} has no rows. Add at least one.')
@@ -96,6 +98,7 @@ def read_table(
     path,  # a CSV file in UTF-8 or UTF-16, a .parquet file, or a folder of such files
     columns: list,  # the columns that it must have
     extra=(),  # those that it may have, empty cells included; others are left out
+    may_be_empty=(),  # those of `columns` whose cells may be empty
 ) -> pd.DataFrame:  # text, indexed by row: of a CSV as a spreadsheet counts, of Parquet from 1
     "Read a table whose cells are paths. Raises `InputError` for anything that isn't one."
     path = expand(path)
@@ -110,4 +113,4 @@ def read_table(
     is_parquet = path.is_dir() or path.suffix.lower() == '.parquet'
     table = (_read_parquet if is_parquet else read_csv)(path, columns, extra)
     table.index.name = 'row'
-    return _without_blank_rows(path, table, columns)
+    return _without_blank_rows(path, table, columns, may_be_empty)

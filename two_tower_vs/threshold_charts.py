@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from .bystanders import match_of
 from .charts import Axes, legend, thinned
 from .matches import precision_coverage
 from .metric_tables import percent_cell
@@ -131,7 +132,8 @@ def threshold_part(
     "The threshold: what it promises, what the evaluation saw of it, and both charts."
     training = training or {}
     match = metrics.get('match')
-    promised = training.get('match') or {}
+    normalized = (metrics.get('one_ranking') or {}).get('normalized', False)
+    promised = match_of(training, normalized) or {}
     threshold = None if match is None else float(match['threshold'])
     lines = [
         ('line a', 'every query has an answer'),

@@ -18,6 +18,7 @@ from .baselines import put_heads
 from .blending import put
 from .choosing import choose
 from .data import bad_rows, drop_bad
+from .distilled import distilled, one_space, put_learned
 from .errors import InputError
 from .features import pair_features
 from .finetune import finetune
@@ -26,6 +27,7 @@ from .judging import baseline_heads, held_out_answers
 from .levels import Own
 from .loss import loss_by_name, prefixes
 from .model import TwoTower, best_device
+from .normalising import judge_normalising
 from .promotion import Judgement, calibrate, judge, verdict_sentence
 from .promotion import metrics as promotion_metrics
 from .settings import bounded, number, whole, wholes
@@ -83,13 +85,23 @@ def _check_options(options):
     loss_by_name(options['loss'])
     prefixes(torch.zeros(1, model.config['embed_dim']), options['matryoshka'] or ())
     tuning = finetune(**(options['tuning'] or {}))
-    one_of_two = options['finetune_epochs'] and tuning['towers'] == 'query'
-    if one_of_two and model.config['share'] != 'none':
+    if options['finetune_epochs']:
+        _check_towers(tuning['towers'], model.config)
+    return {**options, 'tuning': tuning}
+
+# %% ../nbs/03_train.ipynb #15e36bdb
+def _check_towers(towers, config):
+    "Raise `InputError` where these towers cannot be tuned"
+    if config['query_backbone']:
+        raise InputError(
+            'train.finetune_epochs tunes towers of one backbone, and model.query_backbone names '
+            'another. Set finetune_epochs to 0, or leave query_backbone out.'
+        )
+    if towers == 'query' and config['share'] != 'none':
         raise InputError(
             'finetune: towers: query tunes one of two backbones. Set model.share to none, '
             'so that there are two.'
         )
-    return {**options, 'tuning': tuning}
 
 # %% ../nbs/03_train.ipynb #b211fd06
 def _readable(options, views_options):  # PairFeatures, rows that were skipped
@@ -118,7 +130,7 @@ _no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision',
 def _run_key(options, pairs, features, share):
     "A hash of settings, pairs and features"
     settings = {key: value for key, value in options.items() if key not in _no_part_of_key}
-    form = 4  # of the state; changes where an old state could not be read
+    form = 5  # of the state; changes where an old state could not be read
     decides = [form, share, options['model'].config, settings]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     key.update(pairs.to_csv().encode())
@@ -162,9 +174,12 @@ def _what_to_keep(job, judgement, answers, held):  # trained, plain or centred
     return judge(models, held.weight, held.product, job.options['metric']).baseline
 
 # %% ../nbs/03_train.ipynb #3f599b20
-def _training_info(match, matryoshka, choice, validation, kept):  # as model.json has it
+def _training_info(
+    match, normalizing, matryoshka, choice, validation, kept
+):  # as model.json has it
     return dict(
         match=match,
+        normalizing=normalizing,
         matryoshka=matryoshka,
         chosen=asdict(choice),
         validation=validation,
@@ -198,11 +213,13 @@ def _judged_training(job: Job, outer: Validation) -> Training:
     untrained = outer.score(answers['plain'])
     trained = outer.score(answers['trained'])
     own = answers['short' if kept == 'plain' else kept]
-    match = calibrate(own, outer.weight, outer.product, options['precision'], options['absent'])
+    wanted = outer.weight, outer.product, options['precision'], options['absent']
+    match = calibrate(own, *wanted)
+    normalizing = judge_normalising(own, *wanted)
     validation = dict(trained=trained, untrained=untrained)
     validation |= dict(metrics=judgement.metrics, gain=judgement.gain)
     job.model.training_info = _training_info(
-        match, list(options['matryoshka'] or ()), choice, validation, kept
+        match, normalizing, list(options['matryoshka'] or ()), choice, validation, kept
     )
     history = _history(job, untrained)
     return Training(history, untrained, trained, judgement, asdict(choice), kept)
@@ -222,7 +239,7 @@ def _unjudged_training(job: Job) -> Training:
         'Bring pairs of more products, or set train.promote to always.'
     )
     _finish(job, choice, kept)
-    job.model.training_info = _training_info(None, [], choice, None, kept)
+    job.model.training_info = _training_info(None, None, [], choice, None, kept)
     nothing = {'recall@1': float('nan')}
     history = _history(job, {'recall@1': None})
     return Training(history, nothing, nothing, None, asdict(choice), kept)
@@ -277,13 +294,18 @@ def train(
     options = _check_options(dict(locals()))
     model.to(best_device())
     of_views = {**(embedding or {}), 'preset': augmentation, 'progress': progress}
-    features, skipped = _readable(options, of_views)
+    learner = one_space(model)
+    features, skipped = _readable({**options, 'model': learner}, of_views)
+    if learner is not model:
+        features, bridge = distilled(model, features, images_root, cache, **of_views)
     share = _known_share(candidates, features.table)
     pairs = pairs[~pairs.index.isin(skipped.row)]
     state = State(folder, _run_key(options, pairs, features, share))
-    job = make_job(model, features, images_root, state, options, share)
+    job = make_job(learner, features, images_root, state, options, share)
     outer = held_out(job, 0)
     training = _judged_training(job, outer) if outer.queries else _unjudged_training(job)
+    if learner is not model:
+        put_learned(model, learner, bridge)
     training.bad = skipped
     training.state = state
     model.to('cpu').eval()

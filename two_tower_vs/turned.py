@@ -6,42 +6,50 @@
 __all__ = ['find_turned']
 
 # %% ../nbs/01b_turned.ipynb #a2284bab
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from os.path import join
 
 import numpy as np
 import pandas as pd
 
-from .embed import embed, picture_pixels
-from .engine import Engine
+from .embed import embed, first_pixels, picture_pixels, shared_engine
 from .errors import BadImage
 from .paths import expand
+from .threads import cores, in_threads
 from .vectors import apply_head
 
 # %% ../nbs/01b_turned.ipynb #e04c6f48
-def _readable(pairs, bad_answers, tower, root, max_pixels):
-    "Pairs whose two pictures can be read, and the pixels of their queries (3, side, side)"
-    readable = []
-    pixels = []
-    for query, answer in pairs.itertuples(index=False):
-        if answer in bad_answers:
-            continue
-        try:
-            pixels.append(picture_pixels(tower, join(root, query), max_pixels))
-        except BadImage:
-            continue
-        readable.append((query, answer))
-    return readable, pixels
+@dataclass
+class _Turner:
+    "Compares pictures with their answers after one to three quarter turns."
+
+    tower: object
+    engine: object
+    root: str
+    max_pixels: int
+
+    def __call__(self, pairs):  # of (path, vector of the answer (d,)), at most 8 -> cosines (n, 3)
+        side = self.tower.prep['size']
+        pixels = np.zeros((8, 3, side, side), np.uint8)  # as in embed: one shape for all batches
+        answers = np.zeros((8, len(pairs[0][1])), np.float32)
+        for at, (path, answer) in enumerate(pairs):
+            with suppress(BadImage):
+                pixels[at] = picture_pixels(self.tower, join(self.root, path), self.max_pixels)
+                answers[at] = answer
+        turned = [self._cosines(np.rot90(pixels, turns, (2, 3)), answers) for turns in (1, 2, 3)]
+        return np.stack(turned, 1)[: len(pairs)]
+
+    def _cosines(self, pixels, answers):
+        vectors = apply_head(self.tower, self.engine(np.ascontiguousarray(pixels)))
+        return (vectors * answers).sum(1)
 
 # %% ../nbs/01b_turned.ipynb #a6ed9e37
-def _turned_cosines(tower, engine, pixels, answers):
-    "Cosines of pictures with their answers after 0 to 3 quarter turns (n, 4)"
-    cosines = []
-    for turns in range(4):
-        turned = np.ascontiguousarray(np.rot90(pixels, turns, (2, 3)))  # (n, 3, side, side)
-        batches = [engine(turned[i : i + 32]) for i in range(0, len(turned), 32)]
-        vectors = apply_head(tower, np.concatenate(batches))  # (n, d)
-        cosines.append((vectors * answers).sum(1))
-    return np.stack(cosines, 1)
+def _turned_cosines(turner, pairs):  # (n, 3)
+    "What the turner says of all pairs."
+    blocks = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
+    return np.concatenate(list(in_threads(turner, blocks, cores() + 2)))
 
 # %% ../nbs/01b_turned.ipynb #950c7a3f
 def _turned_rows(pairs, cosines, gain):
@@ -57,6 +65,15 @@ def _turned_rows(pairs, cosines, gain):
     }
     return pd.DataFrame(columns).sort_values('gain', ascending=False)
 
+# %% ../nbs/01b_turned.ipynb #9ce19444
+def _upright(pairs, known):
+    "Pairs whose pictures could both be embedded, the vectors of their answers, their cosines"
+    queries = known.rows(pairs.iloc[:, 0])
+    answers = known.rows(pairs.iloc[:, 1])
+    both = (queries >= 0) & (answers >= 0)
+    wanted = known.vectors[answers[both]]
+    return pairs[both], wanted, (known.vectors[queries[both]] * wanted).sum(1)
+
 # %% ../nbs/01b_turned.ipynb #d05516e0
 def find_turned(
     pairs: pd.DataFrame,  # query and right answer in the first two columns
@@ -66,17 +83,22 @@ def find_turned(
     sample: int = 200,  # pairs to try
     gain: float = 0.08,  # in cosine that a turn must bring
     seed: int = 42,
-    **kw,  # of embed, for the right answers
+    **kw,  # of embed
 ) -> pd.DataFrame:  # path, other, degrees (to turn it counterclockwise), gain
     "Queries that look like their right answers only once they are turned."
     some = pairs.iloc[:, :2].drop_duplicates(pairs.columns[0])
     some = some.sample(frac=1, random_state=seed).head(sample)
-    answers = embed(tower, some.iloc[:, 1].unique(), root, cache, desc='comparing', **kw)
-    max_pixels = kw.get('max_pixels', 100_000_000)
-    readable, pixels = _readable(some, answers.bad, tower, expand(root), max_pixels)
-    if not readable:
+    paths = pd.unique(some.to_numpy().ravel())
+    root = expand(root)
+    known = embed(tower, paths, root, cache, desc='comparing', **kw)
+    some, answers, cosines = _upright(some, known)
+    hopeful = cosines <= 1.0001 - gain
+    if not hopeful.any():
         return pd.DataFrame(columns=['path', 'other', 'degrees', 'gain'])
-    engine = Engine(tower, kw.get('engine', 'auto'), cache, precision=kw.get('precision', 'auto'))
-    wanted = answers.vectors[answers.rows([answer for _, answer in readable])]
-    cosines = _turned_cosines(tower, engine, np.stack(pixels), wanted)
-    return _turned_rows(readable, cosines, gain)
+    some, answers, cosines = some[hopeful], answers[hopeful], cosines[hopeful]
+    max_pixels = kw.get('max_pixels', 100_000_000)
+    sample = partial(first_pixels, [join(root, path) for path in paths], tower, max_pixels)
+    asked = kw.get('engine', 'auto'), cache, kw.get('precision', 'auto')
+    turner = _Turner(tower, shared_engine(tower, *asked, sample=sample), root, max_pixels)
+    turned = _turned_cosines(turner, list(zip(some.iloc[:, 0], answers)))
+    return _turned_rows(some.to_numpy(), np.c_[cosines, turned], gain)

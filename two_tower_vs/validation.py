@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from fastcore.basics import patch
 
+from .bystanders import sampled
 from .division import divide
 from .pairtable import PairTable
 from .ranking import first_hits
@@ -67,10 +68,15 @@ class Validation:
     def answers(self, query_vectors: Callable, cand_vectors: Callable) -> dict:
         "Kind -> `HeldOutAnswers`, by two functions from numbers of pictures to unit vectors."
         found = cand_vectors(self.searched)
+        searched = self.searched, self.table, self.bystanders()
         return {
-            kind: first_hits(query_vectors(numbers), found, numbers, self.searched, self.table)
+            kind: first_hits(query_vectors(numbers), found, numbers, *searched)
             for kind, numbers in self.queries.items()
         }
+
+    def bystanders(self) -> np.ndarray:  # numbers of candidates
+        "Searched candidates that train, which normalise scores."
+        return sampled(np.intersect1d(self.table.ci[self.rows], self.searched))
 
     def score(self, answers) -> dict:  # new, known, recall@1 (their balance) and its error
         "Recall@1 of each kind, and what to choose by."
