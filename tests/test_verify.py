@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import attack
@@ -10,13 +11,25 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
+from two_tower_vs import rescore
 from two_tower_vs.ask import query, save_answers
 from two_tower_vs.bundle import load_index, save_index
+from two_tower_vs.embed import embed
 from two_tower_vs.errors import InputError
+from two_tower_vs.heldlists import HeldList, read_held_lists
 from two_tower_vs.hits import show_hits
 from two_tower_vs.keypoints import keypoints, mirrored
 from two_tower_vs.query import load_searcher
-from two_tower_vs.rescore import Tried, Verifier, combined, micro_ap_of, rescored, verifier_for
+from two_tower_vs.rescore import (
+    Tried,
+    Verifier,
+    combined,
+    decide,
+    rankings,
+    rescored,
+    verifier_for,
+)
+from two_tower_vs.saving import load_model
 from two_tower_vs.verify import verify
 
 
@@ -82,20 +95,96 @@ def test_the_score_never_falls_with_cosine_or_evidence():
     assert (np.diff(combined(np.linspace(-1, 1, 200), np.full(200, 9))) > 0).all()
 
 
-def test_micro_ap_agrees_with_scikit_learn():
+def held(i, score, right, level=0.0, wrong_level=0.0, product=None):
+    "The hits of a held-out query"
+    paths = [f'{hit}.png' for hit in range(len(score))]
+    product = i if product is None else product
+    return HeldList(f'q{i}.png', product, 1.0, level, wrong_level, paths, score, right)
+
+
+def some_tried(rng, count=40, hits=5, normalized=False):
+    "Queries with random scores and evidence"
+    lists = []
+    inliers = []
+    for i in range(count):
+        right = [False] * hits
+        right[rng.integers(0, hits)] = True
+        score = rng.normal(size=hits).tolist()
+        lists.append(held(i, score, right, *rng.normal(size=2)))
+        inliers.append(rng.integers(0, 50, hits).tolist())
+    return Tried(lists, inliers, normalized, 2.0)
+
+
+@pytest.mark.parametrize('normalized', [False, True])
+def test_the_decision_ranks_answers_as_scikit_learn_does(normalized):
     metrics = pytest.importorskip('sklearn.metrics')
-    rng = np.random.default_rng(0)
-    right = np.zeros((40, 5), bool)
-    right[np.arange(40), rng.integers(0, 5, 40)] = True
-    hidden = np.arange(40) % 2 == 1
-    tried = Tried(
-        rng.normal(size=(40, 5)), rng.integers(0, 50, (40, 5)), right, hidden, rng.permutation(40)
-    )
-    shown = ~(right & hidden[:, None])
-    for weight in (0, 2):
-        scores = combined(tried.cosines, tried.inliers, weight)[shown]
-        theirs = metrics.average_precision_score(right[shown], scores)
-        assert micro_ap_of(tried, weight) == pytest.approx(theirs)
+    tried = some_tried(np.random.default_rng(0), normalized=normalized)
+    listed = rankings(tried).compared()
+    for name, weight in (('baseline', 0), ('trained', 2)):
+        scores = []
+        right = []
+        for found, inliers in zip(tried.lists, tried.inliers):
+            plain = np.array(found.score) + weight * np.sqrt(np.array(inliers) / 100)
+            for gone, level in ((False, found.level), (True, found.wrong_level)):
+                shown = np.array([not (gone and is_right) for is_right in found.right])
+                scores += (plain - normalized * level)[shown].tolist()
+                right += np.array(found.right)[shown].tolist()
+        theirs = metrics.average_precision_score(right, scores)
+        assert listed[name]['micro_ap']['value'] == pytest.approx(theirs, abs=1e-6)
+
+
+def decided(monkeypatch, tried):
+    "What `decide` says where the details are those of `tried`"
+    inliers = {found.query_path: row for found, row in zip(tried.lists, tried.inliers)}
+
+    class Prepared:
+        weight = 2.0
+
+        def candidate(self, path):
+            return path
+
+        def evidence(self, query, paths):
+            return [SimpleNamespace(inliers=n) for n in inliers[query]]
+
+    paths = [found.query_path for found in tried.lists]
+    monkeypatch.setattr(rescore, '_query_details', lambda lists, verifier: paths)
+    monkeypatch.setattr(rescore, 'verify', lambda query, path: SimpleNamespace(inliers=9))
+    return decide(tried.lists, Prepared(), tried.normalized)
+
+
+def test_verification_is_promoted_only_beyond_chance(monkeypatch):
+    rng = np.random.default_rng(1)
+    lists = [held(i, [0.6, 0.5 + 0.2 * rng.random()], [True, False]) for i in range(40)]
+    good = decided(monkeypatch, Tried(lists, [[50, 0]] * 40, False, 2.0))
+    assert good['on'] and good['gain']['micro_ap']['ci95'][0] > 0
+    assert good['queries'] == 40 and good['threshold'] > 0.7
+    # Evidence that comes by chance brings nothing
+    noise = [rng.permutation([50, 0]).tolist() for _ in lists]
+    assert not decided(monkeypatch, Tried(lists, noise, False, 2.0))['on']
+
+
+def test_verification_is_not_promoted_where_recall_at_a_precision_falls(monkeypatch):
+    # Eight in ten gain a place, but a few wrong hits come to the very top
+    lists = []
+    inliers = []
+    for i in range(100):
+        wrong_on_top = i % 15 == 0
+        score = [0.9, 0.2] if i % 10 < 2 else [0.5, 0.6]
+        lists.append(held(i, score, [True, False]))
+        inliers.append([0, 100] if wrong_on_top else [20, 0])
+    tried = Tried(lists, inliers, False, 2.0)
+    found = rankings(tried).compared()
+    assert found['delta']['micro_ap']['ci95'][0] > 0  # so this alone would promote it
+    assert found['delta']['recall@p90']['value'] < 0
+    assert not decided(monkeypatch, tried)['on']
+
+
+def test_few_held_out_products_decide_nothing(monkeypatch):
+    lists = [held(i, [0.6, 0.7], [True, False], product=i % 19) for i in range(80)]
+    tried = Tried(lists, [[50, 0]] * 80, False, 2.0)
+    found = decided(monkeypatch, tried)
+    assert not found['on'] and '20 products; this model has 19' in found['reason']
+    assert decide([], None)['on'] is False
 
 
 def test_a_candidate_that_is_gone_keeps_its_cosine(tmp_path):
@@ -145,6 +234,25 @@ def place(project, searcher):
     paths = searcher.index.paths[:30]
     counts = [len(details(Image.open(project / 'images' / path).convert('RGB'))) for path in paths]
     return int(np.argmax(counts))
+
+
+def test_the_decision_rests_on_queries_that_training_did_not_see(project, searcher):
+    file = project / 'out/train/held_out.json'
+    lists = read_held_lists(file, searcher.index.manifest['model_sha256'])
+    assert lists and read_held_lists(file, '0') == []
+    queries = [found.query_path for found in lists]
+    model = load_model(project / 'out/model')
+    # The model that is kept has trained on these queries in the end, and likes their answers more
+    vectors = embed(model.query, queries, project / 'images', progress=False).vectors
+    now = []
+    then = []
+    row_of = {path: row for row, path in enumerate(searcher.index.paths)}
+    for vector, found in zip(vectors, lists):
+        for path, score, right in zip(found.cand_path, found.score, found.right):
+            if right and path in row_of:
+                then.append(score)
+                now.append(float(vector @ searcher.index.faiss.reconstruct(row_of[path])))
+    assert len(now) > 5 and np.mean(now) > np.mean(then) + 0.02
 
 
 def test_hits_are_verified_only_where_it_was_decided(project, searcher, place, tmp_path):

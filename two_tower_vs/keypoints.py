@@ -15,15 +15,22 @@ from .errors import InputError
 
 # %% ../nbs/05c_keypoints.ipynb #73aa2d75
 def opencv():
-    "The module cv2. Raises `InputError` where it is missing."
+    "The module cv2. Raises `InputError` where it is missing or broken."
+    why = 'is not installed'
     try:
         import cv2
-    except ImportError as e:
-        raise InputError(
-            "Comparing details of pictures needs OpenCV. Install it with pip install "
-            "'two_tower_vs[verify]', or set query: {verify: never}."
-        ) from e
-    return cv2
+
+        if hasattr(cv2, 'SIFT_create'):
+            return cv2
+        why = 'is broken: it has no SIFT'
+    except ModuleNotFoundError:
+        pass
+    except Exception as error:  # numpy of another version, a library that is missing
+        why = f'is broken: {str(error).splitlines()[0][:100]}' if str(error) else 'is broken'
+    raise InputError(
+        f"Comparing details of pictures needs OpenCV, which {why}. Install it with pip install "
+        "'two_tower_vs[verify]', or set query: {verify: never}."
+    )
 
 # %% ../nbs/05c_keypoints.ipynb #ba5fed97
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 
 from .checkstage import check_stage
 from .config import bad_setting
+from .errors import InputError
 from .lock import only_run
 from .run import Run
 from .summaries import evaluation_details, indented, training_summary, tried_table
@@ -68,13 +69,16 @@ def _trained(run, model, candidates):
 # %% ../nbs/09d_stages.ipynb #b4da1b57
 def _save_training(run, model, training):
     from two_tower_vs.files import replacing
+    from two_tower_vs.heldlists import save_held_lists
     from two_tower_vs.saving import save_model
     from two_tower_vs.sheet import write_csv
 
     run.record_bad(training.bad, run.file('pairs'))
-    save_model(model, run.out / 'model')
+    sha256 = save_model(model, run.out / 'model')
     with replacing(run.out / 'train/history.csv') as (file,):
         write_csv(training.history, file)
+    with replacing(run.out / 'train/held_out.json') as (file,):
+        save_held_lists(training.held_lists, sha256, file)
     training.state.clear()
 
 # %% ../nbs/09d_stages.ipynb #9e69b0ba
@@ -251,27 +255,33 @@ def _catalogue_vectors(run, model):
 def _decided_to_verify(run, model, index, changed):
     "Does the manifest now say whether hits are verified?"
     from importlib.util import find_spec
+    from warnings import warn
 
-    asked = run.cfg['query'].get('verify', 'auto')
-    known = 'verify' in index.manifest and not changed
-    if asked == 'never' or known or not (run.file('pairs').exists() and find_spec('cv2')):
+    if changed:
+        index.manifest.pop('verify', None)
+    never = run.cfg['query'].get('verify') == 'never'
+    if never or 'verify' in index.manifest or not find_spec('cv2'):
         return False
-    index.manifest['verify'] = _verify_decision(run, model, index)
+    try:
+        index.manifest['verify'] = _verify_decision(run, model, index)
+    except InputError as error:
+        warn(f'Whether to verify hits is not decided. {error}')
+        return False
     return True
 
 # %% ../nbs/09d_stages.ipynb #d2bd704c
-def _verify_decision(run, model, index, most=60):
-    "What `decide` says of some queries of the pairs"
-    from two_tower_vs.embed import embed
+def _verify_decision(run, model, index):
+    "What `decide` says of the hits of held-out queries"
+    from two_tower_vs.heldlists import read_held_lists
+    from two_tower_vs.keypoints import opencv
     from two_tower_vs.rescore import Verifier, decide
 
-    pairs = run.pairs
-    mixed = pairs.sample(frac=1, random_state=run.seed)
-    turn = mixed.groupby('cand_path').cumcount()
-    order = turn.sort_values(kind='stable').index
-    some = mixed.query_path[order].drop_duplicates().head(most)
-    queries = embed(model.query, some, run.root, run.cache, desc='queries', **run.embedding)
-    return decide(index, queries, pairs, Verifier(run.root, max_pixels=run.data.max_pixels))
+    opencv()
+    lists = read_held_lists(run.out / 'train/held_out.json', model.sha256)
+    verifier = Verifier(run.root, max_pixels=run.data.max_pixels)
+    asked = run.cfg['train']
+    promise = {name: asked[name] for name in ('precision', 'absent') if name in asked}
+    return decide(lists, verifier, index.bystanders is not None, **promise)
 
 # %% ../nbs/09d_stages.ipynb #2717cd99
 def _index_summary(manifest, done):
@@ -298,7 +308,6 @@ def _index_summary(manifest, done):
 def _updated(run, model, vectors):
     "(Index, what was done): the one there brought up to date, or a new one"
     from two_tower_vs.bundle import load_index
-    from two_tower_vs.errors import InputError
     from two_tower_vs.index import build_index
     from two_tower_vs.update import update_index
 
@@ -379,6 +388,7 @@ def serve_stage(run: Run):
         run.root,
         run.file('query_gt'),
         run.cfg['query'].get('topk', 10),
+        run.cfg['query'].get('verify', 'auto'),
         max_pixels=run.data.max_pixels,
         embedding=run.engine,
         **options,

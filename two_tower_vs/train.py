@@ -22,6 +22,7 @@ from .distilled import distilled, one_space, put_learned
 from .errors import InputError
 from .features import pair_features
 from .finetune import finetune
+from .heldlists import held_lists
 from .gradcache import from_main
 from .judging import baseline_heads, held_out_answers
 from .levels import Own
@@ -58,6 +59,7 @@ class Training:
     kept: str  # what the model is now: trained, plain or centred
     bad: pd.DataFrame = None  # rows of the pairs that were skipped, as in bad_images.csv
     state: State = None  # clear it when the model is saved: a crash before that would cost the run
+    held_lists: list = ()  # of HeldList: hits of held-out queries, before it was trained on all
 
     @property
     def promoted(self) -> bool:
@@ -130,7 +132,7 @@ _no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision',
 def _run_key(options, pairs, features, share):
     "A hash of settings, pairs and features"
     settings = {key: value for key, value in options.items() if key not in _no_part_of_key}
-    form = 5  # of the state; changes where an old state could not be read
+    form = 6  # of the state; changes where an old state could not be read
     decides = [form, share, options['model'].config, settings]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     key.update(pairs.to_csv().encode())
@@ -222,7 +224,9 @@ def _judged_training(job: Job, outer: Validation) -> Training:
         match, normalizing, list(options['matryoshka'] or ()), choice, validation, kept
     )
     history = _history(job, untrained)
-    return Training(history, untrained, trained, judgement, asdict(choice), kept)
+    training = Training(history, untrained, trained, judgement, asdict(choice), kept)
+    training.held_lists = held_lists(own, outer.weight, outer.product, job.table)
+    return training
 
 # %% ../nbs/03_train.ipynb #ea14ba18
 def _unjudged_training(job: Job) -> Training:
