@@ -2,6 +2,9 @@
 
 import json
 import random
+import time
+from dataclasses import replace
+from io import BytesIO
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -10,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageOps
+from starlette.testclient import TestClient
 
-from two_tower_vs import rescore
+from two_tower_vs import paying
+from two_tower_vs.answers import SearchAnswer
 from two_tower_vs.ask import query, save_answers
 from two_tower_vs.bundle import load_index, save_index
 from two_tower_vs.embed import embed
@@ -20,16 +25,10 @@ from two_tower_vs.heldlists import HeldList, read_held_lists
 from two_tower_vs.hits import show_hits
 from two_tower_vs.keypoints import keypoints, mirrored
 from two_tower_vs.query import load_searcher
-from two_tower_vs.rescore import (
-    Tried,
-    Verifier,
-    combined,
-    decide,
-    rankings,
-    rescored,
-    verifier_for,
-)
+from two_tower_vs.paying import Tried, decide, rankings
+from two_tower_vs.rescore import Verifier, combined, rescored, verifier_for
 from two_tower_vs.saving import load_model
+from two_tower_vs.serve import make_app
 from two_tower_vs.verify import verify
 
 
@@ -147,8 +146,8 @@ def decided(monkeypatch, tried):
             return [SimpleNamespace(inliers=n) for n in inliers[query]]
 
     paths = [found.query_path for found in tried.lists]
-    monkeypatch.setattr(rescore, '_query_details', lambda lists, verifier: paths)
-    monkeypatch.setattr(rescore, 'verify', lambda query, path: SimpleNamespace(inliers=9))
+    monkeypatch.setattr(paying, '_query_details', lambda lists, verifier: paths)
+    monkeypatch.setattr(paying, 'verify', lambda query, path: SimpleNamespace(inliers=9))
     return decide(tried.lists, Prepared(), tried.normalized)
 
 
@@ -300,3 +299,100 @@ def test_a_missing_opencv_is_one_line(searcher, tmp_path):
             assert verifier_for(index, 'auto', tmp_path) is None
     with pytest.raises(InputError, match='query.verify'):
         verifier_for(index, 'on', tmp_path)
+
+
+@pytest.fixture
+def verifying(project):
+    "A client of a server that verifies, and its site"
+    app = make_app(
+        project / 'out', project / 'images', project / 'query_gt.csv', verify='always', every=600
+    )
+    with TestClient(app, base_url='http://127.0.0.1') as client:
+        yield client, app.state.site
+
+
+def collage(project, path):
+    "A PNG file: the candidate mirrored, in the right half of a wider picture"
+    canvas = Image.new('RGB', (200, 100), '#f0f0f0')
+    shown = Image.open(project / 'images' / path).convert('RGB')
+    canvas.paste(ImageOps.mirror(shown), (120, 20))
+    file = BytesIO()
+    canvas.save(file, 'PNG')
+    return file.getvalue()
+
+
+def test_a_served_search_says_which_region_is_the_same(verifying, project, searcher, place):
+    client, site = verifying
+    data = collage(project, searcher.index.paths[place])
+    answer = client.post('/search?topk=3', content=data)
+    assert answer.status_code == 200
+    answer = answer.json()
+    best = answer['hits'][0]
+    assert best['id'] == place and best['rank'] == 1 and best['inliers'] > 5
+    assert best['score'] == pytest.approx(best['cosine'] + 2 * (best['inliers'] / 100) ** 0.5, abs=1e-4)
+    assert best['region']['mirrored'] is True
+    assert np.array(best['region']['query'])[:, 0].min() > 0.5  # the right half
+    assert answer['latency_ms'].keys() == {'decode', 'embed', 'search', 'verify', 'total'}
+    assert answer['verified'] == 50 and len(answer['hits']) == 3
+    # Python gives the same hits, and the description of the API fits
+    table = searcher.with_verify('always').search(data, 3)
+    assert table.cand_path.tolist() == [hit['cand_path'] for hit in answer['hits']]
+    assert table.region[0] == best['region']
+    SearchAnswer.model_validate(answer, strict=False)
+    assert client.get('/health').json()['verifies'] is True
+    assert client.get('/stats').json()['latency_ms']['verify']['p50'] > 0
+
+
+def test_a_server_that_does_not_verify_says_nothing_of_it(verifying, place):
+    client, site = verifying
+    site.now.searcher = site.now.searcher.with_verify('never')
+    answer = client.get(f'/search?id={place}').json()
+    assert 'verified' not in answer and 'verify' not in answer['latency_ms']
+    assert not {'cosine', 'inliers', 'region'} & answer['hits'][0].keys()
+    assert client.get('/health').json()['verifies'] is False
+
+
+def test_a_served_search_is_in_time(verifying, place):
+    client, site = verifying
+    site.limits = replace(site.limits, timeout_s=1)
+    site.now.searcher.verifier.candidate = lambda path: time.sleep(0.2) or details(scribble(0))
+    answer = client.get(f'/search?id={place}&topk=20')
+    assert answer.status_code == 200 and len(answer.json()['hits']) == 20
+    assert 0 < answer.json()['verified'] < 20
+
+
+def test_a_server_without_opencv_answers_all_the_same(project, place):
+    folder = project / 'out', project / 'images'
+    with patch.dict('sys.modules', cv2=None):
+        with pytest.raises(InputError, match=r'\[verify\]'):
+            make_app(*folder, verify='always')
+        manifest = project / 'out/index/manifest.json'
+        before = manifest.read_text()
+        decided = json.loads(before) | {'verify': dict(on=True, weight=2.0)}
+        manifest.write_text(json.dumps(decided))
+        try:
+            with pytest.warns(match='would pay here. .*OpenCV, which is not installed') as said:
+                app = make_app(*folder)
+        finally:
+            manifest.write_text(before)
+        assert len(said) == 1 and '\n' not in str(said[0].message)
+        with TestClient(app, base_url='http://127.0.0.1') as client:
+            answer = client.get(f'/search?id={place}').json()
+        assert answer['hits'][0]['id'] == place and 'verified' not in answer
+
+
+def test_a_broken_opencv_is_one_line_and_no_reason_to_be_without_an_index(project, cli, tmp_path):
+    config = project / 'config.yaml'
+    manifest = project / 'out/index/manifest.json'
+    before = manifest.read_text()
+    undecided = json.loads(before)
+    undecided.pop('verify', None)
+    try:
+        manifest.write_text(json.dumps(undecided))
+        with patch.dict('sys.modules', cv2=SimpleNamespace(__spec__=SimpleNamespace())):
+            status, _, said = cli('--config', config, '--stage', 'index')
+    finally:
+        manifest.write_text(before)
+    assert status == 0
+    lines = [line for line in said.splitlines() if 'OpenCV' in line]
+    assert len(lines) == 1 and 'is broken: it has no SIFT' in lines[0], said

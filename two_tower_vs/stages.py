@@ -274,7 +274,8 @@ def _verify_decision(run, model, index):
     "What `decide` says of the hits of held-out queries"
     from two_tower_vs.heldlists import read_held_lists
     from two_tower_vs.keypoints import opencv
-    from two_tower_vs.rescore import Verifier, decide
+    from two_tower_vs.paying import decide
+    from two_tower_vs.rescore import Verifier
 
     opencv()
     lists = read_held_lists(run.out / 'train/held_out.json', model.sha256)
