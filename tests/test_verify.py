@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from two_tower_vs import paying
 from two_tower_vs.answers import SearchAnswer
 from two_tower_vs.ask import query, save_answers
-from two_tower_vs.bundle import load_index, save_index
+from two_tower_vs.bundle import load_index, save_index, seal
 from two_tower_vs.embed import embed
 from two_tower_vs.errors import InputError
 from two_tower_vs.heldlists import HeldList, read_held_lists
@@ -369,7 +369,7 @@ def test_a_server_without_opencv_answers_all_the_same(project, place):
         manifest = project / 'out/index/manifest.json'
         before = manifest.read_text()
         decided = json.loads(before) | {'verify': dict(on=True, weight=2.0)}
-        manifest.write_text(json.dumps(decided))
+        manifest.write_text(json.dumps(decided | {'sha256': seal(decided)}))
         try:
             with pytest.warns(match='would pay here. .*OpenCV, which is not installed') as said:
                 app = make_app(*folder)
@@ -388,11 +388,11 @@ def test_a_broken_opencv_is_one_line_and_no_reason_to_be_without_an_index(projec
     undecided = json.loads(before)
     undecided.pop('verify', None)
     try:
-        manifest.write_text(json.dumps(undecided))
+        manifest.write_text(json.dumps(undecided | {'sha256': seal(undecided)}))
         with patch.dict('sys.modules', cv2=SimpleNamespace(__spec__=SimpleNamespace())):
-            status, _, said = cli('--config', config, '--stage', 'index')
+            status, printed, said = cli('--config', config, '--stage', 'index')
     finally:
         manifest.write_text(before)
-    assert status == 0
+    assert status == 0 and 'up to date' in printed
     lines = [line for line in said.splitlines() if 'OpenCV' in line]
     assert len(lines) == 1 and 'is broken: it has no SIFT' in lines[0], said

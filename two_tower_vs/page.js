@@ -105,9 +105,11 @@ function part(corners) {   // where they lie, in words
 const asker = () => view().upload != null ? 'your picture' : 'the query'
 const sharing = h => `${h.inliers} details agree: ${part(h.region.query)} of ${asker()} is ${part(h.region.candidate)} of this one${h.region.mirrored ? ', mirrored' : ''}`
 
+let shared = null
 function share(h) {   // outline on the picture what this hit has of it
-  $('frame').querySelector('.outline')?.remove()
-  $('shared').textContent = h ? `Outlined: what hit ${h.rank} has of it` : ''
+  if (h === shared) return
+  shared = h; $('frame').querySelector('.outline')?.remove()
+  $('shared').textContent = h ? `Outlined: what it shares with hit ${h.rank}` : ''
   if (h) $('frame').append(outline($('preview'), h.region.query))
 }
 
@@ -123,7 +125,7 @@ function hits(a, now) {
       (a.threshold == null ? '' : matches ? `, ${matches} of them a match` : ', none of them a match') +
       (a.verified == null ? '' : copies.length ? `, ${copies.length} with the same details` : ', none with the same details') +
       (a.verified < a.hits.length ? `; only ${a.verified} could be compared in time` : ''))
-  share(copies[0])
+  share(copies[0] ?? null)
   if (a.query) example(a)
 }
 
@@ -142,7 +144,7 @@ function hit(h, a) {
     el('span', {className: 'name'}, h.cand_path),
     el('span', {className: 'sr'}, `${h.match == null ? '' : h.match ? ', match' : ', no match'}. Search with this picture`))
   b.addEventListener('click', () => go({id: h.id, v: a.version}))
-  if (h.region) for (const when of ['focus', 'pointerenter']) b.addEventListener(when, () => share(h))
+  if (h.region) for (const when of ['focus', 'pointermove']) b.addEventListener(when, () => share(h))
   return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b)
 }
 

@@ -69,7 +69,7 @@ def test_the_region_is_outlined_on_both_pictures_and_said(browser, verifying, se
     said = page.locator('#hits button').first.text_content()
     assert page.get_by_role('button', name=name).count() == 1, said
     assert page.locator('.outline:not([aria-hidden=true])').count() == 0
-    assert page.locator('#shared').text_content() == 'Outlined: what hit 1 has of it'
+    assert page.locator('#shared').text_content() == 'Outlined: what it shares with hit 1'
     problems = visit.close()
     assert not problems
 
@@ -91,12 +91,12 @@ def test_the_outline_follows_the_keyboard_and_the_pointer(browser, verifying, se
     page.locator('#strip button').first.click()
     visit.wait(' ms')
     shared = page.locator('#shared')
-    assert shared.text_content() == 'Outlined: what hit 1 has of it'
+    assert shared.text_content() == 'Outlined: what it shares with hit 1'
     is_drawn(page.locator('#frame .outline'), region[::-1])
     page.locator('#hits button').nth(1).focus()
     page.keyboard.press('ArrowRight')
     assert visit.focused('#hits button') == 2
-    assert shared.text_content() == 'Outlined: what hit 3 has of it'
+    assert shared.text_content() == 'Outlined: what it shares with hit 3'
     is_drawn(page.locator('#frame .outline'), region)
     assert page.locator('#frame .outline').count() == 1
     assert 'the upper left part of the query is the upper left part of this one' in (
@@ -105,7 +105,7 @@ def test_the_outline_follows_the_keyboard_and_the_pointer(browser, verifying, se
     first = page.locator('#hits button').first
     assert 'the upper left part of the query is nearly all of this one' in first.text_content()
     first.hover()
-    assert shared.text_content() == 'Outlined: what hit 1 has of it'
+    assert shared.text_content() == 'Outlined: what it shares with hit 1'
     # Another picture has nothing of this
     page.goto(f'{visit.url}/?id=0')
     visit.wait(' ms')
