@@ -1,5 +1,5 @@
-"""Search harshly edited copies by hash, as the peers do, and by trained towers with what proves more
-and more; write copies.json.
+"""Search harshly edited copies by hash, as the peers do, and by trained towers with what proves
+more and more; write copies.json.
 
     python benchmarks/copies.py           # some ten minutes on two idle cores
     python benchmarks/copies.py --times   # only milliseconds, into the copies.json that is there

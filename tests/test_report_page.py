@@ -473,7 +473,7 @@ def test_sentences_about_training_index_and_data(run, full):
         f'bytes a vector{size / n:,.0f}',
         'agrees with exact search98.8 % in the first 10, on',
         f'Recall@1 by exact search{percent(recall)} %',
-        'hits are verifiednothe details of 1 of 20 <pairs> agree',
+        'hits are verifiedno the details of 1 of 20 <pairs> agree',
     )
     check = read(full.out, 'check.json')
     page.holds(
