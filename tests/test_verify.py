@@ -24,8 +24,8 @@ from two_tower_vs.errors import InputError
 from two_tower_vs.heldlists import HeldList, read_held_lists
 from two_tower_vs.hits import show_hits
 from two_tower_vs.keypoints import keypoints, mirrored
-from two_tower_vs.query import load_searcher
 from two_tower_vs.paying import Tried, decide, rankings
+from two_tower_vs.query import load_searcher
 from two_tower_vs.rescore import Verifier, combined, rescored, verifier_for
 from two_tower_vs.saving import load_model
 from two_tower_vs.serve import make_app
@@ -329,7 +329,9 @@ def test_a_served_search_says_which_region_is_the_same(verifying, project, searc
     answer = answer.json()
     best = answer['hits'][0]
     assert best['id'] == place and best['rank'] == 1 and best['inliers'] > 5
-    assert best['score'] == pytest.approx(best['cosine'] + 2 * (best['inliers'] / 100) ** 0.5, abs=1e-4)
+    assert best['score'] == pytest.approx(
+        best['cosine'] + 2 * (best['inliers'] / 100) ** 0.5, abs=1e-4
+    )
     assert best['region']['mirrored'] is True
     assert np.array(best['region']['query'])[:, 0].min() > 0.5  # the right half
     assert answer['latency_ms'].keys() == {'decode', 'embed', 'search', 'verify', 'total'}

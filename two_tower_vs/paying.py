@@ -12,7 +12,6 @@ from os.path import join
 import numpy as np
 
 from .errors import BadImage
-from .heldlists import HeldList
 from .microap import Predictions
 from .one_ranking import OneRanking
 from .pictures import load_pixels

@@ -9,7 +9,6 @@ __all__ = ['reward', 'nothing', 'modes', 'combined', 'Verifier', 'with_evidence'
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import partial
 from os.path import join
 from warnings import warn

@@ -22,8 +22,8 @@ from .distilled import distilled, one_space, put_learned
 from .errors import InputError
 from .features import pair_features
 from .finetune import finetune
-from .heldlists import held_lists
 from .gradcache import from_main
+from .heldlists import held_lists
 from .judging import baseline_heads, held_out_answers
 from .levels import Own
 from .loss import loss_by_name, prefixes
