@@ -292,19 +292,18 @@ def tuned_answers(job: Job, held: Validation) -> dict:  # kind -> HeldOutAnswers
     return picture_answers(job.model, held, job.root, job.embedding, locked)
 
 # %% ../nbs/02g_steps.ipynb #a6e1b530
-def _features_now(job, tower, paths, some):  # (n, f), zeros for others than `some`
-    features = torch.zeros(len(paths), tower.n_features)
+def _features_now(job, tower, paths):  # (n, f)
     options = {**job.embedding, 'progress': False}
-    found = embed(bare(tower), [paths[i] for i in some], job.root, **options)
-    features[some] = torch.from_numpy(found.vectors)
-    return features
+    return torch.from_numpy(embed(bare(tower), paths, job.root, **options).vectors)
 
 # %% ../nbs/02g_steps.ipynb #4f3dad29
 def renew_heads(job: Job, rows: np.ndarray, choice: Choice):
     "Heads in closed form once more, on the features of the tuned towers."
     table = job.table
-    queries = _features_now(job, job.model.query, table.queries, np.unique(table.qi[rows]))
-    cands = _features_now(job, job.model.cand, table.cands, np.unique(table.ci[rows]))
+    asked, query_of = np.unique(table.qi[rows], return_inverse=True)
+    answered, cand_of = np.unique(table.ci[rows], return_inverse=True)
+    queries = _features_now(job, job.model.query, [table.queries[i] for i in asked])
+    cands = _features_now(job, job.model.cand, [table.cands[i] for i in answered])
     closed = PairHeads(job.model, queries, cands)
-    stats = closed.stats(table.qi[rows], table.ci[rows])
+    stats = closed.stats(query_of, cand_of)
     closed.put(stats, closed.maps(stats, choice.gap, choice.shrink), choice.pull)
