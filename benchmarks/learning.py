@@ -13,6 +13,7 @@ import json
 import sys
 import time
 import warnings
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -24,11 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from icons import SETS, icon_set
 from peers import RESULTS, WORK, datasets, machine
 
+from two_tower_vs.blending import copied, put
 from two_tower_vs.data import read_candidates, read_gt, read_pairs
 from two_tower_vs.eval import evaluate
 from two_tower_vs.features import pair_features
 from two_tower_vs.files import replacing
+from two_tower_vs.heads import PairHeads
 from two_tower_vs.model import TwoTower
+from two_tower_vs.steps import head_params
 from two_tower_vs.train import train
 
 SEEDS = 42, 1, 2
@@ -101,10 +105,15 @@ RECIPES = {
 
 
 class Steps:
-    "A batch as large as the table; pictures with the same answer are no wrong answers"
+    """A batch as large as the table; pictures with the same answer are no wrong answers.
 
-    def __init__(self, model, features, seed, lr=1e-3, temperature=0.07, views=9):
-        self.heads = model.query.head, model.cand.head
+    The steps work along the main axes of the features, as the closed form does.
+    """
+
+    def __init__(self, model, features, axes, seed, lr=1e-3, temperature=0.07, views=9):
+        self.model = model
+        self.axes = axes  # (f, k)
+        self.heads = [along(head, axes) for head in (model.query.head, model.cand.head)]
         self.params = [param for head in self.heads for param in head.parameters()]
         self.start = [param.detach().clone() for param in self.params]
         self.features = features
@@ -153,6 +162,16 @@ class Steps:
         with torch.no_grad():
             for param, kept in zip(self.params, mean):
                 param.copy_(kept)
+            for head, trained in zip((self.model.query.head, self.model.cand.head), self.heads):
+                head.weight.copy_(trained.weight @ self.axes.T)
+                head.bias.copy_(trained.bias)
+
+
+def along(head, axes):  # torch.nn.Linear
+    "A head that expects features along these axes"
+    short = torch.nn.Linear(axes.shape[1], head.out_features)
+    short.load_state_dict({'weight': head.weight @ axes, 'bias': head.bias})
+    return short
 
 
 def _candidates_loss(scores, right):
@@ -169,25 +188,24 @@ def heads():
         task = Task(name)
         model = task.model()
         task.trained(model, views=8, epochs=0, promote='always')
-        closed = [model.query.head, model.cand.head]
-        start = [{k: v.clone() for k, v in head.state_dict().items()} for head in closed]
+        start = copied(head_params(model))
         yield dict(name='closed form', data=name, seed=None, **task.recall(model))
         found, _ = pair_features(model, task.pairs, task.root, CACHE, views=8, progress=False)
+        axes = PairHeads(model, found.queries[0], found.cands[0]).axes
+        found = replace(found, queries=found.queries @ axes, cands=found.cands @ axes)
         for recipe, options in RECIPES.items():
             for seed in SEEDS:
-                for head, state in zip(closed, start):
-                    head.load_state_dict(state)
-                yield dict(
-                    name=recipe, data=name, seed=seed, **stepped(task, model, found, seed, options)
-                )
+                put(head_params(model), start)
+                torch.manual_seed(seed)
+                stepped(model, found, axes, seed, options)
+                yield dict(name=recipe, data=name, seed=seed, **task.recall(model))
 
 
-def stepped(task, model, features, seed, options):
-    torch.manual_seed(seed)
+def stepped(model, features, axes, seed, options):
+    "Train the heads of a model by a recipe"
     how = dict(options)
     own = {key: how.pop(key) for key in ('lr', 'temperature', 'views') if key in how}
-    Steps(model, features, seed, **own).run(**how)
-    return task.recall(model)
+    Steps(model, features, axes, seed, **own).run(**how)
 
 
 # --- features: what the closed form starts from
