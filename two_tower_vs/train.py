@@ -38,9 +38,8 @@ from two_tower_vs.steps import (
     backbone_params,
     held_out,
     make_job,
-    renew_heads,
     repeat_heads,
-    tune,
+    repeat_tuning,
 )
 from .validation import Validation
 from .views import preset_by_name
@@ -130,7 +129,7 @@ _no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision',
 def _run_key(options, pairs, features, share):
     "A hash of settings, pairs and features"
     settings = {key: value for key, value in options.items() if key not in _no_part_of_key}
-    form = 5  # of the state; changes where an old state could not be read
+    form = 6  # of the state; changes where an old state could not be read
     decides = [form, share, options['model'].config, settings]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     key.update(pairs.to_csv().encode())
@@ -144,9 +143,7 @@ def _refit(job, choice):
     rows = job.every_row
     repeat_heads(job, 'heads', rows, choice)
     if choice.finetune_epochs:
-        tune(job, 'fine-tuning', rows, choice.finetune_epochs)
-    if choice.renewed:
-        renew_heads(job, rows, choice)
+        repeat_tuning(job, 'fine-tuning', rows, choice)
 
 # %% ../nbs/03_train.ipynb #30d2d656
 def _finish(job, choice, kept):
