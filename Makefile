@@ -29,7 +29,7 @@ notebooks: .venv/.dev ## export, then execute and clean the notebooks in place, 
 	$(BIN)/python .ci/notebooks.py $(NB)
 	$(BIN)/nbdev_clean
 
-benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, learning, embedding, search or serve, up to an hour each (ARGS="…": options of its script)
+benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, learning, embedding, search, serve or copies, up to an hour each (ARGS="…": options of its script)
 	$(BIN)/python benchmarks/$(or $(NB),peers).py $(ARGS)
 	cd nbs/benchmarks && ../../$(BIN)/exec_nb $(or $(NB),peers).ipynb --dest $(or $(NB),peers).ipynb --exc_stop
 	$(BIN)/nbdev_clean
@@ -43,7 +43,7 @@ pins: .venv/.made ## pin the newest versions that settings.ini allows, for every
 	  $(ARGS) --quiet --output-file constraints.txt
 
 RESOLUTION ?= lowest-direct
-EXTRAS := parquet,onnx,explore,tiff,jxl
+EXTRAS := parquet,onnx,explore,tiff,jxl,verify
 bounds: ## tests and demo with the oldest versions that settings.ini allows (RESOLUTION=highest: the newest), in ./.bounds
 	"$(PYTHON)" -m venv --clear .bounds
 	.bounds/bin/python -m pip install -qq 'uv>=0.9,<1'

@@ -241,8 +241,9 @@ def full(run, tmp_path_factory):
     run.model.training_info = info
     index.manifest['tried'] = TRIED
     index.manifest['recall_vs_exact']['value'] = 0.9876
+    index.manifest['verify'] = dict(on=False, reason='the details of 1 of 20 <pairs> agree')
     save_index(index, out / 'index')
-    steps = enumerate(('decode', 'embed', 'search', 'total'), 1)
+    steps = enumerate(('decode', 'embed', 'search', 'verify', 'total'), 1)
     asked = dict(
         latency_ms={step: {'p50': 1.11 * i, 'p95': 2.22 * i} for i, step in steps},
         runs=1234,
@@ -475,6 +476,7 @@ def test_sentences_about_training_index_and_data(run, full):
         f'bytes a vector{size / n:,.0f}',
         'agrees with exact search98.8 % in the first 10, on',
         f'Recall@1 by exact search{percent(recall)} %',
+        'hits are verifiedno the details of 1 of 20 <pairs> agree',
     )
     check = read(full.out, 'check.json')
     page.holds(

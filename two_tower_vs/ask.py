@@ -46,17 +46,24 @@ def _one_table(hits_of):
     ]
     table = pd.concat(tables, ignore_index=True)
     columns = ['image', 'rank', 'cand_path', 'score']
+    columns += [name for name in ('cosine', 'inliers') if name in table]
     if 'same_picture' in table:
         table['same_picture'] = table.same_picture.eq(True)  # missing for other pictures
         columns.append('same_picture')
     return table[columns]
+
+# %% ../nbs/06_ask.ipynb #76d796da
+def _rounded(record):
+    "A hit with short scores"
+    scores = {name: round(record[name], 6) for name in ('score', 'cosine') if name in record}
+    return record | scores
 
 # %% ../nbs/06_ask.ipynb #5cffabd7
 def _json_hits(path, hits):
     records = hits.to_dict('records')
     return {
         'image': str(path),
-        'hits': [{**record, 'score': round(record['score'], 6)} for record in records],
+        'hits': [_rounded(record) for record in records],
     }
 
 # %% ../nbs/06_ask.ipynb #ecb37402
@@ -75,6 +82,7 @@ class Answers:
         "All hits; `image` in front where there are several, `match` where there is a threshold."
         one = len(self.hits) == 1
         table = next(iter(self.hits.values())) if one else _one_table(self.hits)
+        table = table.drop(columns='region', errors='ignore')
         return _with_match(table, self.threshold)
 
     def json(self) -> dict:
@@ -130,7 +138,9 @@ def image_files(
 def _read_or_reason(searcher, file):
     "A picture, or why it can't be read"
     try:
-        return searcher.read(file)
+        picture = searcher.read(file)
+        picture.details = searcher.details(file)
+        return picture
     except BadImage as e:
         return str(e)
 
@@ -156,6 +166,18 @@ def _batches(searcher, files, batch_size):
         if good:
             yield good
 
+# %% ../nbs/06_ask.ipynb #1d3218ea
+def _embedded(s, files, batch_size):
+    "Names of the readable files, their pictures without pixels, and their vectors by batch"
+    names = []
+    pictures = []
+    vectors = []
+    for batch in _batches(s, files, batch_size):
+        names += [file for file, _ in batch]
+        pictures += [Picture(None, picture.content, picture.details) for _, picture in batch]
+        vectors.append(s.vectors(np.stack([picture.pixels for _, picture in batch])))
+    return names, pictures, vectors
+
 # %% ../nbs/06_ask.ipynb #530c5bf7
 @bounded(topk=whole(1, 1_000_000), runs=whole(1, 100_000), batch_size=whole(1, 4096))
 def query(
@@ -164,22 +186,18 @@ def query(
     topk: int = 10,  # hits a picture
     runs: int = 30,  # for the latency card
     batch_size: int = 32,
+    verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
 ) -> Answers:
     "Search with pictures. Raises `InputError`."
     topk = whole_number(topk, 'query.topk')
     runs = whole_number(runs, 'query.runs')
     batch_size = whole_number(batch_size, 'query.batch_size')
+    s = s.with_verify(verify)
     files = image_files(images)
-    names = []
-    contents = []
-    vectors = []
-    for batch in _batches(s, files, batch_size):
-        names += [file for file, _ in batch]
-        contents += [picture.content for _, picture in batch]
-        vectors.append(s.vectors(np.stack([picture.pixels for _, picture in batch])))
+    names, pictures, vectors = _embedded(s, files, batch_size)
     if not names:
         raise InputError(f'None of the {len(files)} files is a readable image.')
-    found = s.index.batch_hits(np.concatenate(vectors), topk, contents=contents)
+    found = s.hit_tables(np.concatenate(vectors), topk, pictures)
     hits = dict(zip(names, found))
     card = latency(s, names[:20], topk, runs)
     return Answers(hits, card, runs, torch.get_num_threads(), s.engine.name, s.threshold)

@@ -117,6 +117,7 @@ _optional = dict(
     rows_sha256=str,
     engine=str,
     precision=str,
+    verify=dict,
     libraries=dict,
     normalize=dict,
 )

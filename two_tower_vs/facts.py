@@ -36,6 +36,10 @@ def _index_facts(manifest, file_size, metrics):
         k = metrics['k'][0]
         recall = percent_cell(metrics['trained'][f'recall@{k}'])['value']
         yield f'Recall@{k} by exact search', f'{recall} %', 'of the right answers, for comparison'
+    verify = manifest.get('verify')
+    if verify:
+        answer = 'yes' if verify.get('on') else 'no'
+        yield 'hits are verified', answer, shown_name(verify.get('reason', ''), 250)
 
 # %% ../nbs/07_facts.ipynb #ac1ffccf
 def _tried_row(tried, manifest):
@@ -76,7 +80,7 @@ def index_part(
     )
 
 # %% ../nbs/07_facts.ipynb #ad20e8a9
-_steps = ('decode', 'embed', 'search', 'total')
+_steps = ('decode', 'embed', 'search', 'verify', 'total')
 
 
 def _times_part(latency_ms, **how):

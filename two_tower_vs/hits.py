@@ -6,7 +6,7 @@
 __all__ = ['others', 'show_hits']
 
 # %% ../nbs/06_hits.ipynb #4703851c
-from itertools import islice
+from itertools import islice, repeat
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from PIL import Image
 from .errors import InputError
 from .grids import image_grid, thumb
 from .paths import expand
+from .verify import outlined
 
 # %% ../nbs/06_hits.ipynb #135522eb
 def others(
@@ -49,6 +50,20 @@ def _paled(image, pale):
     white = Image.new('L', image.size, 255)
     return Image.blend(image.convert('L'), white, 0.7).convert('RGB')
 
+# %% ../nbs/06_hits.ipynb #8c5b54f4
+def _with_outline(image, region, side):
+    "A picture with the outline of a hit's region, in the query or in the candidate"
+    if image is None or not region:
+        return image
+    return outlined(image, region[side])
+
+
+def _query_image(query, hits, side):
+    image = thumb(query, side)
+    if 'region' not in hits or hits.empty:
+        return image
+    return _with_outline(image, hits.region.iloc[0], 'query')
+
 # %% ../nbs/06_hits.ipynb #c522ebd0
 def _query_head(hits, threshold):
     return 'no match' if (others(hits).score[:1] < threshold).any() else 'query'
@@ -58,6 +73,8 @@ def _hit_row(part, images_root, side, threshold):
     "(pictures, titles) of one row of hits"
     own = part.same_picture if 'same_picture' in part else np.zeros(len(part), bool)
     images = [thumb(images_root / path, side) for path in part.cand_path]
+    if 'region' in part:
+        images = list(map(_with_outline, images, part.region, repeat('candidate')))
     pale = (part.score < threshold) & ~own
     titles = map(_hit_title, part['rank'], part.score, own)
     return list(map(_paled, images, pale)), list(titles)
@@ -81,7 +98,7 @@ def show_hits(
     titles = []
     for query, hits in islice(answers.items(), most):
         shown = hits if len(answers) == 1 else hits.head(per_row)
-        first = [thumb(query, side)], [_query_head(hits, least)]
+        first = [_query_image(query, hits, side)], [_query_head(hits, least)]
         for start in range(0, max(1, len(shown)), per_row):
             part = shown.iloc[start : start + per_row]
             images, names = _hit_row(part, root, side, least)

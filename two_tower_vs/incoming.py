@@ -24,6 +24,7 @@ class Picture:
 
     pixels: np.ndarray  # uint8 (3, s, s), as the tower takes them
     content: bytes = None  # the first 16 bytes of the SHA-256 of its file; None: not known
+    details: object = None  # its Keypoints, where hits are verified
 
 # %% ../nbs/06_incoming.ipynb #4c4dec70
 def given_picture(

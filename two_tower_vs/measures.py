@@ -46,7 +46,7 @@ def _instruments(registry):  # name -> instrument of Prometheus
 class Measures:
     "Counts and times of requests."
 
-    steps = 'decode', 'embed', 'search', 'total'
+    steps = 'decode', 'embed', 'search', 'verify', 'total'
 
     def __init__(self):
         self.since = time.time()
@@ -64,15 +64,15 @@ class Measures:
 
     def searched(
         self,
-        ms: dict,  # step -> milliseconds
+        ms: dict,  # step -> milliseconds; without verify where hits were not verified
         batch: int,  # pictures in its batch
     ):
         "Count a search and its times."
-        self.recent.append([ms[step] for step in self.steps])
+        self.recent.append([ms.get(step, 0.0) for step in self.steps])
         self.batches[batch] += 1
         self.instruments['batch'].observe(batch)
-        for step in self.steps:
-            self.instruments['seconds'].labels(step).observe(ms[step] / 1000)
+        for step, value in ms.items():
+            self.instruments['seconds'].labels(step).observe(value / 1000)
 
     def reloaded(self):
         "Count an index that was put in place."

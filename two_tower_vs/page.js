@@ -73,31 +73,78 @@ function asked(now, file) {   // the picture that is searched with
   $('preview').alt = file ? 'Your picture' : now.id != null ? 'The candidate that was searched with' : 'The evaluation query'
   $('told').replaceChildren(el('strong', {textContent: file ? 'Your picture' : now.id != null ? 'A hit of the search before' : 'An evaluation query'}),
                             el('p', {className: 'soft', textContent: file?.name ?? ''}))
-  $('query').hidden = false
+  share(null); $('query').hidden = false
 }
 $('preview').addEventListener('error', () => { $('preview').hidden = true })   // a format that this browser can't show
+
+// ---- what a hit shares with the picture: outlined on both, and in words
+
+function outline(img, corners) {   // over a tile: the view box is fitted into it as the picture is
+  const make = name => document.createElementNS('http://www.w3.org/2000/svg', name)
+  const svg = make('svg'), lines = [make('polygon'), make('polygon')]
+  svg.setAttribute('class', 'outline'); svg.setAttribute('aria-hidden', 'true'); svg.append(...lines)
+  const draw = () => {
+    const w = img.naturalWidth, h = img.naturalHeight
+    if (!w) return
+    svg.setAttribute('viewBox', `0 0 ${w} ${h}`)
+    for (const line of lines) line.setAttribute('points', corners.map(([x, y]) => `${x * w},${y * h}`).join(' '))
+  }
+  img.addEventListener('load', draw); draw()
+  return svg
+}
+
+function part(corners) {   // where they lie, in words
+  const span = i => { const all = corners.map(c => c[i]); return [Math.min(...all), Math.max(...all)] }
+  const [left, right] = span(0), [top, bottom] = span(1)
+  if ((right - left) * (bottom - top) > .7) return 'nearly all'
+  const side = (middle, first, last) => middle < .4 ? first : middle > .6 ? last : ''
+  const where = [side((top + bottom) / 2, 'upper', 'lower'), side((left + right) / 2, 'left', 'right')]
+  return `the ${where.filter(Boolean).join(' ') || 'middle'} part`
+}
+
+const asker = () => view().upload != null ? 'your picture' : 'the query'
+const sharing = h => `${h.inliers} details agree: ${part(h.region.query)} of ${asker()} is ${part(h.region.candidate)} of this one${h.region.mirrored ? ', mirrored' : ''}`
+
+let shared = null
+function share(h) {   // outline on the picture what this hit has of it
+  if (h === shared) return
+  shared = h; $('frame').querySelector('.outline')?.remove()
+  $('shared').textContent = h ? `Outlined: what it shares with hit ${h.rank}` : ''
+  if (h) $('frame').append(outline($('preview'), h.region.query))
+}
 
 // ---- the hits
 
 function hits(a, now) {
   const none = a.hits.findIndex(h => h.match === false), list = a.hits.map(h => hit(h, a))
+  const copies = a.hits.filter(h => h.region)
   const matches = a.hits.filter(h => h.match).length   // the same picture is none, and not "no match" either
   if (none >= 0) list.splice(none, 0, el('li', {className: 'limit'}, `${matches ? 'No match from here on' : 'No match'}: scores under ${a.threshold.toFixed(2)}`))
   $('hits').replaceChildren(...list); $('results').hidden = false
   say(`${plural(a.hits.length, 'hit')} in ${a.latency_ms.total.toFixed(a.latency_ms.total < 10 ? 1 : 0)} ms` +
-      (a.threshold == null ? '' : matches ? `, ${matches} of them a match` : ', none of them a match'))
+      (a.threshold == null ? '' : matches ? `, ${matches} of them a match` : ', none of them a match') +
+      (a.verified == null ? '' : copies.length ? `, ${copies.length} with the same details` : ', none with the same details') +
+      (a.verified < a.hits.length ? `; only ${a.verified} could be compared in time` : ''))
+  share(copies[0] ?? null)
   if (a.query) example(a)
+}
+
+function framed(src, region) {   // a hit's picture
+  const img = tile(src)
+  return el('span', {className: 'frame'}, img, region ? outline(img, region.candidate) : '')
 }
 
 function hit(h, a) {
   const b = el('button', {type: 'button', title: h.cand_path},
-    tile(image(h.id, a.version, 256)),
+    framed(image(h.id, a.version, 256), h.region),
     el('span', {className: 'score'}, el('span', {}, el('span', {className: 'sr'}, 'Hit '), `${h.rank}`),
        h.right ? el('span', {className: 'right'}, '✓ right') : '', el('span', {}, el('span', {className: 'sr'}, 'score '), h.score.toFixed(3))),
+    h.region ? el('span', {className: 'details'}, sharing(h)) : '',
     h.same_picture ? el('span', {className: 'same'}, 'The same picture') : '',
     el('span', {className: 'name'}, h.cand_path),
     el('span', {className: 'sr'}, `${h.match == null ? '' : h.match ? ', match' : ', no match'}. Search with this picture`))
   b.addEventListener('click', () => go({id: h.id, v: a.version}))
+  if (h.region) for (const when of ['focus', 'pointermove']) b.addEventListener(when, () => share(h))
   return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b)
 }
 

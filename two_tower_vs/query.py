@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import threading
+from copy import copy
 from functools import partial
 from pathlib import Path
 from reprlib import repr as shorter
@@ -29,6 +30,7 @@ from .incoming import Picture, decoded_picture, given_picture
 from .index import Index
 from .model import TwoTower, best_device
 from .pictures import load_pixels
+from .rescore import rescored, verifier_for
 from .saving import steady
 from .vectors import apply_head
 
@@ -79,6 +81,7 @@ class Searcher:
         key: str = None,  # backbone_key(model.query), if it is known
         engine: str = 'auto',  # as for embed
         precision: str = 'auto',  # as for embed
+        images_root=None,  # the folder of the candidates, for with_verify
     ):
         device = 'cpu' if engine == 'openvino' else best_device()
         self.max_pixels = max_pixels
@@ -86,6 +89,8 @@ class Searcher:
         self.index = index
         self.engine = _query_engine(self.tower, index, engine, precision, cache, key)
         self.source = None  # (folder, options) of load_searcher
+        self.images_root = images_root
+        self.verifier = None  # compares hits detail by detail; see with_verify
         self.threshold = match_threshold(model.training_info, index)  # of a match; None: not known
 
 # %% ../nbs/06_query.ipynb #74ab04b5
@@ -114,15 +119,60 @@ def vectors(self: Searcher, pixels: np.ndarray) -> np.ndarray:
     "Query vectors of decoded pictures: uint8 (b, 3, s, s) -> float32 (b, d)."
     return apply_head(self.tower, self.engine(pixels))
 
+# %% ../nbs/06_query.ipynb #3378d85a
+@patch
+def with_verify(
+    self: Searcher,
+    mode: str = 'auto',  # auto: as the index was decided on; always, or never
+):  # a Searcher
+    "A searcher with the same engine, which verifies its hits. Raises `InputError`."
+    twin = copy(self)
+    twin.verifier = verifier_for(self.index, mode, self.images_root, self.max_pixels)
+    decision = self.index.manifest.get('verify') or {}
+    if twin.verifier and decision.get('threshold') is not None:
+        twin.threshold = decision['threshold']
+    return twin
+
+# %% ../nbs/06_query.ipynb #936b261c
+@patch
+def details(self: Searcher, src):  # Keypoints; None where hits are not verified
+    "Details of a picture. Raises as `read`."
+    if self.verifier is None:
+        return None
+    given = given_picture(src)
+    if isinstance(given, bytes):
+        return self.verifier.query(load_pixels(given, self.max_pixels, 400))
+    return self.verifier.query(decoded_picture(given, self.max_pixels, 'auto'))
+
+# %% ../nbs/06_query.ipynb #7fa1cb32
+@patch
+def hit_tables(
+    self: Searcher,
+    vectors: np.ndarray,  # of queries (n, d)
+    topk: int,
+    pictures: list,  # theirs, of `read`, with details where hits are verified
+):  # yields the hits of each
+    "Hits of several pictures. Raises `InputError`."
+    contents = [picture.content for picture in pictures]
+    if self.verifier is None:
+        yield from self.index.batch_hits(vectors, topk, contents=contents)
+        return
+    most = max(topk, self.verifier.first)
+    tables = self.index.batch_hits(vectors, most, contents=contents)
+    for hits, picture in zip(tables, pictures):
+        yield rescored(hits, picture.details, self.verifier, topk)
+
 # %% ../nbs/06_query.ipynb #53076a26
 @patch
 def search(self: Searcher, src, topk: int = 10) -> pd.DataFrame:
     """Hits of one picture, in any form: `rank`, `cand_path`, `score`, and `same_picture` where
     there is such a hit. Raises `BadImage` or `InputError`."""
     topk = whole_number(topk, 'topk')
-    picture = self.read(src)
+    given = given_picture(src)
+    picture = self.read(given)
+    picture.details = self.details(given)
     vectors = self.vectors(picture.pixels[None])
-    return next(self.index.batch_hits(vectors, topk, contents=[picture.content]))
+    return next(self.hit_tables(vectors, topk, [picture]))
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:

@@ -77,8 +77,10 @@ class Site:
         originals: str = 'clean',  # how a picture's file is sent
         access: Access = None,  # None: everybody may ask
         embedding: dict = None,  # engine and precision, as for Searcher
+        verify: str = 'auto',  # hits, as for Searcher.with_verify
     ):
         self.originals = _checked_originals(originals)
+        self.verify = verify
         self.out = Path(out)
         self.root = _checked_root(root)
         self.gt = gt
@@ -120,6 +122,7 @@ def _checked_root(root):
 def open_pools(self: Site):
     self.pool = ThreadPoolExecutor(cores() + 2)
     self.large_pool = ThreadPoolExecutor(1)
+    self.verify_pool = ThreadPoolExecutor(1)
 
 # %% ../nbs/07h_reloading.ipynb #0c5c4c37
 _sites = WeakSet()  # of this process
@@ -139,7 +142,7 @@ if hasattr(os, 'register_at_fork'):
 def close(self: Site):
     "End the threads."
     self.batcher.close()
-    for pool in (self.pool, self.large_pool):
+    for pool in (self.pool, self.large_pool, self.verify_pool):
         pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../nbs/07h_reloading.ipynb #68c78b16
@@ -153,10 +156,11 @@ def _stamps(self: Site):
 @patch
 def _load(self: Site):
     searcher = self._same_model() or load_searcher(
-        self.out, max_pixels=self.limits.max_pixels, **self.embedding
+        self.out, max_pixels=self.limits.max_pixels, images_root=self.root, **self.embedding
     )
     model_sha = searcher.index.manifest['model_sha256']
     searcher.index = on_gpu(load_index(self.out / 'index', model_sha, writable=True))
+    searcher = searcher.with_verify(self.verify)
     if not self.now or searcher.engine is not self.now.searcher.engine:
         warm_up(searcher, self.batcher)
     queries = no_queries

@@ -91,7 +91,8 @@ class RunReport:
         if not self.files.exist('model/model.json', 'index/manifest.json'):
             return None
         try:
-            return load_searcher(self.files.folder, max_pixels=self.max_pixels)
+            options = dict(max_pixels=self.max_pixels, images_root=self.root)
+            return load_searcher(self.files.folder, **options).with_verify()
         except (InputError, RuntimeError) as error:
             self.files.note(f'No search was tried: {error}')
 

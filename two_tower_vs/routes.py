@@ -192,6 +192,7 @@ def _health(site, topk):
         index_sha256=manifest['index_sha256'],
         kind=manifest['kind'],
         engine=now.searcher.engine.name,
+        verifies=now.searcher.verifier is not None,
         threshold=now.searcher.threshold,
         examples=len(now.shows.queries),
         topk=topk,

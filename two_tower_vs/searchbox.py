@@ -18,13 +18,18 @@ from .explore import draw_rows, explore_package, has_kernel, thumb_tile
 from .hits import others, show_hits
 from .paths import expand
 from .query import Searcher
+from .verify import outlined
 
 # %% ../nbs/06c_searchbox.ipynb #380c23da
-def _picture(widgets, source, side):
-    "A picture in a grey square"
+def _picture(widgets, source, side, region=None):
+    "A picture in a grey square, with the outline of a region"
     square = Image.new('RGB', (side, side), '#f1f3f6')
     tile, _ = thumb_tile(source, side)
     square.paste(tile, (0, 0), tile)
+    if region:
+        left, top, right, bottom = tile.getbbox()  # the picture on the square
+        sizes = right - left, bottom - top
+        square = outlined(square, (np.array(region) * sizes + (left, top)) / side)
     return widgets.Image(
         value=square._repr_png_(),
         format='png',
@@ -106,11 +111,16 @@ def _query_tile(self: SearchBox, source):
 def _hit_tile(self: SearchBox, hit, is_right):
     is_same = getattr(hit, 'same_picture', False)
     lines = [('the same picture' if is_same else f'{hit.rank}: {hit.score:.2f}', None)]
+    region = getattr(hit, 'region', None)
     if is_right:
         lines.append(('✓ right', '#15803d'))
+    if region:
+        lines.append((f'{hit.inliers} details agree', '#15803d'))
     lines.append((hit.cand_path, None))
     words = _text_lines(self.widgets, *lines, width='112px')
-    return self.widgets.VBox([_picture(self.widgets, self.root / hit.cand_path, 112), words])
+    corners = region and region['candidate']
+    shown = _picture(self.widgets, self.root / hit.cand_path, 112, corners)
+    return self.widgets.VBox([shown, words])
 
 # %% ../nbs/06c_searchbox.ipynb #09309d93
 def _verdict(hits, least):

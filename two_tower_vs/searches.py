@@ -12,12 +12,15 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from .access import Refusal
 from .errors import BadImage, InputError
 from .gallery import query_facts
+from .keypoints import Keypoints
 from .pictures import formats
 from .reloading import Served
+from .rescore import with_evidence
 from .sending import decoded_pixels
 from .uploads import admitted_large
 
@@ -40,6 +43,8 @@ class _Upload:
     data: bytes = None  # the file, where it is still to be decoded
     pixels: np.ndarray = None
     decode_ms: float = 0.0
+    details: Keypoints = None  # where hits are verified
+    details_ms: float = 0.0
 
 # %% ../nbs/07k_searches.ipynb #aa62545f
 def _looked_at(site, searcher, source, most_pixels):
@@ -52,16 +57,20 @@ def _looked_at(site, searcher, source, most_pixels):
 
 # %% ../nbs/07k_searches.ipynb #e26f1840
 def _decoded(searcher, upload):
-    start = time.perf_counter()
+    times = [time.perf_counter()]
     try:
         pixels = searcher.pixels(upload.data)
+        times.append(time.perf_counter())
+        details = searcher.details(upload.data)
+        times.append(time.perf_counter())
     except BadImage as e:
         raise Refusal(
             422,
             'not readable',
             f'This is not a readable image ({e}). Send another picture ({", ".join(formats)}).',
         ) from e
-    return _Upload(upload.content, None, pixels, 1000 * (time.perf_counter() - start))
+    decode_ms, details_ms = 1000 * np.diff(times)
+    return _Upload(upload.content, None, pixels, float(decode_ms), details, float(details_ms))
 
 # %% ../nbs/07k_searches.ipynb #916fdb7f
 async def _pixels_of(site, searcher, source, most_pixels):
@@ -72,19 +81,52 @@ async def _pixels_of(site, searcher, source, most_pixels):
             upload = await loop.run_in_executor(site.large_pool, _decoded, searcher, upload)
     return upload
 
+# %% ../nbs/07k_searches.ipynb #2433899b
+@dataclass
+class _Ranked:
+    "Hits as records"
+
+    hits: list  # of dicts: id, cand_path, score, and what else is known
+    verified: int = None  # so many were compared detail by detail; None: that is not done
+    verify_ms: float = 0.0
+
+
+def _ranked(now, found):
+    rows = found.rows.tolist()
+    return _Ranked(
+        [
+            dict(id=row, cand_path=now.shows.paths[row], score=float(score))
+            for row, score in zip(rows, found.scores)
+        ]
+    )
+
+# %% ../nbs/07k_searches.ipynb #f9395761
+def _verified(searcher, ranked, details, topk, until):
+    "Runs in a thread: the hits scored again"
+    start = time.perf_counter()
+    verifier = searcher.verifier
+    hits = pd.DataFrame(ranked.hits, columns=['id', 'cand_path', 'score'])
+    evidence = verifier.evidence(details, hits.cand_path.head(verifier.first), until)
+    compared = sum(each is not None for each in evidence)
+    table = with_evidence(hits, evidence, verifier.weight, topk).drop(columns='rank')
+    records = [_without_nothing(record) for record in table.to_dict('records')]
+    return _Ranked(records, compared, 1000 * (time.perf_counter() - start))
+
+
+def _without_nothing(record):
+    "A hit with short numbers, and a region only where there is one"
+    record['cosine'] = round(record['cosine'], 6)
+    return {name: value for name, value in record.items() if value is not None}
+
 # %% ../nbs/07k_searches.ipynb #7b0a3bb1
-def _hits(now, found, content):
-    same = now.searcher.index.same_picture(found.rows, content)
-    hits = []
-    for i, row in enumerate(found.rows.tolist()):
-        score = round(float(found.scores[i]), 6)
-        hit = dict(rank=i + 1, id=row, cand_path=now.shows.paths[row], score=score)
-        if same[i]:
-            hit['same_picture'] = True
-        else:
-            hit |= _match_of(now, found.scores[i])
-        hits.append(hit)
-    return hits
+def _marked(now, hits, content):
+    rows = np.array([hit['id'] for hit in hits], dtype=np.int64)
+    same = now.searcher.index.same_picture(rows, content)
+    marked = []
+    for i, hit in enumerate(hits):
+        mark = {'same_picture': True} if same[i] else _match_of(now, hit['score'])
+        marked.append({'rank': i + 1, **hit, 'score': round(hit['score'], 6), **mark})
+    return marked
 
 # %% ../nbs/07k_searches.ipynb #eacd1ce5
 def _match_of(now, score):
@@ -108,22 +150,36 @@ async def search(
     "Hits of one picture. Raises `Refusal`."
     now = site.now
     start = time.perf_counter()
+    until = time.monotonic() + site.limits.timeout_s / 2
     upload = await _pixels_of(site, now.searcher, source, most_pixels)
-    found = await _found(site, now.searcher, upload.pixels, topk)
-    total = 1000 * (time.perf_counter() - start)
-    ms = dict(decode=upload.decode_ms, embed=found.embed_ms, search=found.search_ms, total=total)
+    verifier = now.searcher.verifier
+    found = await _found(site, now.searcher, upload.pixels, _looked_for(verifier, topk))
+    ms = dict(decode=upload.decode_ms, embed=found.embed_ms, search=found.search_ms)
+    ranked = _ranked(now, found)
+    if verifier:
+        work = _verified, now.searcher, ranked, upload.details, topk, until
+        ranked = await asyncio.get_running_loop().run_in_executor(site.verify_pool, *work)
+        ms['verify'] = upload.details_ms + ranked.verify_ms
+    ms['total'] = 1000 * (time.perf_counter() - start)
     site.measures.searched(ms, found.batch)
-    return now, _answer(now, found, upload.content, ms)
+    return now, _answer(now, ranked, upload.content, ms)
+
+
+def _looked_for(verifier, topk):
+    "So many hits are taken from the index"
+    return max(topk, verifier.first) if verifier else topk
 
 # %% ../nbs/07k_searches.ipynb #89138a66
-def _answer(now, found, content, ms):
+def _answer(now, ranked, content, ms):
     answer = dict(
-        hits=_hits(now, found, content),
+        hits=_marked(now, ranked.hits, content),
         version=now.shows.version,
         latency_ms={step: round(value, 3) for step, value in ms.items()},
     )
     if now.searcher.threshold is not None:
         answer['threshold'] = now.searcher.threshold
+    if ranked.verified is not None:
+        answer['verified'] = ranked.verified
     return answer
 
 # %% ../nbs/07k_searches.ipynb #edd28324

@@ -138,6 +138,7 @@ def make_app(
     originals: str = 'clean',  # a picture's file is sent clean, exact or (none) as a thumbnail
     per_address: int = 100,  # connections of one address; 0: no bound
     embedding: dict = None,  # engine and precision, as for Searcher
+    verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
 ):  # a FastAPI app; app.state.site is its Site
     "The API and the page. Raises `InputError` where there is no model or no index."
     from two_tower_vs.reloading import Limits, Site
@@ -145,7 +146,7 @@ def make_app(
     limits = Limits(
         max_pixels, max_upload_mb, timeout_s, waiting, batch, max_upload_megapixels, per_address
     )
-    site = Site(out, root, gt, limits, examples, originals, access, embedding)
+    site = Site(out, root, gt, limits, examples, originals, access, embedding, verify)
     return _app_of(site, topk, every)
 
 # %% ../nbs/08_serve.ipynb #9aea17ed
@@ -180,6 +181,7 @@ def serve(
     root,  # images_root
     gt,  # query_gt.csv
     topk,  # hits, where a request doesn't say
+    verify,  # hits detail by detail: auto (where it pays), always or never
     max_pixels: int = 100_000_000,  # larger pictures are refused
     host: str = '127.0.0.1',  # address to listen at; 0.0.0.0 is every address of this machine
     port: int = 8000,  # 0: any that is free
@@ -205,7 +207,7 @@ def serve(
         max_pixels, max_upload_mb, timeout_s, waiting, batch, max_upload_megapixels, per_address
     )
     with listening_socket(host, port) as sock:
-        site = Site(out, root, gt, limits, examples, originals, access, embedding)
+        site = Site(out, root, gt, limits, examples, originals, access, embedding, verify)
         if access.any_address:
             warn(_open_to(host, access))
         _run(_app_of(site, topk), sock, host, timeout_s)

@@ -12,6 +12,7 @@ import sys
 
 from .checkstage import check_stage
 from .config import bad_setting
+from .errors import InputError
 from .lock import only_run
 from .run import Run
 from .summaries import evaluation_details, indented, training_summary, tried_table
@@ -68,13 +69,16 @@ def _trained(run, model, candidates):
 # %% ../nbs/09d_stages.ipynb #b4da1b57
 def _save_training(run, model, training):
     from two_tower_vs.files import replacing
+    from two_tower_vs.heldlists import save_held_lists
     from two_tower_vs.saving import save_model
     from two_tower_vs.sheet import write_csv
 
     run.record_bad(training.bad, run.file('pairs'))
-    save_model(model, run.out / 'model')
+    sha256 = save_model(model, run.out / 'model')
     with replacing(run.out / 'train/history.csv') as (file,):
         write_csv(training.history, file)
+    with replacing(run.out / 'train/held_out.json') as (file,):
+        save_held_lists(training.held_lists, sha256, file)
     training.state.clear()
 
 # %% ../nbs/09d_stages.ipynb #9e69b0ba
@@ -223,7 +227,9 @@ def index_stage(run: Run):
     index, done = _updated(run, model, _catalogue_vectors(run, model))
     source = run.file('candidates')
     normalized = index.normalize_by(*_bystander_vectors(run, model))
-    if done != 'up to date' or normalized or was_edited(index, source):
+    changed = done != 'up to date' or normalized
+    decided = _decided_to_verify(run, model, index, changed)
+    if changed or decided or was_edited(index, source):
         save_index(index, run.out / 'index', source)
     print(_index_summary(index.manifest, done))
 
@@ -245,6 +251,39 @@ def _catalogue_vectors(run, model):
     drop_bad(run.candidates, vectors.bad, file, run.on_bad('skip'))
     return vectors
 
+# %% ../nbs/09d_stages.ipynb #af76ca5a
+def _decided_to_verify(run, model, index, changed):
+    "Does the manifest now say whether hits are verified?"
+    from importlib.util import find_spec
+    from warnings import warn
+
+    if changed:
+        index.manifest.pop('verify', None)
+    never = run.cfg['query'].get('verify') == 'never'
+    if never or 'verify' in index.manifest or not find_spec('cv2'):
+        return False
+    try:
+        index.manifest['verify'] = _verify_decision(run, model, index)
+    except InputError as error:
+        warn(f'Whether to verify hits is not decided. {error}')
+        return False
+    return True
+
+# %% ../nbs/09d_stages.ipynb #d2bd704c
+def _verify_decision(run, model, index):
+    "What `decide` says of the hits of held-out queries"
+    from two_tower_vs.heldlists import read_held_lists
+    from two_tower_vs.keypoints import opencv
+    from two_tower_vs.paying import decide
+    from two_tower_vs.rescore import Verifier
+
+    opencv()
+    lists = read_held_lists(run.out / 'train/held_out.json', model.sha256)
+    verifier = Verifier(run.root, max_pixels=run.data.max_pixels)
+    asked = run.cfg['train']
+    promise = {name: asked[name] for name in ('precision', 'absent') if name in asked}
+    return decide(lists, verifier, index.bystanders is not None, **promise)
+
 # %% ../nbs/09d_stages.ipynb #2717cd99
 def _index_summary(manifest, done):
     line = (
@@ -259,6 +298,9 @@ def _index_summary(manifest, done):
             f'; finds {100 * agreement["value"]:.1f} % of what exact search finds in the first '
             f'{agreement["k"]}, on {agreement["queries"]:,} real queries'
         )
+    verify = manifest.get('verify')
+    if verify:
+        line += f'\nindex: hits are {"" if verify["on"] else "not "}verified ({verify["reason"]})'
     if done.startswith('built') and manifest['tried']:
         return f'{tried_table(manifest["tried"])}\n{line}'
     return line
@@ -267,7 +309,6 @@ def _index_summary(manifest, done):
 def _updated(run, model, vectors):
     "(Index, what was done): the one there brought up to date, or a new one"
     from two_tower_vs.bundle import load_index
-    from two_tower_vs.errors import InputError
     from two_tower_vs.index import build_index
     from two_tower_vs.update import update_index
 
@@ -304,7 +345,9 @@ def query_stage(run: Run):
 
     if not run.image:
         bad_setting('--stage query', 'it needs --image: a picture, several, or a folder')
-    searcher = load_searcher(run.out, max_pixels=run.data.max_pixels, **run.engine)
+    searcher = load_searcher(
+        run.out, max_pixels=run.data.max_pixels, images_root=run.root, **run.engine
+    )
     _warn_of_edited_table(run, searcher.index)
     answers = query(searcher, run.image, **run.cfg['query'])
     save_answers(answers, run.out, run.root)
@@ -346,6 +389,7 @@ def serve_stage(run: Run):
         run.root,
         run.file('query_gt'),
         run.cfg['query'].get('topk', 10),
+        run.cfg['query'].get('verify', 'auto'),
         max_pixels=run.data.max_pixels,
         embedding=run.engine,
         **options,

@@ -23,6 +23,7 @@ from .errors import InputError
 from .features import pair_features
 from .finetune import finetune
 from .gradcache import from_main
+from .heldlists import held_lists
 from .judging import baseline_heads, held_out_answers
 from .levels import Own
 from .loss import loss_by_name, prefixes
@@ -57,6 +58,7 @@ class Training:
     kept: str  # what the model is now: trained, plain or centred
     bad: pd.DataFrame = None  # rows of the pairs that were skipped, as in bad_images.csv
     state: State = None  # clear it when the model is saved: a crash before that would cost the run
+    held_lists: list = ()  # of HeldList: hits of held-out queries, before it was trained on all
 
     @property
     def promoted(self) -> bool:
@@ -219,7 +221,9 @@ def _judged_training(job: Job, outer: Validation) -> Training:
         match, normalizing, list(options['matryoshka'] or ()), choice, validation, kept
     )
     history = _history(job, untrained)
-    return Training(history, untrained, trained, judgement, asdict(choice), kept)
+    training = Training(history, untrained, trained, judgement, asdict(choice), kept)
+    training.held_lists = held_lists(own, outer.weight, outer.product, job.table)
+    return training
 
 # %% ../nbs/03_train.ipynb #ea14ba18
 def _unjudged_training(job: Job) -> Training:

@@ -83,6 +83,14 @@ def locked(small_project):
         yield url
 
 
+@pytest.fixture(scope='module')
+def verifying(small_project):
+    """The address of a server that compares hits detail by detail."""
+    pytest.importorskip('cv2')
+    with pages.verifying(small_project) as url:
+        yield url
+
+
 @pytest.fixture(scope='session')
 def picture(served):
     """The bytes of the first query."""

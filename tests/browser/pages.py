@@ -386,17 +386,27 @@ def small_project(work):
 
 
 @contextlib.contextmanager
-def locked(project):  # the same server, with a token
+def with_settings(project, name, **settings):  # the same server, with other settings
     import yaml
 
-    config = project / 'with-token.yaml'
+    config = project / name
     d = yaml.safe_load((project / 'config.yaml').read_text())
-    config.write_text(yaml.safe_dump(d | {'serve': (d.get('serve') or {}) | {'token': TOKEN}}))
+    for section, values in settings.items():
+        d[section] = (d.get(section) or {}) | values
+    config.write_text(yaml.safe_dump(d))
     try:
         with server(config) as url:
             yield url
     finally:
         config.unlink()
+
+
+def locked(project):  # with a token
+    return with_settings(project, 'with-token.yaml', serve={'token': TOKEN})
+
+
+def verifying(project):  # with hits compared detail by detail
+    return with_settings(project, 'verifying.yaml', query={'verify': 'always'})
 
 
 def first_query(url):
