@@ -39,6 +39,9 @@ REST = ['longer', 'attacks', 'browser', 'notebooks']  # minutes each: left to ma
 LONGER = (
     'make attacks ARGS="-m long" and the slow cells of the notebooks (make notebooks FLAGS=slow)'
 )
+# Two processes of tests. xdist waits forever for the files of one that died, unless it may start
+# no other.
+TWO = ['-n', '2', '--dist', 'loadfile', '--max-worker-restart', '0']
 CHECKS = {}
 
 
@@ -240,16 +243,8 @@ def tested(*arguments):
 
 def tested_by_two(marks):
     "The problems of the tests in tests/ with these marks, run by two processes"
-    which = ['--ignore', 'tests/attacks', '--ignore', 'tests/browser', '-m', marks, 'tests']
-    # xdist waits forever for the files of a process that died, unless it may start no other
-    two = ['-n', '2', '--dist', 'loadfile', '--max-worker-restart', '0']
-    problems = list(tested(*two, *which))
-    if any('crashed while running' in problem for problem in problems):
-        # Seen twice: the kernel could not deliver a signal (SIGSEGV, SI_KERNEL), cause unknown.
-        # One that dies again fails.
-        print('A process of the tests died. Once again, in one process:', *problems, sep='\n')
-        problems = list(tested(*which))
-    return problems
+    elsewhere = ['--ignore', 'tests/attacks', '--ignore', 'tests/browser']
+    yield from tested(*TWO, *elsewhere, '-m', marks, 'tests')
 
 
 @check
@@ -266,8 +261,8 @@ def longer():
 
 @check
 def attacks():
-    "bad data, crashes and misuse end as promised: tests/attacks"
-    yield from tested('tests/attacks')
+    "bad data, crashes and misuse end as promised: tests/attacks, by two processes"
+    yield from tested(*TWO, 'tests/attacks')
 
 
 def chromium():

@@ -11,12 +11,14 @@ import torch
 from accelerate import Accelerator
 
 from two_tower_vs.data import read_pairs
+from two_tower_vs.features import pair_features
 from two_tower_vs.finetune import PictureBatches, finetune, layer_groups
 from two_tower_vs.fit import Plan, Trainer, run_phase
 from two_tower_vs.model import TwoTower
 from two_tower_vs.objective import Objective
 from two_tower_vs.pairtable import PairTable
 from two_tower_vs.state import State
+from two_tower_vs.steps import Choice, make_job, renew_heads
 
 SCRIPT = '''
 import sys
@@ -24,6 +26,7 @@ import numpy as np, torch
 from pathlib import Path
 from accelerate import Accelerator
 from two_tower_vs.data import read_pairs
+from two_tower_vs.features import pair_features
 from two_tower_vs.finetune import PictureBatches, finetune
 from two_tower_vs.model import TwoTower
 from two_tower_vs.objective import Objective
@@ -109,3 +112,17 @@ def test_an_interrupted_run_ends_with_the_same_weights(tune, tmp_path):
         resumed = tuned(tmp_path)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(whole['query.head.weight'], start['query.head.weight'])
+
+
+def test_renewed_heads_know_only_the_rows_that_train(fresh):
+    root = fresh / 'images'
+    pairs = read_pairs(fresh / 'pairs.csv', root)
+    options = dict(seed=1, finetune_epochs=0, embedding={'progress': False})
+    weights = []
+    for table in (pairs[:20], pairs[:30]):
+        model = TwoTower(image_size=64, embed_dim=16)
+        features, _ = pair_features(model, table, root, None, views=0, progress=False)
+        job = make_job(model, features, root, State(None, 'key'), options)
+        renew_heads(job, np.arange(20), Choice(0.1, 0.25))
+        weights.append(model.query.head.weight)
+    assert torch.allclose(*weights, atol=1e-5)

@@ -5,11 +5,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
+from two_tower_vs.blending import copied
 from two_tower_vs.data import read_pairs
 from two_tower_vs.engine import backbone_key
 from two_tower_vs.errors import InputError
 from two_tower_vs.model import TwoTower
+from two_tower_vs.steps import backbone_params, go_part_of_the_way
 from two_tower_vs.train import train
 from two_tower_vs.validation import Validation
 
@@ -57,8 +60,18 @@ def test_a_better_epoch_of_fine_tuning_is_repeated_with_all_pairs(fresh, pairs):
     rising = {'error': 0.0}
     model = small()
     before = backbone_key(model.query)
-    with mock.patch.object(
-        Validation, 'score', lambda *_: {'recall@1': next(scores) / 99, **rising}
+    untuned = copied(backbone_params(model))
+    asked = []
+
+    def go(job, tuned, share):
+        asked.append((tuned, share))
+        go_part_of_the_way(job, tuned, share)
+
+    with (
+        mock.patch('two_tower_vs.steps.go_part_of_the_way', go),
+        mock.patch.object(
+            Validation, 'score', lambda *_: {'recall@1': next(scores) / 99, **rising}
+        ),
     ):
         training = train(
             model,
@@ -72,6 +85,14 @@ def test_a_better_epoch_of_fine_tuning_is_repeated_with_all_pairs(fresh, pairs):
         )
     assert backbone_key(model.query) != before
     assert training.chosen['finetune_epochs'] == 1
+    # The scores rise, so the last share that was tried is the best
+    assert training.chosen['tuned_share'] == 0.5
+    tried = training.history[training.history.phase == 'choose renewed heads']
+    assert tried.blend.tolist() == [1.0, 0.75, 0.5]
+    ((tuned, share),) = asked
+    for param, start, end in zip(backbone_params(model), untuned, tuned):
+        assert torch.allclose(param, start + share * (end - start), atol=1e-6)
+    assert any(not torch.equal(start, end) for start, end in zip(untuned, tuned))
 
 
 @pytest.mark.parametrize(

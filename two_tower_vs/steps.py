@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Choice', 'head_params', 'backbones', 'backbone_params', 'Job', 'make_job', 'held_out', 'objective', 'put_closed_form',
-           'train_heads', 'repeat_heads', 'tune', 'tuned_answers', 'renew_heads']
+           'train_heads', 'repeat_heads', 'tune', 'tuned_answers', 'renew_heads', 'go_part_of_the_way', 'repeat_tuning']
 
 # %% ../nbs/02g_steps.ipynb #65f02151
 from collections.abc import Callable
@@ -42,6 +42,7 @@ class Choice:
     blend: float = 1.0  # how far to go from the closed form to the trained heads
     finetune_epochs: int = 0
     renewed: bool = False  # are the heads computed once more after fine-tuning?
+    tuned_share: float = 1.0  # how far to go from the untuned backbone to the tuned one
 
 # %% ../nbs/02g_steps.ipynb #171b8835
 def _unique(items):
@@ -292,19 +293,31 @@ def tuned_answers(job: Job, held: Validation) -> dict:  # kind -> HeldOutAnswers
     return picture_answers(job.model, held, job.root, job.embedding, locked)
 
 # %% ../nbs/02g_steps.ipynb #a6e1b530
-def _features_now(job, tower, paths, some):  # (n, f), zeros for others than `some`
-    features = torch.zeros(len(paths), tower.n_features)
+def _features_now(job, tower, paths):  # (n, f)
     options = {**job.embedding, 'progress': False}
-    found = embed(bare(tower), [paths[i] for i in some], job.root, **options)
-    features[some] = torch.from_numpy(found.vectors)
-    return features
+    return torch.from_numpy(embed(bare(tower), paths, job.root, **options).vectors)
 
 # %% ../nbs/02g_steps.ipynb #4f3dad29
 def renew_heads(job: Job, rows: np.ndarray, choice: Choice):
     "Heads in closed form once more, on the features of the tuned towers."
     table = job.table
-    queries = _features_now(job, job.model.query, table.queries, np.unique(table.qi[rows]))
-    cands = _features_now(job, job.model.cand, table.cands, np.unique(table.ci[rows]))
+    asked, query_of = np.unique(table.qi[rows], return_inverse=True)
+    answered, cand_of = np.unique(table.ci[rows], return_inverse=True)
+    queries = _features_now(job, job.model.query, [table.queries[i] for i in asked])
+    cands = _features_now(job, job.model.cand, [table.cands[i] for i in answered])
     closed = PairHeads(job.model, queries, cands)
-    stats = closed.stats(table.qi[rows], table.ci[rows])
+    stats = closed.stats(query_of, cand_of)
     closed.put(stats, closed.maps(stats, choice.gap, choice.shrink), choice.pull)
+
+# %% ../nbs/02g_steps.ipynb #407557c8
+def go_part_of_the_way(job: Job, tuned: list, share: float):
+    "Put the backbones at `share` of the way from the untuned weights to `tuned`."
+    blend(backbone_params(job.model), job.untuned, tuned, share)
+
+# %% ../nbs/02g_steps.ipynb #41496bc8
+def repeat_tuning(job: Job, name: str, rows: np.ndarray, choice: Choice):
+    "Fine-tune as was chosen. Raises `InputError`: training diverges, or too little memory."
+    tune(job, name, rows, choice.finetune_epochs)
+    if choice.renewed:
+        go_part_of_the_way(job, copied(backbone_params(job.model)), choice.tuned_share)
+        renew_heads(job, rows, choice)

@@ -48,7 +48,9 @@ def training_summary(
 ) -> str:
     "What held-out pairs tell, and what was chosen."
     chosen = training.chosen
-    renewed = ', then the heads once more' if chosen['renewed'] else ''
+    renewed = ''
+    if chosen['renewed']:
+        renewed = f' at {100 * chosen["tuned_share"]:.0f} %, then the heads once more'
     lines = [
         f'  chosen: gap {chosen["gap"]:g}, shrink {chosen["shrink"]:g}, pull {chosen["pull"]:g}, '
         f'{chosen["epochs"]} epochs, {100 * chosen["blend"]:.0f} % of the way, '

@@ -39,9 +39,8 @@ from two_tower_vs.steps import (
     backbone_params,
     held_out,
     make_job,
-    renew_heads,
     repeat_heads,
-    tune,
+    repeat_tuning,
 )
 from .validation import Validation
 from .views import preset_by_name
@@ -146,9 +145,7 @@ def _refit(job, choice):
     rows = job.every_row
     repeat_heads(job, 'heads', rows, choice)
     if choice.finetune_epochs:
-        tune(job, 'fine-tuning', rows, choice.finetune_epochs)
-    if choice.renewed:
-        renew_heads(job, rows, choice)
+        repeat_tuning(job, 'fine-tuning', rows, choice)
 
 # %% ../nbs/03_train.ipynb #30d2d656
 def _finish(job, choice, kept):
