@@ -190,7 +190,7 @@ def first_pixels(
             break
     return np.stack(found) if found else None
 
-# %% ../nbs/01a_embed.ipynb #f3328cb0
+# %% ../nbs/01a_embed.ipynb #83597da2
 def spread_pixels(
     paths,
     tower,

@@ -60,7 +60,7 @@ def least_cosine(features, others):
     "The smallest cosine between rows of two arrays of unit features."
     return round(float((features * others).sum(1).min()), 5)
 
-# %% ../nbs/01a_engine.ipynb #272447bc
+# %% ../nbs/01a_engine.ipynb #baa6edb5
 def top_agreement(
     features: np.ndarray,  # unit rows (n, f) of a lower precision
     exact: np.ndarray,  # the same in float32
@@ -232,7 +232,7 @@ class _Note:
         same_version = noted['openvino'] == _openvino_version()
         return Decision(noted['precision'], noted['cosine'] if same_version else None)
 
-# %% ../nbs/01a_engine.ipynb #ba818e7c
+# %% ../nbs/01a_engine.ipynb #ab04753c
 def _features(runner, pixels):
     return np.concatenate([runner.run(pixels[at : at + 8]) for at in range(0, len(pixels), 8)])
 
@@ -254,7 +254,7 @@ def _compared(runner, exact, pixels):
     )
     return Decision('float32')
 
-# %% ../nbs/01a_engine.ipynb #f47510d1
+# %% ../nbs/01a_engine.ipynb #0a21ef9c
 def _refuse_int8(setup):
     if setup.name != 'openvino':
         raise InputError(
@@ -267,7 +267,7 @@ def _refuse_int8(setup):
             'is given for it. Give embed a cache, or use another precision.'
         )
 
-# %% ../nbs/01a_engine.ipynb #b48ab388
+# %% ../nbs/01a_engine.ipynb #51e4324f
 def _kept_int8(setup) -> Decision:
     "int8 with the network that the folder keeps; None where it keeps none. Raises `InputError`."
     _refuse_int8(setup)
@@ -281,7 +281,7 @@ def _calibrated(setup, sample) -> Decision:
     pixels = sample(network.pictures) if sample else None
     return Decision('int8', network=network.make(setup.tower, pixels))
 
-# %% ../nbs/01a_engine.ipynb #9a76b2f4
+# %% ../nbs/01a_engine.ipynb #20d5a1f6
 def _asked_int8(setup, exact, sample):
     "int8 for whoever asked for it, with a warning after a calibration."
     kept = _kept_int8(setup)
@@ -297,7 +297,7 @@ def _asked_int8(setup, exact, sample):
     )
     return decision
 
-# %% ../nbs/01a_engine.ipynb #ae952336
+# %% ../nbs/01a_engine.ipynb #eeb7a423
 def _may_try_int8(setup, pictures):
     enough = pictures >= 20_000 and setup.folder is not None
     return enough and setup.name == 'openvino' and find_spec('nncf') is not None
@@ -314,7 +314,7 @@ def _seconds(runner, pixels):
         times.append(perf_counter() - start)
     return min(times)
 
-# %% ../nbs/01a_engine.ipynb #22111bc8
+# %% ../nbs/01a_engine.ipynb #ccf27bb6
 def _int8_if_better(setup, decision, exact, sample, pixels):
     "int8 where it is 1.3 times as fast as another decision and finds what PyTorch finds."
     try:
@@ -332,7 +332,7 @@ def _int8_if_better(setup, decision, exact, sample, pixels):
         return decision
     return replace(found, cosine=least_cosine(features, right), runner=runner)
 
-# %% ../nbs/01a_engine.ipynb #60249379
+# %% ../nbs/01a_engine.ipynb #37e28a17
 def _noted_decision(setup, note, sample):
     "What was noted, if this machine can carry it out; else None."
     noted = note.read() if note else None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nncf_module', 'Int8Network']
 
-# %% ../nbs/01a_int8.ipynb #8c090165
+# %% ../nbs/01a_int8.ipynb #49dccf57
 import logging
 import re
 from contextlib import redirect_stdout
@@ -24,7 +24,7 @@ from two_tower_vs.networks import (
     traced,
 )
 
-# %% ../nbs/01a_int8.ipynb #3579efb1
+# %% ../nbs/01a_int8.ipynb #c12d6d99
 def nncf_module():
     "NNCF, without its chatter. Raises `InputError` where it is not installed."
     try:
@@ -38,7 +38,7 @@ def nncf_module():
     logging.getLogger('nncf').setLevel(logging.WARNING)
     return nncf
 
-# %% ../nbs/01a_int8.ipynb #fcae7f4e
+# %% ../nbs/01a_int8.ipynb #4798d4c7
 def _outer_names(tower) -> str:  # a regular expression
     "Names of the operations that the tower and its levels make themselves."
     outer = ['__module', '__module.tower', '__module.tower.backbone']
@@ -48,7 +48,7 @@ def _outer_names(tower) -> str:  # a regular expression
     scopes = '|'.join(re.escape(name) for name in outer)
     return f'(({scopes})/)?aten::.*'
 
-# %% ../nbs/01a_int8.ipynb #06399676
+# %% ../nbs/01a_int8.ipynb #3e5f0d0d
 def _quantised(tower, pixels):
     "A tower's network in 8 bits, in memory."
     nncf = nncf_module()
@@ -63,7 +63,7 @@ def _quantised(tower, pixels):
             ignored_scope=nncf.IgnoredScope(patterns=[_outer_names(tower)], validate=False),
         )
 
-# %% ../nbs/01a_int8.ipynb #dffc83ab
+# %% ../nbs/01a_int8.ipynb #30b1a5d6
 class Int8Network:
     "A backbone's network in 8 bits, in a folder."
 
