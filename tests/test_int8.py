@@ -57,6 +57,12 @@ def nncf():
     return pytest.importorskip('nncf')
 
 
+def forget(cache):
+    "Delete the networks in 8 bits"
+    for file in cache.glob('*-int8.*'):
+        file.unlink()
+
+
 @pytest.mark.rest
 def test_calibrated_once_kept_and_never_mixed(nncf, tower, pictures, tmp_path):
     folder, paths = pictures
@@ -74,13 +80,11 @@ def test_calibrated_once_kept_and_never_mixed(nncf, tower, pictures, tmp_path):
     assert said == '' and engine.kept_as == f'int8-{number}'
     assert np.abs(engine(pixels) - first.vectors[:8]).max() < 1e-3  # they are kept in 16 bits
     # The same pictures in another order give the same network again
-    for file in cache.glob('*-int8.*'):
-        file.unlink()
+    forget(cache)
     again, _ = quietly(embed, tower, paths[::-1], folder, cache, precision='int8')
     assert again.made_by['network'] == first.made_by['network']
     # Other pictures give another, whose features are kept apart
-    for file in cache.glob('*-int8.*'):
-        file.unlink()
+    forget(cache)
     other, _ = quietly(embed, tower, paths[:40], folder, cache, precision='int8')
     assert other.made_by['network'] != first.made_by['network']
     assert not np.array_equal(other.vectors, first.vectors[:40])
@@ -175,6 +179,22 @@ def test_what_is_found_decides_on_bfloat16(tower, tmp_path, monkeypatch):
         assert nothing == ''
 
 
+class Network:
+    "In place of Int8Network: its number is in a list"
+
+    pictures = 128
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def number(self):
+        return self.kept[0] if self.kept else None
+
+    def make(self, tower, pixels):
+        self.kept.append('123')
+        return '123'
+
+
 @pytest.mark.parametrize(
     'which,wait,pictures,precision',
     [
@@ -189,30 +209,13 @@ def test_auto_takes_int8_where_it_pays(
 ):
     "Fast, right and many pictures; the same for one too few, when slower, and when not right"
     kept = []
-
-    class Network:
-        pictures = 256
-
-        def __init__(self, folder, key):
-            pass
-
-        def number(self):
-            return kept[0] if kept else None
-
-        def make(self, tower, pixels):
-            kept.append('123')
-            return '123'
-
     features = made_up()
     monkeypatch.setattr(engine_module, 'has_bfloat16', lambda *args: False)
-    monkeypatch.setattr(engine_module, 'Int8Network', Network)
+    monkeypatch.setattr(engine_module, 'Int8Network', lambda *args: Network(kept))
     monkeypatch.setattr(engine_module, 'find_spec', lambda name: name == 'nncf')
 
-    def sample(count):
-        return numbered(min(count, 128))
-
     with on_paper(features[0], features[which], dict(float32=0.02, int8=wait)):
-        engine = Engine(tower, folder=tmp_path, sample=sample, pictures=pictures)
+        engine = Engine(tower, folder=tmp_path, sample=numbered, pictures=pictures)
         again = Engine(tower, folder=tmp_path)
     assert [engine.precision, again.precision] == [precision, precision]
     assert engine.kept_as == ('int8-123' if precision == 'int8' else 'float32')
@@ -304,8 +307,7 @@ def test_queries_come_from_the_network_of_the_candidates(nncf, tower, pictures, 
     assert 'with another calibration than queries are' in said
     _, said = query_engine(network=f'other {number[::-1]}')  # another backbone has its own
     assert said == ''
-    for file in tmp_path.glob('*-int8.*'):
-        file.unlink()
+    forget(tmp_path)
     for asked in ('auto', 'int8'):
         engine, said = query_engine(asked)
         assert engine.precision != 'int8'

@@ -60,7 +60,7 @@ def least_cosine(features, others):
     "The smallest cosine between rows of two arrays of unit features."
     return round(float((features * others).sum(1).min()), 5)
 
-# %% ../nbs/01a_engine.ipynb #baa6edb5
+# %% ../nbs/01a_engine.ipynb #99325c6b
 def top_agreement(
     features: np.ndarray,  # unit rows (n, f) of a lower precision
     exact: np.ndarray,  # the same in float32
@@ -232,7 +232,7 @@ class _Note:
         same_version = noted['openvino'] == _openvino_version()
         return Decision(noted['precision'], noted['cosine'] if same_version else None)
 
-# %% ../nbs/01a_engine.ipynb #ab04753c
+# %% ../nbs/01a_engine.ipynb #c966200d
 def _features(runner, pixels):
     return np.concatenate([runner.run(pixels[at : at + 8]) for at in range(0, len(pixels), 8)])
 
@@ -254,7 +254,7 @@ def _compared(runner, exact, pixels):
     )
     return Decision('float32')
 
-# %% ../nbs/01a_engine.ipynb #0a21ef9c
+# %% ../nbs/01a_engine.ipynb #ddec2955
 def _refuse_int8(setup):
     if setup.name != 'openvino':
         raise InputError(
@@ -267,7 +267,7 @@ def _refuse_int8(setup):
             'is given for it. Give embed a cache, or use another precision.'
         )
 
-# %% ../nbs/01a_engine.ipynb #51e4324f
+# %% ../nbs/01a_engine.ipynb #69be8942
 def _kept_int8(setup) -> Decision:
     "int8 with the network that the folder keeps; None where it keeps none. Raises `InputError`."
     _refuse_int8(setup)
@@ -281,7 +281,7 @@ def _calibrated(setup, sample) -> Decision:
     pixels = sample(network.pictures) if sample else None
     return Decision('int8', network=network.make(setup.tower, pixels))
 
-# %% ../nbs/01a_engine.ipynb #20d5a1f6
+# %% ../nbs/01a_engine.ipynb #d5f13f08
 def _asked_int8(setup, exact, sample):
     "int8 for whoever asked for it, with a warning after a calibration."
     kept = _kept_int8(setup)
@@ -297,7 +297,7 @@ def _asked_int8(setup, exact, sample):
     )
     return decision
 
-# %% ../nbs/01a_engine.ipynb #eeb7a423
+# %% ../nbs/01a_engine.ipynb #9ea0ec53
 def _may_try_int8(setup, pictures):
     enough = pictures >= 20_000 and setup.folder is not None
     return enough and setup.name == 'openvino' and find_spec('nncf') is not None
@@ -314,7 +314,7 @@ def _seconds(runner, pixels):
         times.append(perf_counter() - start)
     return min(times)
 
-# %% ../nbs/01a_engine.ipynb #ccf27bb6
+# %% ../nbs/01a_engine.ipynb #854c78ce
 def _int8_if_better(setup, decision, exact, sample, pixels):
     "int8 where it is 1.3 times as fast as another decision and finds what PyTorch finds."
     try:
@@ -332,7 +332,7 @@ def _int8_if_better(setup, decision, exact, sample, pixels):
         return decision
     return replace(found, cosine=least_cosine(features, right), runner=runner)
 
-# %% ../nbs/01a_engine.ipynb #37e28a17
+# %% ../nbs/01a_engine.ipynb #10ed97e8
 def _noted_decision(setup, note, sample):
     "What was noted, if this machine can carry it out; else None."
     noted = note.read() if note else None
@@ -400,6 +400,15 @@ def _refuse_unknown(option, value, known):
 # %% ../nbs/01a_engine.ipynb #d22e16f6
 _engines = WeakSet()  # of this process
 
+# %% ../nbs/01a_engine.ipynb #9d1a6cd7
+def _first_decision(engine, precision, sample, pictures):
+    if precision == 'auto':
+        parts = engine.setup, engine.note, engine.exact
+        return _choose_precision(*parts, sample, pictures)
+    if precision == 'int8':
+        return _asked_int8(engine.setup, engine.exact, sample)
+    return Decision(precision)
+
 # %% ../nbs/01a_engine.ipynb #247e6042
 class Engine:
     "A tower's backbone: uint8 pixels (b, 3, s, s) -> float32 unit features (b, f)."
@@ -428,11 +437,7 @@ class Engine:
         self.note = _Note(folder / f'{key}.json') if folder and precision == 'auto' else None
         self.decision = Decision(precision)
         _engines.add(self)
-        if precision == 'auto':
-            parts = self.setup, self.note, self.exact, sample, pictures
-            self.decision = _choose_precision(*parts)
-        elif precision == 'int8':
-            self.decision = _asked_int8(self.setup, self.exact, sample)
+        self.decision = _first_decision(self, precision, sample, pictures)
 
     @property
     def precision(self) -> str:

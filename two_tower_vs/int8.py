@@ -5,14 +5,11 @@
 # %% auto #0
 __all__ = ['nncf_module', 'Int8Network']
 
-# %% ../nbs/01a_int8.ipynb #49dccf57
+# %% ../nbs/01a_int8.ipynb #049a174c
 import logging
 import re
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
-
-import numpy as np
 
 from .errors import InputError
 from two_tower_vs.networks import (
@@ -24,7 +21,7 @@ from two_tower_vs.networks import (
     traced,
 )
 
-# %% ../nbs/01a_int8.ipynb #c12d6d99
+# %% ../nbs/01a_int8.ipynb #9ee45aa4
 def nncf_module():
     "NNCF, without its chatter. Raises `InputError` where it is not installed."
     try:
@@ -38,7 +35,7 @@ def nncf_module():
     logging.getLogger('nncf').setLevel(logging.WARNING)
     return nncf
 
-# %% ../nbs/01a_int8.ipynb #4798d4c7
+# %% ../nbs/01a_int8.ipynb #3c7dc15b
 def _outer_names(tower) -> str:  # a regular expression
     "Names of the operations that the tower and its levels make themselves."
     outer = ['__module', '__module.tower', '__module.tower.backbone']
@@ -48,7 +45,7 @@ def _outer_names(tower) -> str:  # a regular expression
     scopes = '|'.join(re.escape(name) for name in outer)
     return f'(({scopes})/)?aten::.*'
 
-# %% ../nbs/01a_int8.ipynb #3e5f0d0d
+# %% ../nbs/01a_int8.ipynb #30154b95
 def _quantised(tower, pixels):
     "A tower's network in 8 bits, in memory."
     nncf = nncf_module()
@@ -63,7 +60,7 @@ def _quantised(tower, pixels):
             ignored_scope=nncf.IgnoredScope(patterns=[_outer_names(tower)], validate=False),
         )
 
-# %% ../nbs/01a_int8.ipynb #30b1a5d6
+# %% ../nbs/01a_int8.ipynb #3cd01a66
 class Int8Network:
     "A backbone's network in 8 bits, in a folder."
 
