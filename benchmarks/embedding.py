@@ -1,7 +1,7 @@
 """Embed pictures from disk with two_tower_vs, a plain loop and three neighbours; write
 embedding.json.
 
-    python benchmarks/embedding.py           # a quarter of an hour on two idle cores
+    python benchmarks/embedding.py           # ten minutes on two idle cores
     python benchmarks/embedding.py --quick   # few pictures, one round: does all of it run?
 
 Each measurement is a process of its own, and the methods take turns. Each library lives in a
@@ -22,6 +22,7 @@ from datetime import date
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -72,15 +73,17 @@ def rgb(im):
 # --- from disk to vectors; each calls job.ready() when only the pictures are missing
 
 
-def ours(job, model=True, **kw):
+def ours(job, model=True, precision='auto', **kw):
     "embed as it is; model=False: its network answers at once"
     import numpy as np
 
     import two_tower_vs.embed as e
 
     class Engine(e.Engine):
-        def __init__(self, tower, *a, **kw):
-            super().__init__(tower, *a, **kw)
+        def __init__(self, tower, kind, folder, *a, **kw):
+            # What int8 calibrates is kept in a folder; the features aren't
+            kept = job.scratch if precision == 'int8' else folder
+            super().__init__(tower, kind, kept, *a, **kw)
             job.engine = self
             if not model:
                 self.run = lambda x: np.ones((len(x), tower.n_features), np.float32)
@@ -88,7 +91,11 @@ def ours(job, model=True, **kw):
 
     with mock.patch.object(e, 'Engine', Engine):
         return e.embed(
-            job.tower(**kw), job.files, engine='auto' if model else 'torch', progress=False
+            job.tower(**kw),
+            job.files,
+            engine='auto' if model else 'torch',
+            precision=precision,
+            progress=False,
         ).vectors
 
 
@@ -258,7 +265,7 @@ def on_pixels(job, torch_fp32=False):
         for _ in range(job.n // 32):
             run(x)
     else:
-        job.engine = Engine(t, sample=lambda: x[:32])
+        job.engine = Engine(t, sample=lambda count: x[:count])
         job.engine(x[:8])
         job.ready()
         for _ in in_threads(
@@ -268,11 +275,14 @@ def on_pixels(job, torch_fp32=False):
 
 
 MINE = 'two_tower_vs'
+INT8 = f'{MINE}, int8'
 reader = partial(ours, model=False)
 # name: (library, function, whether it is fast: then it gets more pictures)
 METHODS = {
     MINE: (None, ours, True),
     f'{MINE}, last stage only': (None, partial(ours, levels=0), True),
+    f'{MINE}, float32': (None, partial(ours, precision='float32'), True),
+    INT8: (None, partial(ours, precision='int8'), True),
     'plain loop': (None, plain, False),
     CR: (CR, clip_retrieval, False),
     ST: (ST, sbert, False),
@@ -283,22 +293,26 @@ METHODS = {
     'limit: PyTorch float32 alone': (None, partial(on_pixels, torch_fp32=True), False),
 }
 LITE = 'efficientnet_lite0'
-OWN = [m for m in METHODS if 'stage' not in m]
+if not find_spec('nncf'):
+    print(f"no rows of {INT8}: it needs an extra, pip install 'two_tower_vs[int8]'")
+    del METHODS[INT8]
+OWN = [m for m in METHODS if not m.startswith(f'{MINE},')]
+TESTED = [MINE, INT8, 'plain loop']
 # pictures, backbone, rounds, methods, how many pictures for the slow and for the fast, the same
 # with --quick
 # (None: all there are; more than there are: several times around)
 RUNS = [
-    ('small', LITE, 3, list(METHODS), (320, 2560), (64, 256)),
-    ('small', 'resnet18', 2, OWN, (320, 2560), (64, 256)),
+    ('small', LITE, 2, list(METHODS), (240, 2560), (64, 256)),
+    ('small', 'resnet18', 1, OWN, (240, 2560), (64, 256)),
     (
         '12 MP',
         LITE,
-        2,
+        1,
         [m for m in OWN if 'engine' not in m and 'PyTorch' not in m],
         (60, 300),
         (6, 12),
     ),
-    ('test', LITE, 1, [MINE, 'plain loop'], (None, None), (None, None)),
+    ('test', LITE, 1, [m for m in METHODS if m in TESTED], (None, None), (None, None)),
 ]
 
 # --- pictures

@@ -78,11 +78,11 @@ class FeatureCache:
     def __init__(
         self,
         folder,  # made when the first shard is written
-        precision: str = 'float32',  # of the engine: what has one part for each
+        precision: str = 'float32',  # Engine.kept_as: what has one part for each
         shard: int = 1024,  # rows a file
     ):
         self.args = folder, precision, shard
-        half = precision == 'bfloat16'
+        half = precision != 'float32'
         self.folder = Path(f'{folder}-{precision}' if half else folder)
         self.shard = shard
         self.dtype = np.float16 if half else np.float32

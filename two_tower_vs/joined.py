@@ -39,6 +39,8 @@ def stacked(
     parts: list,  # uint8 (3, s, s), a square for each of `squares`
 ) -> np.ndarray:  # uint8 (3, sum of s, largest s)
     "Squares in one array, one below the other."
+    if len(parts) == 1:
+        return np.ascontiguousarray(parts[0])
     widest = max(part.shape[2] for part in parts)
     filled = [np.pad(part, ((0, 0), (0, 0), (0, widest - part.shape[2]))) for part in parts]
     return np.concatenate(filled, 1)

@@ -36,7 +36,7 @@ def resized_pixels(
         resample = getattr(Image.Resampling, interpolation.upper())
         return np.array(image.resize((size, size), resample)).transpose(2, 0, 1)
     array = image if isinstance(image, np.ndarray) else np.array(image)
-    x = torch.from_numpy(array).permute(2, 0, 1)[None]  # (1, 3, h, w)
+    x = torch.from_numpy(array)[None].permute(0, 3, 1, 2)  # (1, 3, h, w)
     return F.interpolate(x, (size, size), mode=interpolation, antialias=True)[0].numpy()
 
 # %% ../nbs/01_model.ipynb #b9bddf01

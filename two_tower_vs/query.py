@@ -53,14 +53,43 @@ def match_threshold(
     )
 
 # %% ../nbs/06_query.ipynb #703b66cf
+def _engine_of(made, tower, kind, cache, key):
+    "An engine of this precision; None where this machine does not have it."
+    if made == 'bfloat16' and not has_bfloat16(tower.mean.device.type, kind):
+        return None
+    try:
+        return Engine(tower, kind, cache, key, made, alone=True)
+    except InputError:  # no network for int8
+        return None
+
+# %% ../nbs/06_query.ipynb #ab1b488d
+def _asked_engine(tower, kind, precision, cache, key):
+    engine = precision != 'int8' and Engine(tower, kind, cache, key, precision, alone=True)
+    engine = engine or _engine_of('int8', tower, kind, cache, key)
+    return engine or Engine(tower, kind, cache, key, 'float32', alone=True)
+
+# %% ../nbs/06_query.ipynb #b2e06661
+def _warn_of_other_network(index, engine):
+    made = index.manifest.get('network') or ''
+    mine = engine.made_by().get('network') or ''
+    if made != mine and made.split(' ')[0] == mine.split(' ')[0]:
+        warn(
+            'The candidates were embedded in int8 with another calibration than queries are: '
+            'their scores differ. Run --stage index again.'
+        )
+
+# %% ../nbs/06_query.ipynb #203233e5
 def _query_engine(tower, index, kind, precision, cache, key):
     made = index.manifest.get('precision')
-    engine = Engine(tower, kind, cache, key, precision, alone=True)
+    engine = _asked_engine(tower, kind, precision, cache, key)
     if made in (None, engine.precision):
+        _warn_of_other_network(index, engine)
         return engine
-    able = made == 'float32' or has_bfloat16(tower.mean.device.type, kind)
-    if precision == 'auto' and able:
-        return Engine(tower, kind, cache, engine.key, made, alone=True)
+    if precision == 'auto':
+        same = _engine_of(made, tower, kind, cache, engine.key)
+        if same:
+            _warn_of_other_network(index, same)
+            return same
     warn(
         f'The candidates were embedded in {made}, and queries are in {engine.precision}: '
         f'their scores differ a little. Set embed: {{precision: {made}}} here too, '

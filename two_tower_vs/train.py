@@ -245,6 +245,12 @@ def _unjudged_training(job: Job) -> Training:
     history = _history(job, {'recall@1': None})
     return Training(history, nothing, nothing, None, asdict(choice), kept)
 
+# %% ../nbs/03_train.ipynb #e24704ae
+def _while_tuned(embedding):
+    if (embedding or {}).get('precision') == 'int8':
+        return {**embedding, 'precision': 'auto'}
+    return embedding
+
 # %% ../nbs/03_train.ipynb #8ad1f286
 @bounded(
     epochs=whole(0, 100_000),
@@ -293,6 +299,7 @@ def train(
     "Train two towers on pairs of pictures. Raises `InputError` for what cannot be trained."
     progress = progress if main_process() else False
     options = _check_options(dict(locals()))
+    options['embedding'] = _while_tuned(embedding)
     model.to(best_device())
     of_views = {**(embedding or {}), 'preset': augmentation, 'progress': progress}
     learner = one_space(model)

@@ -14,7 +14,7 @@ from os.path import join
 import numpy as np
 import pandas as pd
 
-from .embed import embed, first_pixels, picture_pixels, shared_engine
+from .embed import embed, picture_pixels, shared_engine, spread_pixels
 from .errors import BadImage
 from .paths import expand
 from .threads import cores, in_threads
@@ -97,7 +97,7 @@ def find_turned(
         return pd.DataFrame(columns=['path', 'other', 'degrees', 'gain'])
     some, answers, cosines = some[hopeful], answers[hopeful], cosines[hopeful]
     max_pixels = kw.get('max_pixels', 100_000_000)
-    sample = partial(first_pixels, [join(root, path) for path in paths], tower, max_pixels)
+    sample = partial(spread_pixels, [join(root, path) for path in paths], tower, max_pixels)
     asked = kw.get('engine', 'auto'), cache, kw.get('precision', 'auto')
     turner = _Turner(tower, shared_engine(tower, *asked, sample=sample), root, max_pixels)
     turned = _turned_cosines(turner, list(zip(some.iloc[:, 0], answers)))
