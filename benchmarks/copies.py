@@ -388,31 +388,43 @@ def measured(copies, scratch, seed):
     plain, candidates = vectors(copies, TwoTower(levels=0, embed_dim=None), scratch / 'cache')
     peers = first_hits(plain @ candidates.T)
     hits = {'pHash': by_hash(copies), 'frozen backbone': peers}
-    hits['frozen backbone, verified'] = peers[0], combined(peers[1], inliers_of(copies, peers[0]))
+    proven = combined(peers[1], inliers_of(copies, peers[0]))
+    hits['frozen backbone, verified'] = peers[0], proven
     model, training = trained(copies, scratch, seed)
     queries, candidates = vectors(copies, model, scratch / 'cache')
     similar = queries @ candidates.T
     rows, scores = first_hits(similar)
-    hits['trained towers'] = rows, scores
-    inliers = inliers_of(copies, rows)
     # The catalogue's pictures are the candidates of the training pairs, so they are the bystanders
     first = columns_of(rows[:, 0], np.arange(len(copies.catalogue)))
     level = {k: levels(similar, first, k)[:, None] for k in NEIGHBOURS}
-    normalized = scores - level[neighbours]
-    hits['trained, normalised'] = rows, normalized
-    hits['trained, verified'] = rows, combined(scores, inliers)
-    hits['trained, normalised, verified'] = rows, combined(normalized, inliers)
-    by_neighbours = {
-        k: judged(copies, (rows, scores - level[k]), hits['trained towers']) for k in level
-    }
+    hits |= of_trained(rows, scores, level[neighbours], inliers_of(copies, rows))
+    by_neighbours = {k: (rows, scores - level[k]) for k in level}
     return dict(
         methods={name: judged(copies, found, peers) for name, found in hits.items()},
-        neighbours={
-            k: {name: cell[name] for name in ('micro_ap', 'recall@p90', 'gain')}
-            for k, cell in by_neighbours.items()
-        },
+        neighbours=without_edits(copies, by_neighbours, hits['trained towers']),
         decided=decisions(model, training),
     )
+
+
+def of_trained(rows, scores, level, inliers):
+    "Hits of the trained towers, as they are, normalised and verified"
+    from two_tower_vs.rescore import combined
+
+    return {
+        'trained towers': (rows, scores),
+        'trained, normalised': (rows, scores - level),
+        'trained, verified': (rows, combined(scores, inliers)),
+        'trained, normalised, verified': (rows, combined(scores - level, inliers)),
+    }
+
+
+def without_edits(copies, by_neighbours, others):
+    "Figures for each number of bystanders, against plain scores"
+    figures = {}
+    for k, found in by_neighbours.items():
+        cell = judged(copies, found, others)
+        figures[k] = {name: cell[name] for name in ('micro_ap', 'recall@p90', 'gain')}
+    return figures
 
 
 def weights(count, queries, scratch):
@@ -504,6 +516,11 @@ def timed(pictures, sizes, runs, scratch):
     return milliseconds(Copies(*pictures, SEEDS[0], *sizes, scratch / 'queries'), runs)
 
 
+def runs(name, found, seeds, sizes):
+    "A run for each seed"
+    return {seed: in_scratch(one_run, name, found, seed, sizes) for seed in seeds}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--quick', action='store_true', help='a few pictures each')
@@ -518,12 +535,9 @@ def main():
     first = next(iter(sets.values()))
     out = json.loads(args.out.read_text()) if args.times else {}
     if not args.times:
-        seeds = SEEDS[:1] if args.quick else SEEDS
         out = dict(candidates=sizes[0], queries=sizes[1], first=FIRST, date=str(date.today()))
-        out['runs'] = {
-            name: {seed: in_scratch(one_run, name, found, seed, sizes) for seed in seeds}
-            for name, found in sets.items()
-        }
+        seeds = SEEDS[:1] if args.quick else SEEDS
+        out['runs'] = {name: runs(name, found, seeds, sizes) for name, found in sets.items()}
         if 'grocery photos' in sets:
             out['weights'] = in_scratch(weights, *sizes)
     out['times'] = dict(machine=machine(), date=str(date.today()))

@@ -29,7 +29,6 @@ SETS = {
 
 def family(pack: str, folder: Path) -> dict:
     "Name -> SVG of a package of Iconify, which npm fetches once"
-    name = pack.split('@')[0]
     file = folder / f'{pack}.tgz'
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)

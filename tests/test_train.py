@@ -54,10 +54,16 @@ def test_one_tower_for_both_sides(fresh, pairs):
     assert model.query is model.cand
 
 
+def rising_scores():
+    "Whatever is validated is better than what was before it"
+    scores = iter(range(1, 99))
+    return mock.patch.object(
+        Validation, 'score', lambda *_: {'recall@1': next(scores) / 99, 'error': 0.0}
+    )
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_a_better_epoch_of_fine_tuning_is_repeated_with_all_pairs(fresh, pairs):
-    scores = iter(range(1, 99))
-    rising = {'error': 0.0}
     model = small()
     before = backbone_key(model.query)
     untuned = copied(backbone_params(model))
@@ -67,22 +73,10 @@ def test_a_better_epoch_of_fine_tuning_is_repeated_with_all_pairs(fresh, pairs):
         asked.append((tuned, share))
         go_part_of_the_way(job, tuned, share)
 
-    with (
-        mock.patch('two_tower_vs.steps.go_part_of_the_way', go),
-        mock.patch.object(
-            Validation, 'score', lambda *_: {'recall@1': next(scores) / 99, **rising}
-        ),
-    ):
-        training = train(
-            model,
-            pairs[:16],
-            fresh / 'images',
-            epochs=1,
-            views=0,
-            finetune_epochs=1,
-            promote='always',
-            tuning=dict(augmentation='none', precision='auto'),
-        )
+    tuning = dict(augmentation='none', precision='auto')
+    options = dict(epochs=1, views=0, finetune_epochs=1, promote='always', tuning=tuning)
+    with mock.patch('two_tower_vs.steps.go_part_of_the_way', go), rising_scores():
+        training = train(model, pairs[:16], fresh / 'images', **options)
     assert backbone_key(model.query) != before
     assert training.chosen['finetune_epochs'] == 1
     # The scores rise, so the last share that was tried is the best

@@ -74,30 +74,33 @@ def test_the_region_is_outlined_on_both_pictures_and_said(browser, verifying, se
     assert not problems
 
 
+REGION = [[0.1, 0.1], [0.4, 0.1], [0.4, 0.5], [0.1, 0.5]]
+
+
+def two_copies(answer):
+    "The answer, with outlines on its first hit and its third"
+    shared = {'query': REGION, 'candidate': REGION, 'mirrored': False}
+    answer['hits'][2] |= {'region': shared, 'inliers': 7}
+    whole = [[0, 0.05], [1, 0.05], [1, 0.9], [0, 0.9]]
+    shared = {'query': REGION[::-1], 'candidate': whole, 'mirrored': False}
+    answer['hits'][0] |= {'region': shared, 'inliers': 9}
+    return answer
+
+
 def test_the_outline_follows_the_keyboard_and_the_pointer(browser, verifying, served, collage):
     visit = Visit(browser, verifying, served.truth, viewport=pages.DESKTOP)
-    region = [[0.1, 0.1], [0.4, 0.1], [0.4, 0.5], [0.1, 0.5]]
-
-    def two_copies(answer):
-        shared = {'query': region, 'candidate': region, 'mirrored': False}
-        answer['hits'][2] |= {'region': shared, 'inliers': 7}
-        whole = [[0, 0.05], [1, 0.05], [1, 0.9], [0, 0.9]]
-        shared = {'query': region[::-1], 'candidate': whole, 'mirrored': False}
-        answer['hits'][0] |= {'region': shared, 'inliers': 9}
-        return answer
-
     visit.change(two_copies)
     page = visit.page
     page.locator('#strip button').first.click()
     visit.wait(' ms')
     shared = page.locator('#shared')
     assert shared.text_content() == 'Outlined: what it shares with hit 1'
-    is_drawn(page.locator('#frame .outline'), region[::-1])
+    is_drawn(page.locator('#frame .outline'), REGION[::-1])
     page.locator('#hits button').nth(1).focus()
     page.keyboard.press('ArrowRight')
     assert visit.focused('#hits button') == 2
     assert shared.text_content() == 'Outlined: what it shares with hit 3'
-    is_drawn(page.locator('#frame .outline'), region)
+    is_drawn(page.locator('#frame .outline'), REGION)
     assert page.locator('#frame .outline').count() == 1
     assert 'the upper left part of the query is the upper left part of this one' in (
         page.locator('#hits button').nth(2).text_content()
@@ -106,13 +109,18 @@ def test_the_outline_follows_the_keyboard_and_the_pointer(browser, verifying, se
     assert 'the upper left part of the query is nearly all of this one' in first.text_content()
     first.hover()
     assert shared.text_content() == 'Outlined: what it shares with hit 1'
-    # Another picture has nothing of this
+    assert not visit.close()
+
+
+def test_another_picture_has_no_outline(browser, verifying, served, collage):
+    visit = Visit(browser, verifying, served.truth, viewport=pages.DESKTOP)
+    visit.change(two_copies)
+    page = visit.page
     page.goto(f'{visit.url}/?id=0')
     visit.wait(' ms')
     page.evaluate('() => document.querySelector("#home").click()')
     assert page.locator('#frame .outline').count() == 0 or page.locator('#query').is_hidden()
-    problems = visit.close()
-    assert not problems
+    assert not visit.close()
 
 
 @pytest.mark.parametrize('view', pages.VIEWS)
