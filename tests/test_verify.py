@@ -27,6 +27,7 @@ from two_tower_vs.keypoints import keypoints, mirrored
 from two_tower_vs.paying import Tried, decide, rankings
 from two_tower_vs.query import load_searcher
 from two_tower_vs.rescore import Verifier, combined, rescored, verifier_for
+from two_tower_vs.runfiles import clashes
 from two_tower_vs.saving import load_model
 from two_tower_vs.serve import make_app
 from two_tower_vs.verify import verify
@@ -398,3 +399,12 @@ def test_a_broken_opencv_is_one_line_and_no_reason_to_be_without_an_index(projec
     assert status == 0 and 'up to date' in printed
     lines = [line for line in said.splitlines() if 'OpenCV' in line]
     assert len(lines) == 1 and 'is broken: it has no SIFT' in lines[0], said
+
+
+def test_verified_hits_have_a_threshold_of_their_own():
+    model = {'training': {'match': {'threshold': 0.5}}}
+    index = {'rows': 3, 'verify': {'on': True, 'threshold': 1.2}}
+    assert not list(clashes(model=model, index=index, query={'threshold': 1.2}))
+    assert not list(clashes(model=model, index=index, query={'threshold': 0.5}))
+    (sentence,) = clashes(model=model, index=index, query={'threshold': 0.9})
+    assert 'query.json was made with another model' in sentence

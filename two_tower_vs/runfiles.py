@@ -185,6 +185,13 @@ def _promised_threshold(metrics, training):
 def _differ(a, b):
     return None not in (a, b) and abs(a - b) > 1e-6
 
+
+def _of_another_threshold(query, index, threshold):
+    "Verified hits have a threshold of their own, which the index knows"
+    verified = (index.get('verify') or {}).get('threshold')
+    used = (query or {}).get('threshold')
+    return _differ(used, threshold) and (verified is None or _differ(used, verified))
+
 # %% ../nbs/07_runfiles.ipynb #84122b59
 def _of_another_evaluation(metrics, queries):
     name = f'recall@{metrics["k"][0]}'
@@ -231,7 +238,7 @@ def clashes(
             f'The index holds {index["rows"]:,} candidates, and the evaluation searched '
             f'{metrics["candidates"]:,}. Run --stage eval and --stage index.'
         )
-    if _differ((query or {}).get('threshold'), threshold):
+    if _of_another_threshold(query, index, threshold):
         yield 'query.json was made with another model. Run --stage query.'
     if _of_another_training(training, history):
         yield (
