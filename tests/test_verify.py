@@ -201,7 +201,7 @@ def test_keypoints_are_kept_within_bounds(tmp_path):
         scribble(i).save(tmp_path / f'{i}.png')
     verifier = Verifier(tmp_path, keep=2)
     verifier.evidence(details(scribble(0)), [f'{i}.png' for i in range(4)])
-    assert len(verifier.candidate.known) == 2
+    assert verifier.candidate.cache_info().currsize == 2
 
 
 def test_regions_are_drawn(tmp_path):
@@ -289,6 +289,16 @@ def test_the_decision_is_saved_with_the_index(searcher, tmp_path):
     assert verifier_for(again, 'auto', tmp_path).weight == 1.5
     assert verifier_for(again, 'never', tmp_path) is None
     assert verifier_for(again, 'auto', None) is None
+
+
+def test_scores_with_evidence_never_take_the_threshold_of_cosines(searcher):
+    manifest = searcher.index.manifest
+    with patch.object(searcher, 'threshold', 0.5):
+        with patch.dict(manifest, verify=dict(on=False, reason='')):
+            assert searcher.with_verify('always').threshold is None
+            assert searcher.with_verify('auto').threshold == 0.5
+        with patch.dict(manifest, verify=dict(on=True, reason='', threshold=1.3)):
+            assert searcher.with_verify('auto').threshold == 1.3
 
 
 def test_a_missing_opencv_is_one_line(searcher, tmp_path):

@@ -116,15 +116,18 @@ tuned_shares = 1.0, 0.75, 0.5  # of the way from the untuned backbone to the tun
 def _best_renewed(job, held, dials, epochs, score):  # _Tuned
     "Try the shares with renewed heads; the model is left at the best one"
     end = copied(backbone_params(job.model))
+    heads = head_params(job.model)
     tried = []
+    heads_of = {}  # share -> its heads
     for share in tuned_shares:
         go_part_of_the_way(job, end, share)
         renew_heads(job, held.rows, dials)
         tried.append(_Tuned(epochs, score(), True, share))
+        heads_of[share] = copied(heads)
     _note_renewed(job.state, dials, tried)
     best = max(tried, key=lambda tuned: tuned.score['recall@1'])
     go_part_of_the_way(job, end, best.share)
-    renew_heads(job, held.rows, dials)
+    put(heads, heads_of[best.share])
     return best
 
 # %% ../nbs/02h_choosing.ipynb #29b31729

@@ -72,10 +72,11 @@ _set_by_stages = set(
     'preset tuning strict leaked unanswered bystanders why'.split()
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on
+_no_keys = {('index', 'chunk'), ('serve', 'verify')}
 
 
 def _is_key(section, name, parameter):
-    if parameter.default is parameter.empty or (section, name) == ('index', 'chunk'):
+    if parameter.default is parameter.empty or (section, name) in _no_keys:
         return False
     return section == 'data' or name not in _set_by_stages | _of_data
 

@@ -142,5 +142,5 @@ def decide(
         inliers.append([each.inliers for each in verifier.evidence(query, found.cand_path)])
     tried = Tried(lists, inliers, normalized, verifier.weight)
     verdict = _verdict(tried)
-    match = _new_threshold(tried, precision, absent) if verdict['on'] else None
+    match = _new_threshold(tried, precision, absent)
     return dict(**verdict, weight=verifier.weight, threshold=match, queries=len(lists))

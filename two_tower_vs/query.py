@@ -64,9 +64,12 @@ def _engine_of(made, tower, kind, cache, key):
 
 # %% ../nbs/06_query.ipynb #ab1b488d
 def _asked_engine(tower, kind, precision, cache, key):
-    engine = precision != 'int8' and Engine(tower, kind, cache, key, precision, alone=True)
-    engine = engine or _engine_of('int8', tower, kind, cache, key)
-    return engine or Engine(tower, kind, cache, key, 'float32', alone=True)
+    if precision == 'int8':
+        engine = _engine_of('int8', tower, kind, cache, key)
+        if engine:
+            return engine
+        precision = 'float32'
+    return Engine(tower, kind, cache, key, precision, alone=True)
 
 # %% ../nbs/06_query.ipynb #b2e06661
 def _warn_of_other_network(index, engine):
@@ -158,8 +161,8 @@ def with_verify(
     twin = copy(self)
     twin.verifier = verifier_for(self.index, mode, self.images_root, self.max_pixels)
     decision = self.index.manifest.get('verify') or {}
-    if twin.verifier and decision.get('threshold') is not None:
-        twin.threshold = decision['threshold']
+    if twin.verifier:
+        twin.threshold = decision.get('threshold')
     return twin
 
 # %% ../nbs/06_query.ipynb #936b261c

@@ -6,10 +6,8 @@
 __all__ = ['reward', 'nothing', 'modes', 'combined', 'Verifier', 'with_evidence', 'rescored', 'verifier_for']
 
 # %% ../nbs/05e_rescore.ipynb #471ce432
-import threading
 import time
-from collections import OrderedDict
-from functools import partial
+from functools import lru_cache, partial
 from os.path import join
 from warnings import warn
 
@@ -36,28 +34,6 @@ def combined(
     "Scores of hits from cosine and evidence."
     return np.asarray(cosines) + weight * np.sqrt(np.minimum(1, np.asarray(inliers) / 100))
 
-# %% ../nbs/05e_rescore.ipynb #3cde08aa
-class _Kept:
-    "The results of a function for the arguments that were used last"
-
-    def __init__(self, function, most):
-        self.function = function
-        self.most = most
-        self.known = OrderedDict()
-        self.lock = threading.Lock()
-
-    def __call__(self, key):
-        with self.lock:
-            if key in self.known:
-                self.known.move_to_end(key)
-                return self.known[key]
-        value = self.function(key)
-        with self.lock:
-            self.known[key] = value
-            if len(self.known) > self.most:
-                self.known.popitem(last=False)
-        return value
-
 # %% ../nbs/05e_rescore.ipynb #4fab096a
 nothing = np.zeros((8, 8, 3), np.uint8)  # a picture without details
 
@@ -79,7 +55,7 @@ class Verifier:
         self.weight = weight
         self.first = first
         self.max_pixels = max_pixels
-        self.candidate = _Kept(self._candidate, keep)
+        self.candidate = lru_cache(keep)(self._candidate)
 
     def _candidate(self, path):
         try:
@@ -107,7 +83,7 @@ class Verifier:
         return list(in_threads(compared, paths))
 
     def __reduce__(self):
-        keep = self.candidate.most
+        keep = self.candidate.cache_parameters()['maxsize']
         return partial(Verifier, self.root, self.weight, self.first, keep, self.max_pixels), ()
 
 # %% ../nbs/05e_rescore.ipynb #a6280270

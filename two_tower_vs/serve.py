@@ -181,7 +181,6 @@ def serve(
     root,  # images_root
     gt,  # query_gt.csv
     topk,  # hits, where a request doesn't say
-    verify,  # hits detail by detail: auto (where it pays), always or never
     max_pixels: int = 100_000_000,  # larger pictures are refused
     host: str = '127.0.0.1',  # address to listen at; 0.0.0.0 is every address of this machine
     port: int = 8000,  # 0: any that is free
@@ -197,6 +196,7 @@ def serve(
     origins: tuple = (),  # of other sites' pages that may use the API: https://shop.example.org
     token: str = None,  # that a request must bring; env:NAME or file:PATH say where it is
     embedding: dict = None,  # engine and precision, as for Searcher
+    verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
     from two_tower_vs.protocol import listening_socket

@@ -389,9 +389,9 @@ def serve_stage(run: Run):
         run.root,
         run.file('query_gt'),
         run.cfg['query'].get('topk', 10),
-        run.cfg['query'].get('verify', 'auto'),
         max_pixels=run.data.max_pixels,
         embedding=run.engine,
+        verify=run.cfg['query'].get('verify', 'auto'),
         **options,
     )
 

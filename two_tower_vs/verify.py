@@ -11,18 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from .keypoints import Keypoints, mirrored, opencv
+from .lists import one_thread
 
 # %% ../nbs/05d_verify.ipynb #bf36211c
 def _nearest(descriptors, others, count):
     "(cosines, rows) of the most similar ones among the others (n, count)"
     import faiss
 
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # each thread has its own setting
-    try:
+    with one_thread():
         cosines, rows = faiss.knn(descriptors, others, count, faiss.METRIC_INNER_PRODUCT)
-    finally:
-        faiss.omp_set_num_threads(threads)
     return cosines / 512**2, rows
 
 # %% ../nbs/05d_verify.ipynb #c7aa471b
