@@ -30,7 +30,7 @@ from two_tower_vs.data import read_candidates, read_gt, read_pairs
 from two_tower_vs.eval import evaluate
 from two_tower_vs.features import pair_features
 from two_tower_vs.files import replacing
-from two_tower_vs.heads import PairHeads
+from two_tower_vs.heads import principal_axes
 from two_tower_vs.model import TwoTower
 from two_tower_vs.steps import head_params
 from two_tower_vs.train import train
@@ -191,7 +191,7 @@ def heads():
         start = copied(head_params(model))
         yield dict(name='closed form', data=name, seed=None, **task.recall(model))
         found, _ = pair_features(model, task.pairs, task.root, CACHE, views=8, progress=False)
-        axes = PairHeads(model, found.queries[0], found.cands[0]).axes
+        axes = principal_axes(torch.cat([found.queries[0], found.cands[0]]))
         found = replace(found, queries=found.queries @ axes, cands=found.cands @ axes)
         for recipe, options in RECIPES.items():
             for seed in SEEDS:
@@ -243,6 +243,8 @@ class GeM(torch.nn.Module):
 
 def with_gem(network):
     network.net.global_pool = GeM()
+    # The cache of features knows a network by its weights, its class and this list
+    network.layout = [*network.layout, 'GeM']
     return network
 
 

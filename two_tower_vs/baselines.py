@@ -8,7 +8,6 @@ __all__ = ['LinearHeads', 'centred_heads', 'plain_heads', 'put_heads']
 # %% ../nbs/02a_baselines.ipynb #13ae7b5b
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -44,24 +43,13 @@ def centred_heads(
     "Each side centred, then the directions in which all pictures differ most."
     query_mean = torch.cat([q, c]).mean(0) if common else q.mean(0)
     cand_mean = query_mean if common else c.mean(0)
-    axes = _padded_axes(torch.cat([q - query_mean, c - cand_mean]), dim)  # (f, d)
+    axes = _axes(torch.cat([q - query_mean, c - cand_mean]), dim)  # (f, d)
     return LinearHeads(axes.T.contiguous(), -query_mean @ axes, -cand_mean @ axes)
 
 
-def _padded_axes(features, dim):  # (f, dim)
-    axes = principal_axes(features, dim)
+def _axes(features, dim, centre=True):  # (f, dim)
+    axes = principal_axes(features, dim, centre=centre, stretch=1.0)
     return F.pad(axes, (0, dim - axes.shape[1]))
-
-# %% ../nbs/02a_baselines.ipynb #d310351d
-def _uncentred_axes(features, dim, most=20_000):  # (own, dim)
-    rows = np.random.default_rng(0).permutation(len(features))[:most]
-    some = features[torch.from_numpy(rows)]
-    few = min(dim, len(rows))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        axes = torch.pca_lowrank(some, few, center=False, niter=2)[2]
-        more = torch.randn(features.shape[1], dim - few)
-        return torch.linalg.qr(torch.cat([axes, more], 1))[0] if few < dim else axes
 
 # %% ../nbs/02a_baselines.ipynb #fb174b4b
 def plain_heads(
@@ -72,9 +60,11 @@ def plain_heads(
 ) -> LinearHeads:
     "The backbone's own features, shortened to `dim` numbers."
     features = F.normalize(torch.cat([q, c])[:, :own], dim=-1)
-    axes = torch.eye(own) if dim >= own else _uncentred_axes(features, dim)
     weight = torch.zeros(dim, q.shape[1])
-    weight[: axes.shape[1], :own] = axes.T
+    if dim >= own:
+        weight[:own, :own] = torch.eye(own)
+    else:
+        weight[:, :own] = _axes(features, dim, centre=False).T
     return LinearHeads(weight, torch.zeros(dim), torch.zeros(dim))
 
 # %% ../nbs/02a_baselines.ipynb #ce9501c4

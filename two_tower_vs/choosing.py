@@ -42,12 +42,13 @@ def _tried_settings(job, divisions):  # (gap, shrink, pull) -> scores, one for e
     scores = {}
     for held in divisions:
         stats = job.closed.stats(job.table.qi[held.rows], job.table.ci[held.rows])
+        features = job.features.along(stats.axes)
         for gap, shrink in forms:
             maps = job.closed.maps(stats, gap, shrink)
             # One tower for both sides moves candidates and queries alike
             for pull in (0,) if job.closed.common else pulls:
-                job.closed.put(stats, maps, pull)
-                scores.setdefault((gap, shrink, pull), []).append(_score(job, held))
+                answers = features.answered(held, *job.closed.maps_along(stats, maps, pull))
+                scores.setdefault((gap, shrink, pull), []).append(held.score(answers))
     return scores
 
 # %% ../nbs/02h_choosing.ipynb #0f8cc025

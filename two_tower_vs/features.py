@@ -7,7 +7,8 @@ __all__ = ['bare', 'PairFeatures', 'pair_features', 'picture_answers']
 
 # %% ../nbs/02f_features.ipynb #330ab774
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,7 +56,21 @@ class PairFeatures:
     table: PairTable
     queries: torch.Tensor  # (1 + views, n, f)
     cands: torch.Tensor  # (1 + views, m, f)
+    others: torch.Tensor  # of further candidates of the table, which no pair names (k, f)
     own: int  # number of the backbone's own features, which come first
+
+    @cached_property
+    def searched(self) -> torch.Tensor:  # (m + k, f)
+        "All candidates as they are, in the order of the table."
+        return torch.cat([self.cands[0], self.others]) if len(self.others) else self.cands[0]
+
+# %% ../nbs/02f_features.ipynb #9c87639b
+def _other_candidates(tower, paths, contents, root, cache, options):  # Embeddings, bool (k,)
+    "Further pictures, and which of them are new"
+    found = embed(bare(tower), paths, root, cache, desc='other candidates', **options)
+    known = {content.tobytes() for content in contents}
+    new = [content.tobytes() not in known for content in found.contents]
+    return found, np.array(new, dtype=bool)
 
 # %% ../nbs/02f_features.ipynb #056f8b1f
 def pair_features(
@@ -64,6 +79,7 @@ def pair_features(
     root,  # the folder that its paths start from
     cache,  # a folder for features, or None
     views: int = 1,  # augmented copies of each picture
+    others=(),  # paths of further candidates, which no pair names
     **options,  # of embed
 ) -> tuple:  # PairFeatures (None where a picture can't be read), path -> reason
     "Embed the pictures of pairs with the bare backbones."
@@ -73,9 +89,13 @@ def pair_features(
     bad = queries.bad | cands.bad
     if bad:
         return None, bad
-    table = PairTable(pairs, queries.contents, cands.contents)
+    found, new = _other_candidates(model.cand, others, cands.contents, root, cache, options)
+    contents = np.concatenate([cands.contents, found.contents[new]])
+    names = [path for path, is_new in zip(found.paths, new) if is_new]
+    table = PairTable(pairs, queries.contents, contents, names)
+    further = torch.from_numpy(found.vectors[new]).to(cands.features.device)
     own = getattr(model.query.backbone, 'own', None) or queries.features.shape[-1]
-    return PairFeatures(table, queries.features, cands.features, own), {}
+    return PairFeatures(table, queries.features, cands.features, further, own), {}
 
 # %% ../nbs/02f_features.ipynb #552599c2
 @patch
@@ -87,7 +107,25 @@ def answered(
     cand: Callable,  # the same for candidates
 ) -> dict:  # kind, new or known -> HeldOutAnswers
     "Answers to held-out queries by two functions from features to vectors."
-    return held.answers(lambda i: query(self.queries[0][i]), lambda i: cand(self.cands[0][i]))
+
+    def cands(numbers):
+        # Mostly all of them: that saves a copy at each of some hundred validations
+        everything = len(numbers) == len(self.searched)
+        return cand(self.searched if everything else self.searched[numbers])
+
+    return held.answers(lambda numbers: query(self.queries[0][numbers]), cands)
+
+# %% ../nbs/02f_features.ipynb #a2c47480
+@patch
+def along(self: PairFeatures, axes: torch.Tensor) -> PairFeatures:  # with k columns
+    "The pictures as they are, measured along axes (f, k)."
+    axes = axes.to(self.queries.device)
+    return replace(
+        self,
+        queries=self.queries[:1] @ axes,
+        cands=self.cands[:1] @ axes,
+        others=self.others @ axes,
+    )
 
 # %% ../nbs/02f_features.ipynb #53398a29
 @patch

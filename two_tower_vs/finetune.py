@@ -121,7 +121,7 @@ class PictureBatches:
         self.precision = tuning['precision']
         self.embedding = embedding or {}
         self.locked = locked
-        self.against = np.arange(len(table.cands)) if rows is None else np.unique(table.ci[rows])
+        self.against = np.arange(table.paired) if rows is None else np.unique(table.ci[rows])
         self.mined = None  # candidate numbers of each row (n, hard_negatives), of mined_epoch
         self.mined_epoch = None
 
@@ -156,7 +156,8 @@ def mine(self: PictureBatches, epoch):
     table = self.table
     options = {**self.embedding, 'progress': False}
     queries = embed(self.model.query, table.queries, self.root, **options).vectors
-    cands = embed(self.model.cand, table.cands, self.root, **options).vectors
+    paired = table.cands[: table.paired]
+    cands = embed(self.model.cand, paired, self.root, **options).vectors
     mined = hard_negatives(
         torch.from_numpy(queries)[table.qi],
         torch.from_numpy(cands),

@@ -6,7 +6,7 @@
 __all__ = ['principal_axes', 'PairStats', 'pair_stats', 'closed_form', 'PairHeads']
 
 # %% ../nbs/02a_heads.ipynb #3c44b8c5
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,12 +28,32 @@ def _refuse_not_finite(**tensors):
                 f'(first: row {int(odd.nonzero()[0])}): no head can be computed from them.'
             )
 
+# %% ../nbs/02a_heads.ipynb #637c65af
+def _with_random_axes(
+    axes: torch.Tensor,  # orthonormal columns (f, k)
+    count: int,  # columns that are wanted, at most f
+    stretch: float = 1.0,  # of the random ones: 1, so that lengths hold in the mean; 0, none
+) -> torch.Tensor:  # (f, count), orthogonal columns
+    "Axes, and random ones that stand for all other directions; always the same ones."
+    size, known = axes.shape
+    missing = count - known
+    if missing <= 0:
+        return axes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random = torch.randn(size, missing)
+    both = torch.linalg.qr(torch.cat([axes, random], 1))[0]
+    longer = ((size - known) / missing) ** 0.5
+    return torch.cat([both[:, :known], both[:, known:] * longer**stretch], 1)
+
 # %% ../nbs/02a_heads.ipynb #c167768e
 def principal_axes(
     features: torch.Tensor,  # of both towers (n, f)
     count: int = 1024,  # axes, at most
     most: int = 20_000,  # rows that are looked at
-) -> torch.Tensor:  # (f, count), orthonormal columns, largest variance first
+    centre: bool = True,  # directions of the differences; False: of the vectors themselves
+    stretch: float = 0.0,  # of random directions, where the pictures span too few
+) -> torch.Tensor:  # (f, count), orthogonal columns, largest variance first
     "Directions in which features differ most."
     _refuse_not_finite(features=features)
     rows = np.random.default_rng(0).permutation(len(features))[:most]
@@ -41,11 +61,10 @@ def principal_axes(
     count = min(count, some.shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        axes = torch.pca_lowrank(some, min(count, len(some)), niter=2)[2]
-        missing = count - axes.shape[1]
-        if not missing:
-            return axes
-        return torch.linalg.qr(torch.cat([axes, torch.randn(len(axes), missing)], 1))[0]
+        found = torch.pca_lowrank(some, min(count, len(some)), center=centre, niter=2)
+    _, spread, axes = found
+    seen = int((spread > 1e-5 * spread[0]).sum())
+    return _with_random_axes(axes[:, :seen], count, stretch)
 
 # %% ../nbs/02a_heads.ipynb #7a02071e
 @dataclass
@@ -59,6 +78,7 @@ class PairStats:
     gaps: torch.Tensor  # from each candidate to the mean of its queries, both centred (m, k)
     cands: torch.Tensor  # centred candidates (m, k)
     count: torch.Tensor  # pairs of each candidate (m,)
+    axes: torch.Tensor = None  # of the features, along which all this is measured (f, k)
 
 # %% ../nbs/02a_heads.ipynb #d49ce287
 def pair_stats(
@@ -109,13 +129,24 @@ def closed_form(
     ridge: float = 0.1,  # of the regression, against the candidates' mean square
 ) -> tuple:  # the map of both (k, dim), what a pull of 1 adds to the candidates' (k, dim)
     "The two heads as linear maps of centred features."
-    _refuse_not_finite(**vars(stats))
+    measured = {name: part for name, part in vars(stats).items() if name != 'axes'}
+    _refuse_not_finite(**measured)
     both = _common_map(stats, dim, gap, shrink)
     squares = stats.cands.T @ stats.cands
     squares.diagonal().add_(ridge * squares.trace() / len(stats.cands) + 1e-12)
     return both, torch.linalg.solve(squares, stats.cands.T @ (stats.gaps @ both))
 
 # %% ../nbs/02a_heads.ipynb #16ba5f30
+_most_axes = 1024
+
+
+def _axes_of_few(queries, cands, size):  # (f, k)
+    pictures = torch.cat([queries, cands])
+    # More axes would only be more random ones
+    enough = max(256, size, len(pictures))
+    return principal_axes(pictures, min(_most_axes, enough), stretch=0.5)
+
+# %% ../nbs/02a_heads.ipynb #56d63f12
 class PairHeads:
     "Heads for pairs of unit features, in closed form."
 
@@ -128,21 +159,29 @@ class PairHeads:
         self.model = model
         self.common = model.query is model.cand
         self.size = model.query.head.out_features
-        pictures = torch.cat([queries.cpu(), cands.cpu()])
-        # More axes would only be more random ones
-        enough = max(256, self.size, len(pictures))
-        self.axes = principal_axes(pictures, min(1024, enough))
-        self.queries = queries.cpu() @ self.axes
-        self.cands = cands.cpu() @ self.axes
+        self.queries = queries.cpu()
+        self.cands = cands.cpu()
+        self.axes = None
+        if len(queries) + len(cands) > _most_axes:
+            self.axes = principal_axes(torch.cat([self.queries, self.cands]), _most_axes)
+            self.queries = self.queries @ self.axes
+            self.cands = self.cands @ self.axes
 
     def stats(self, qi: np.ndarray, ci: np.ndarray) -> PairStats:
         "Of pairs by the numbers of their pictures."
         queries = self.queries[torch.from_numpy(qi)]
-        return pair_stats(queries, self.cands, torch.from_numpy(ci), self.common)
+        some, number = np.unique(ci, return_inverse=True)
+        cands = self.cands[torch.from_numpy(some)]
+        axes = self.axes
+        if axes is None:
+            axes = _axes_of_few(self.queries[torch.from_numpy(np.unique(qi))], cands, self.size)
+            queries, cands = queries @ axes, cands @ axes
+        stats = pair_stats(queries, cands, torch.from_numpy(number), self.common)
+        return replace(stats, axes=axes)
 
     def maps(self, stats: PairStats, gap: float, shrink: float = 0.1) -> tuple:
         "What `put` needs; one serves all pulls."
-        return closed_form(stats, min(self.size, self.axes.shape[1]), gap, shrink)
+        return closed_form(stats, min(self.size, stats.axes.shape[1]), gap, shrink)
 
 # %% ../nbs/02a_heads.ipynb #a1378921
 @torch.no_grad()
@@ -159,5 +198,20 @@ def put(self: PairHeads, stats: PairStats, maps: tuple, pull: float):
     "Set the model's heads."
     both, shift = maps
     pulled = both + (0 if self.common else pull) * shift
-    _put_linear_head(self.model.query.head, self.axes, both, stats.mean_q)
-    _put_linear_head(self.model.cand.head, self.axes, pulled, stats.mean_c)
+    _put_linear_head(self.model.query.head, stats.axes, both, stats.mean_q)
+    _put_linear_head(self.model.cand.head, stats.axes, pulled, stats.mean_c)
+
+# %% ../nbs/02a_heads.ipynb #4311ca50
+@patch
+def maps_along(self: PairHeads, stats: PairStats, maps: tuple, pull: float) -> tuple:
+    "What `put` would do for queries, and for candidates, as functions of features along the axes."
+    both, shift = maps
+    pulled = both + (0 if self.common else pull) * shift
+
+    def query(x):  # (n, k) -> (n, d)
+        return F.normalize((x - stats.mean_q.to(x)) @ both.to(x), dim=-1)
+
+    def cand(x):
+        return F.normalize((x - stats.mean_c.to(x)) @ pulled.to(x), dim=-1)
+
+    return query, cand

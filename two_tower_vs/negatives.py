@@ -12,11 +12,11 @@ import torch
 from .pairtable import PairTable
 
 # %% ../nbs/02c_negatives.ipynb #bd7782ea
-def _not_wrong(table, queries):  # bool (b, m)
-    "Known right answers of these queries, and the queries' own pictures"
-    every_cand = np.arange(len(table.cands))
+def _not_wrong(table, queries, count):  # bool (b, count)
+    "Known right answers of these queries among the first candidates, and the queries' own pictures"
+    every_cand = np.arange(count)
     right = table.right(queries[:, None], every_cand[None])
-    itself = table.same.query_numbers[queries][:, None] == table.same.cand_numbers[None]
+    itself = table.same.query_numbers[queries][:, None] == table.same.cand_numbers[None, :count]
     return torch.from_numpy(right | itself)
 
 # %% ../nbs/02c_negatives.ipynb #b198436e
@@ -31,7 +31,7 @@ def _all_but(numbers, count, device):  # bool (m,); numbers None: nothing
 @torch.no_grad()
 def hard_negatives(
     query_vectors: torch.Tensor,  # of the rows' queries (n, d)
-    cand_vectors: torch.Tensor,  # of all candidates (m, d)
+    cand_vectors: torch.Tensor,  # of all candidates, or of the first ones (m, d)
     table: PairTable,
     rows: np.ndarray,  # of the table (n,)
     margin: float = 0.95,  # a negative scores less than this times the right answer
@@ -47,7 +47,7 @@ def hard_negatives(
         scores = vectors @ cand_vectors.T  # (b, m)
         right = scores[range(len(part)), table.ci[part]]
         too_good = scores >= right.clamp(min=0)[:, None] * margin
-        taboo = _not_wrong(table, table.qi[part]).to(device) | barred | too_good
+        taboo = _not_wrong(table, table.qi[part], len(cand_vectors)).to(device) | barred | too_good
         best = scores.masked_fill(taboo, -torch.inf).topk(min(count, len(cand_vectors)), dim=1)
         found.append(best.indices.masked_fill(best.values == -torch.inf, -1).cpu().numpy())
     return np.concatenate(found)

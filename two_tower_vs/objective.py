@@ -37,7 +37,7 @@ class Objective:
         self.fresh = learns_bias  # the bias is still to be set, from the first batch
         self.logq = None
         if logq:
-            popularity = log_popularity(table.ci, len(table.cands))
+            popularity = log_popularity(table.ci, table.paired)
             self.logq = torch.from_numpy(popularity).to(device)
 
 # %% ../nbs/02e_objective.ipynb #380eb0e8

@@ -30,13 +30,15 @@ class PairTable:
         self,
         pairs: pd.DataFrame,  # query_path, cand_path
         query_contents=None,  # uint8 (queries, 16), start of each file's SHA-256; None: use paths
-        cand_contents=None,  # uint8 (candidates, 16)
+        cand_contents=None,  # uint8 (candidates, 16), the others at the end
+        others=(),  # paths of further candidates, which no pair names
     ):
         self.qi, queries = pd.factorize(pairs.query_path)
         self.ci, cands = pd.factorize(pairs.cand_path)
         self.queries = list(queries)
-        self.cands = list(cands)
-        self.keys = pair_keys(self.qi, self.ci, len(cands))
+        self.paired = len(cands)  # candidates with a pair, which come first
+        self.cands = [*cands, *others]
+        self.keys = pair_keys(self.qi, self.ci, len(self.cands))
         query_pictures, cand_pictures = picture_numbers(
             self.queries, self.cands, query_contents, cand_contents
         )

@@ -289,7 +289,7 @@ def tune(
 # %% ../nbs/02g_steps.ipynb #78554acb
 def tuned_answers(job: Job, held: Validation) -> dict:  # kind -> HeldOutAnswers
     "Answers of the whole towers, as they are now."
-    locked = job.features.cands[0] if _locked(job) else None
+    locked = job.features.searched if _locked(job) else None
     return picture_answers(job.model, held, job.root, job.embedding, locked)
 
 # %% ../nbs/02g_steps.ipynb #a6e1b530

@@ -116,7 +116,7 @@ def hold_out(
     asked = {kind: some(np.unique(table.qi[r]), queries) for kind, r in held.items() if len(r)}
     is_asked = np.isin(table.qi, np.concatenate([*asked.values(), []]))
     searched = np.union1d(np.unique(table.ci[is_asked]), some(np.arange(len(table.cands)), cands))
-    weight = kind_weights(known_share, len(table.cands))
+    weight = kind_weights(known_share, table.paired)
     return Validation(table, parts.train, asked, searched, weight, table.query_products())
 
 # %% ../nbs/02b_validation.ipynb #5c28bac4

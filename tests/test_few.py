@@ -1,0 +1,116 @@
+"""Small tables: nothing is judged by what training saw, and what was not seen is not lost."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from fastcore.basics import NS
+
+from two_tower_vs.baselines import centred_heads, plain_heads
+from two_tower_vs.features import PairFeatures
+from two_tower_vs.heads import PairHeads, principal_axes
+from two_tower_vs.negatives import hard_negatives
+from two_tower_vs.pairtable import PairTable
+from two_tower_vs.validation import hold_out
+
+WIDTH = 900
+
+
+def unit(x):
+    return F.normalize(x, dim=-1)
+
+
+@pytest.fixture
+def pictures():
+    "Queries near their candidates, each side with a shift of its own; all differ most in 10 ways"
+    chance = torch.Generator().manual_seed(3)
+    common = torch.randn(300, 10, generator=chance) @ torch.randn(10, WIDTH, generator=chance)
+    things = unit(unit(common) + 0.5 * unit(torch.randn(300, WIDTH, generator=chance)))
+    drawn = things + 0.01 * torch.randn(300, WIDTH, generator=chance)
+    shift = unit(torch.randn(2, WIDTH, generator=chance))
+    return unit(drawn + 0.5 * shift[0]), unit(things + 0.5 * shift[1])
+
+
+def model(dim=256):
+    tower = NS(head=torch.nn.Linear(WIDTH, dim))
+    return NS(query=tower, cand=NS(head=torch.nn.Linear(WIDTH, dim)))
+
+
+def table(pairs, others=()):
+    names = [str(number) for number in range(pairs)]
+    frame = pd.DataFrame({'query_path': [f'q{name}' for name in names], 'cand_path': names})
+    return PairTable(frame, others=others)
+
+
+@pytest.mark.parametrize('pairs, most', [(2, 0.05), (10, 0.03), (40, 0.015)])
+def test_a_short_backbone_keeps_the_cosines_of_the_whole_one(pictures, pairs, most):
+    queries, cands = pictures
+    heads = plain_heads(queries[:pairs], cands[:pairs], 256, WIDTH)
+    missed = heads.query(queries) @ heads.cand(cands).T - queries @ cands.T
+    assert missed.abs().mean() < most
+
+
+@pytest.mark.parametrize('pairs, most', [(10, 0.04), (40, 0.02)])
+def test_centring_keeps_what_no_picture_spans(pictures, pairs, most):
+    queries, cands = pictures
+    heads = centred_heads(queries[:pairs], cands[:pairs], 256)
+    whole_queries = unit(queries - queries[:pairs].mean(0))
+    whole_cands = unit(cands - cands[:pairs].mean(0))
+    missed = heads.query(queries) @ heads.cand(cands).T - whole_queries @ whole_cands.T
+    assert missed.abs().mean() < most
+
+
+def test_copies_of_one_picture_span_one_direction(pictures):
+    queries, _ = pictures
+    copies = queries[:1].repeat(50, 1)
+    axes = principal_axes(copies, 100, centre=False, stretch=1.0)
+    longer = ((WIDTH - 1) / 99) ** 0.5
+    lengths = axes.norm(dim=0)
+    torch.testing.assert_close(lengths[1:], torch.full((99,), longer))
+    torch.testing.assert_close(lengths[:1], torch.ones(1))
+
+
+def test_held_out_pictures_have_no_say_in_the_axes(pictures):
+    queries, cands = pictures
+    rows = np.arange(0, 60, 2)
+    changed = [side.clone() for side in (queries, cands)]
+    for side in changed:
+        side[1:60:2] = side[1:60:2].flip(1)
+    found = []
+    for one, other in ((queries, cands), changed):
+        closed = PairHeads(model(), one[:60], other[:60])
+        stats = closed.stats(rows, rows)
+        closed.put(stats, closed.maps(stats, 0.1), 0.5)
+        found.append(closed.model.query.head.weight.detach().clone())
+    torch.testing.assert_close(*found)
+
+
+def test_held_out_queries_are_searched_for_among_others_too(pictures):
+    queries, cands = pictures
+    others = [f'other {number}' for number in range(200)]
+    pairs = table(100, others)
+    features = PairFeatures(pairs, queries[None, :100], cands[None, :100], cands[100:], WIDTH)
+    held = hold_out(pairs)
+    assert np.array_equal(held.searched, np.arange(300))
+    assert held.rows.max() < 100
+    answers = features.plain_answers(held)['new']
+    # A query as near to another picture of the catalogue as to nothing else is answered wrongly
+    first = answers.queries[0]
+    features.queries[0][first] = cands[250]
+    assert features.plain_answers(held)['new'].hits[0][0] == 250
+    assert features.plain_answers(held)['new'].rank[0] > 1
+
+
+def test_others_are_no_negatives(pictures):
+    queries, cands = pictures
+    pairs = table(100, [f'other {number}' for number in range(200)])
+    rows = np.arange(100)
+    found = hard_negatives(queries[:100], cands[:100], pairs, rows, count=5)
+    assert found.max() < 100
+
+
+def test_others_count_as_unknown_products():
+    pairs = table(30)
+    more = table(30, [f'other {number}' for number in range(970)])
+    assert hold_out(pairs, known_share=1.0).weight == hold_out(more, known_share=1.0).weight
