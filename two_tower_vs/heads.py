@@ -162,8 +162,10 @@ class PairHeads:
         self.queries = queries.cpu()
         self.cands = cands.cpu()
         self.axes = None
-        if len(queries) + len(cands) > _most_axes:
-            self.axes = principal_axes(torch.cat([self.queries, self.cands]), _most_axes)
+        pictures = torch.cat([self.queries, self.cands])
+        _refuse_not_finite(features=pictures)
+        if len(pictures) > _most_axes:
+            self.axes = principal_axes(pictures, _most_axes)
             self.queries = self.queries @ self.axes
             self.cands = self.cands @ self.axes
 
