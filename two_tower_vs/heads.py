@@ -169,21 +169,32 @@ class PairHeads:
             self.queries = self.queries @ self.axes
             self.cands = self.cands @ self.axes
 
-    def stats(self, qi: np.ndarray, ci: np.ndarray) -> PairStats:
-        "Of pairs by the numbers of their pictures."
-        queries = self.queries[torch.from_numpy(qi)]
-        some, number = np.unique(ci, return_inverse=True)
-        cands = self.cands[torch.from_numpy(some)]
-        axes = self.axes
-        if axes is None:
-            axes = _axes_of_few(self.queries[torch.from_numpy(np.unique(qi))], cands, self.size)
-            queries, cands = queries @ axes, cands @ axes
-        stats = pair_stats(queries, cands, torch.from_numpy(number), self.common)
-        return replace(stats, axes=axes)
+# %% ../nbs/02a_heads.ipynb #d8b19ef7
+@patch
+def stats(self: PairHeads, qi: np.ndarray, ci: np.ndarray) -> PairStats:
+    "Of pairs by the numbers of their pictures."
+    queries = self.queries[torch.from_numpy(qi)]
+    some, number = np.unique(ci, return_inverse=True)
+    cands = self.cands[torch.from_numpy(some)]
+    axes = self.axes
+    if axes is None:
+        own_queries = self.queries[torch.from_numpy(np.unique(qi))]
+        axes = _axes_of_few(own_queries, cands, self.size)
+        queries = queries @ axes
+        cands = cands @ axes
+    stats = pair_stats(queries, cands, torch.from_numpy(number), self.common)
+    return replace(stats, axes=axes)
 
-    def maps(self, stats: PairStats, gap: float, shrink: float = 0.1) -> tuple:
-        "What `put` needs; one serves all pulls."
-        return closed_form(stats, min(self.size, stats.axes.shape[1]), gap, shrink)
+# %% ../nbs/02a_heads.ipynb #06e6cf66
+@patch
+def maps(self: PairHeads, stats: PairStats, gap: float, shrink: float = 0.1) -> tuple:
+    "What `put` and `maps_along` need."
+    return closed_form(stats, min(self.size, stats.axes.shape[1]), gap, shrink)
+
+
+def _of_each_side(maps, pull, common):  # the queries' map, the candidates' (k, d)
+    both, shift = maps
+    return both, both if common else both + pull * shift
 
 # %% ../nbs/02a_heads.ipynb #a1378921
 @torch.no_grad()
@@ -198,22 +209,20 @@ def _put_linear_head(head, axes, linear, mean):
 @patch
 def put(self: PairHeads, stats: PairStats, maps: tuple, pull: float):
     "Set the model's heads."
-    both, shift = maps
-    pulled = both + (0 if self.common else pull) * shift
-    _put_linear_head(self.model.query.head, stats.axes, both, stats.mean_q)
-    _put_linear_head(self.model.cand.head, stats.axes, pulled, stats.mean_c)
+    of_queries, of_cands = _of_each_side(maps, pull, self.common)
+    _put_linear_head(self.model.query.head, stats.axes, of_queries, stats.mean_q)
+    _put_linear_head(self.model.cand.head, stats.axes, of_cands, stats.mean_c)
 
 # %% ../nbs/02a_heads.ipynb #4311ca50
 @patch
 def maps_along(self: PairHeads, stats: PairStats, maps: tuple, pull: float) -> tuple:
     "What `put` would do for queries, and for candidates, as functions of features along the axes."
-    both, shift = maps
-    pulled = both + (0 if self.common else pull) * shift
+    of_queries, of_cands = _of_each_side(maps, pull, self.common)
 
     def query(x):  # (n, k) -> (n, d)
-        return F.normalize((x - stats.mean_q.to(x)) @ both.to(x), dim=-1)
+        return F.normalize((x - stats.mean_q.to(x)) @ of_queries.to(x), dim=-1)
 
     def cand(x):
-        return F.normalize((x - stats.mean_c.to(x)) @ pulled.to(x), dim=-1)
+        return F.normalize((x - stats.mean_c.to(x)) @ of_cands.to(x), dim=-1)
 
     return query, cand
