@@ -226,19 +226,18 @@ def tested(*arguments):
     "The problems of a run of pytest; prints its last lines: what was tried, and how it ended"
     # A test that hangs ends its process, with the stacks of all threads, and fails
     limit = ['--timeout', '600', '--timeout-method', 'thread']
-    r = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '--disable-warnings', *limit, *arguments],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    lines = r.stdout.splitlines()
+    command = [sys.executable, '-m', 'pytest', '-q', '--disable-warnings', *limit, *arguments]
+    # No pipe: a process that a test leaves behind would keep it open, and the check waiting
+    with tempfile.TemporaryFile('w+') as told:
+        r = subprocess.run(command, cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+        told.seek(0)
+        text = told.read()
+    lines = text.splitlines()
     counts = [line for line in lines[:-1] if re.match(r'\w+: \d+ cases, ', line)]
     skipped = [line for line in lines if line.startswith('SKIPPED')]
     print(*counts, *skipped, *lines[-1:], sep='\n', flush=True)
     if r.returncode:
-        yield r.stdout[-6000:]
+        yield text[-6000:]
 
 
 def tested_by_two(marks):

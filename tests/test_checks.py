@@ -1,6 +1,7 @@
 """The checks of .ci/checks.py: each finds what is planted."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,15 @@ def test_failed_tests_fail_the_check(tmp_path):
     assert '1 failed' in problem
     (tmp_path / 'test_x.py').write_text('def test_x():\n    pass\n')
     assert not list(checks.tested(str(tmp_path)))
+
+
+def test_a_process_left_behind_does_not_keep_the_check_waiting(tmp_path):
+    (tmp_path / 'test_x.py').write_text(
+        'import subprocess, sys\n'
+        'def test_x():\n'
+        "    waits = [sys.executable, '-c', 'import time; time.sleep(30)']\n"
+        '    subprocess.Popen(waits, stdout=2)\n'
+    )
+    start = time.monotonic()
+    assert not list(checks.tested('-s', str(tmp_path)))
+    assert time.monotonic() - start < 25

@@ -214,3 +214,8 @@ print('alive')
 def test_a_signal_after_two_engines_does_not_end_the_process():
     done = subprocess.run([sys.executable, '-c', SIGNAL_AFTER_TWO], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split() == ['signal', 'alive'], done.stderr
+
+
+def test_telemetry_is_off_here_too():
+    "It would connect to a server at each conversion, by a fork that may never end"
+    assert sys.modules['openvino_telemetry'] is None

@@ -133,13 +133,14 @@ def first_calls(out):
     from threading import Barrier, BrokenBarrierError, Thread
 
     import numpy as np
-    import openvino
 
     from two_tower_vs.engine import Engine
+    from two_tower_vs.networks import openvino_module
     from two_tower_vs.saving import load_model
 
     engine = Engine(load_model(f'{out}/model').query, folder=f'{out}/cache')
     together = Barrier(4)
+    openvino = openvino_module()
     infer = openvino.InferRequest.infer
 
     def at_once(*args, **kw):
