@@ -11,11 +11,12 @@ import torch
 
 from two_tower_vs.threads import cores as count_cores
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / 'attacks'))
+import attack
+
 # OpenVINO's telemetry forks this process and connects to a server at each conversion. The package
 # switches it off where it imports OpenVINO; a test may import that before.
 sys.modules.setdefault('openvino_telemetry', None)
-sys.path.insert(0, str(Path(__file__).resolve().parent / 'attacks'))
-import attack
 
 
 @pytest.fixture(autouse=True)
