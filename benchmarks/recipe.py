@@ -2,7 +2,7 @@
 recipe.json.
 
 python benchmarks/recipe.py                      # what recipe.json has not got yet python
-benchmarks/recipe.py --anew backbones     # one group once more: parts, backbones or minutes
+benchmarks/recipe.py --anew backbones     # one group once more: parts, backbones, minutes, tuned
 """
 
 import argparse
@@ -52,15 +52,44 @@ BACKBONES = {
     f'efficientnet_lite{i}': ({'backbone': f'efficientnet_lite{i}'}, {}, {}) for i in range(3)
 }
 TUNING = {'towers': 'query', 'size': 160}
+APART = {'share': 'none'}
 MINUTES = {
-    f'{n} epochs': ({'share': 'none'}, {'finetune_epochs': n, 'tuning': TUNING}, {})
-    for n in (0, 2, 5, 8)
+    f'{n} epochs': (APART, {'finetune_epochs': n, 'tuning': TUNING}, {}) for n in (0, 2, 5, 8)
+}
+FIVE = MINUTES['5 epochs']
+LONG = {'finetune_epochs': 18, 'tuning': {**TUNING, 'full_size': 3}}
+MINUTES['18 epochs, the last 3 at full size'] = APART, LONG, {}
+
+
+def low_rank(net):
+    "Adapters of rank 8 in the 1 x 1 convolutions (LoRA, Hu et al. 2021), made by peft"
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=r'.*conv_pwl?'), net)
+
+
+def adapters_alone(net, *options):
+    "In the place of layer_groups: what is no adapter stays as it is"
+    from two_tower_vs.finetune import layer_groups
+
+    for name, param in net.named_parameters():
+        param.requires_grad_('lora_' in name)
+    return layer_groups(net, *options)
+
+
+GROUPS_OF = 'two_tower_vs.steps.layer_groups'
+LAST = {**FIVE[1], 'tuning': {**TUNING, 'average': 0}}
+TUNED = {
+    '5 epochs': FIVE,
+    '5 epochs, the last weights': (APART, LAST, {}),
+    '5 epochs, low-rank adapters': (*FIVE[:2], {GROUPS_OF: adapters_alone}),
 }
 # group: (cells, datasets)
 GROUPS = {
     'parts': (PARTS, ('grocery', 'unseen', 'split 0', 'openmoji')),
     'backbones': (BACKBONES, ('grocery', 'unseen', 'openmoji')),
     'minutes': (MINUTES, ('grocery',)),
+    'tuned': (TUNED, ('grocery', 'unseen')),
 }
 
 
@@ -106,6 +135,8 @@ def measure(data, model, options, patches, cache):
 
     t = task(data, cache.parent / 's')
     m = TwoTower(image_size=t.size, **model)
+    if GROUPS_OF in patches:
+        low_rank(m.query.backbone)
     start = time.perf_counter()
     with ExitStack() as stack:
         for target, value in patches.items():
@@ -176,9 +207,8 @@ def main():
                         f"{r['seconds']:.0f} s",
                         flush=True,
                     )
-                    done['cells'].append(
-                        dict(group=group, name=name, data=d, date=str(date.today()), **r)
-                    )
+                    about = dict(date=str(date.today()), machine=machine())
+                    done['cells'].append(dict(group=group, name=name, data=d, **about, **r))
                     done['machine'] = machine()
                     with replacing(a.out) as (f,):
                         f.write_text(json.dumps(done, indent=1) + '\n')

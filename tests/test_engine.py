@@ -1,5 +1,6 @@
 """The engine: what is decided once, and what happens when OpenVINO and PyTorch disagree."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,9 +10,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
-from two_tower_vs import engine as engine_module
-from two_tower_vs import networks
+from two_tower_vs import networks, precision, runners
 from two_tower_vs.engine import Engine, backbone_key
 from two_tower_vs.model import TwoTower
 from two_tower_vs.networks import CoreSharing, NetworkFiles
@@ -41,7 +42,7 @@ def quiet_or_not(function):
 
 def turned(angle):
     "OpenVINO in 32 bits, whatever was asked for, with vectors that are turned by an angle"
-    plain = engine_module.openvino_features
+    plain = runners.openvino_features
 
     def features(tower, folder, key, precision, alone):
         run = plain(tower, folder, key, 'float32', alone)
@@ -55,11 +56,11 @@ def turned(angle):
 
         return other
 
-    return mock.patch.object(engine_module, 'openvino_features', features)
+    return mock.patch.object(runners, 'openvino_features', features)
 
 
 def with_bfloat16():
-    return mock.patch.object(engine_module, 'has_bfloat16', lambda *args: True)
+    return mock.patch.object(runners, 'has_bfloat16', lambda *args: True)
 
 
 def exact(tower, pixels):
@@ -80,16 +81,16 @@ def test_other_vectors_are_not_used(tower, pixels, tmp_path):
 
 @pytest.mark.rest
 def test_each_version_of_openvino_is_compared_once(tower, pixels, tmp_path):
-    other_pictures = mock.patch.object(engine_module, 'top_agreement', lambda *args: 0.9)
+    other_pictures = mock.patch.object(precision, 'top_agreement', lambda *args: 0.9)
     with other_pictures, with_bfloat16():
         quiet_or_not(lambda: Engine(tower, folder=tmp_path, sample=lambda count: pixels))
     first = Engine(tower, folder=tmp_path)
     assert first.precision == 'float32'
     expected = first(pixels)
     assert json.loads((tmp_path / f'{first.key}.json').read_text())['cosine'] > 0.9999
-    with mock.patch.object(engine_module, 'least_cosine', lambda *args: 1 / 0):
+    with mock.patch.object(precision, 'least_cosine', lambda *args: 1 / 0):
         assert np.array_equal(Engine(tower, folder=tmp_path)(pixels), expected)
-    version = mock.patch.object(engine_module, '_openvino_version', lambda: '0')
+    version = mock.patch.object(precision, '_openvino_version', lambda: '0')
     with version, turned(0.05):
         engine = Engine(tower, folder=tmp_path)
         features, said = quiet_or_not(lambda: engine(pixels))
@@ -115,6 +116,32 @@ def test_a_damaged_note(tower, tmp_path):
     (tmp_path / f'{backbone_key(tower)}.json').write_text('[1')
     engine, said = quiet_or_not(lambda: Engine(tower, folder=tmp_path))
     assert engine.precision == 'float32' and 'is damaged' in said
+
+
+class Printed(torch.nn.Module):
+    "Prints the address of a function, as some activations do"
+
+    def __init__(self, network, function):
+        super().__init__()
+        self.network = network
+        self.function = function
+
+    def extra_repr(self):
+        return f'function={self.function}'
+
+
+def test_the_key_depends_on_layers_without_weights_and_not_on_addresses(tower):
+    def key(network):
+        other = TwoTower(image_size=64, embed_dim=None).cand
+        other.backbone = network
+        return backbone_key(other)
+
+    plain = tower.backbone
+    pooled = copy.deepcopy(plain)
+    pooled.global_pool = torch.nn.AdaptiveMaxPool2d(1)
+    assert key(plain) != key(pooled)
+    same = [key(Printed(plain, made)) for made in (lambda x: x, lambda x: x)]
+    assert same[0] == same[1]
 
 
 def flip(file, at=0.6):

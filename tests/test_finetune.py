@@ -81,13 +81,13 @@ def tune(fresh):
     model = TwoTower(image_size=64, embed_dim=16)
     tuning = finetune(augmentation='drawing', size=48, hard_negatives=1)
 
-    def tuned(folder=None):
+    def tuned(folder=None, average=0.0):
         copied = copy.deepcopy(model)
         heads = [*copied.query.head.parameters(), *copied.cand.head.parameters()]
         groups = layer_groups(copied.query.backbone, 1e-3, frozen=0.5)
         groups.append(dict(params=heads, lr=1e-3))
         learner = PictureBatches(copied, table, root, 1, Accelerator(cpu=True), tuning)
-        plan = Plan(3, batch_size=6, clip=1.0, progress=False)
+        plan = Plan(3, batch_size=6, clip=1.0, average=average, progress=False)
         trainer = Trainer(groups, learner, Objective(table), plan)
         run_phase('tune', trainer, rows, State(folder, 'key'))
         return copied.state_dict()
@@ -95,7 +95,8 @@ def tune(fresh):
     return tuned, model.state_dict()
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(tune, tmp_path):
+@pytest.mark.parametrize('average', [0.0, 0.5])
+def test_an_interrupted_run_ends_with_the_same_weights(tune, tmp_path, average):
     tuned, start = tune
     train_epoch = Trainer.epoch
 
@@ -106,10 +107,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(tune, tmp_path):
 
     with mock.patch.object(State, 'seconds_between_saves', 0):
         with mock.patch.object(Trainer, 'epoch', power_cut), pytest.raises(KeyboardInterrupt):
-            tuned(tmp_path)
+            tuned(tmp_path, average)
         assert (tmp_path / 'state.pt').exists()
-        whole = tuned()
-        resumed = tuned(tmp_path)
+        whole = tuned(average=average)
+        resumed = tuned(tmp_path, average)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(whole['query.head.weight'], start['query.head.weight'])
 
@@ -126,3 +127,15 @@ def test_renewed_heads_know_only_the_rows_that_train(fresh):
         renew_heads(job, np.arange(20), Choice(0.1, 0.25))
         weights.append(model.query.head.weight)
     assert torch.allclose(*weights, atol=1e-5)
+
+
+@pytest.mark.parametrize('full_size,sides', [(0, [48, 48, 48]), (1, [48, 48, 64])])
+def test_the_last_epochs_see_pictures_as_large_as_the_model_works_with(fresh, full_size, sides):
+    root = fresh / 'images'
+    table = PairTable(read_pairs(fresh / 'pairs.csv', root)[:6])
+    model = TwoTower(image_size=64, embed_dim=16)
+    tuning = finetune(size=48, full_size=full_size)
+    process = Accelerator(cpu=True)
+    learner = PictureBatches(model, table, root, 1, process, tuning, epochs=3)
+    found = [learner.augmented(model.query, table.queries[0], epoch).shape for epoch in (1, 2, 3)]
+    assert [shape[-1] for shape in found] == sides

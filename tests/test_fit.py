@@ -86,3 +86,88 @@ def test_a_last_step_that_breaks_the_parameters():
     message = 'A parameter is NaN or infinite in epoch 1: training diverged'
     with pytest.raises(InputError, match=message):
         run_phase('heads', trainer, np.arange(2), State(None, 'key'))
+
+
+def averaged_run(average, validate=None):
+    "Weights after each step, and those that a phase of twelve steps leaves"
+    queries, cands = (torch.nn.Parameter(torch.eye(3) + offset) for offset in (0.0, 0.3))
+    seen = []
+
+    def learn(rows, epoch, objective):
+        seen.append(queries.detach().clone())
+        loss = objective(rows, F.normalize(queries[rows]), F.normalize(cands[rows]))
+        loss.backward()
+        return loss.item()
+
+    plan = Plan(12, average=average, progress=False)
+    trainer = Trainer([dict(params=[queries, cands], lr=0.1)], learn, Objective(numbered(3)), plan)
+    rows = [trainer.epoch(epoch, np.arange(3)) for epoch in range(1, 13)]
+    assert len(rows) == 12
+    steps = torch.stack([*seen[1:], queries.detach()])
+    return steps, trainer
+
+
+def test_the_mean_over_a_whole_schedule_is_that_of_all_steps():
+    steps, trainer = averaged_run(1.0)
+    assert torch.allclose(trainer.mean[0], steps.mean(0), atol=1e-6)
+
+
+def test_a_mean_over_less_than_a_step_is_the_last_weights():
+    steps, trainer = averaged_run(0.05)
+    assert torch.equal(trainer.mean[0], steps[-1])
+
+
+def test_training_goes_on_from_the_weights_and_not_from_their_mean():
+    plain, _ = averaged_run(0.0)
+    steps, _ = averaged_run(1.0)
+    assert torch.equal(plain, steps)
+
+
+def phase(average):
+    "What was judged of one weight in four steps towards 1, and what was kept"
+    judged = []
+    weight = torch.nn.Parameter(torch.zeros(3))
+
+    def learn(rows, epoch, objective):
+        loss = ((weight - 1) ** 2).sum() + objective.scale * 0
+        loss.backward()
+        return loss.item()
+
+    def validate():
+        judged.append(weight[0].item())
+        return {'recall@1': float(len(judged))}
+
+    plan = Plan(4, average=average, progress=False)
+    trainer = Trainer([dict(params=[weight], lr=0.1)], learn, Objective(numbered(3)), plan)
+    run_phase('one', trainer, np.arange(3), State(None, 'key'), validate)
+    return judged, weight[0].item()
+
+
+def test_the_mean_is_what_is_judged_and_kept():
+    steps, last = phase(0.0)
+    judged, kept = phase(1.0)
+    means = np.cumsum(steps[1:]) / np.arange(1, 5)
+    assert judged == pytest.approx([0, *means], abs=1e-6)
+    assert kept == pytest.approx(means[-1], abs=1e-6)
+    assert kept < last - 0.01
+
+
+def test_a_later_epoch_is_kept_unless_it_is_clearly_worse():
+    "Standard error 0.02: the fourth is within it of the best, the fifth is not"
+    scores = iter([0.5, 0.6, 0.7, 0.66, 0.69, 0.67])
+    weight = torch.nn.Parameter(torch.zeros(1))
+
+    def learn(rows, epoch, objective):
+        loss = (weight - 1).square().sum() + objective.scale * 0
+        loss.backward()
+        return loss.item()
+
+    trainer = Trainer([dict(params=[weight], lr=0.1)], learn, Objective(numbered(3)), Plan(5))
+    best = run_phase(
+        'one',
+        trainer,
+        np.arange(3),
+        State(None, 'key'),
+        lambda: {'recall@1': next(scores), 'error': 0.02},
+    )
+    assert best['epoch'] == 4

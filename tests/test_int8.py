@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 import warnings
+from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest import mock
 
@@ -12,14 +13,17 @@ import pytest
 
 from two_tower_vs import embed as embed_module
 from two_tower_vs import engine as engine_module
+from two_tower_vs import precision as precision_module
 from two_tower_vs import query as query_module
+from two_tower_vs import runners
 from two_tower_vs import train as train_module
 from two_tower_vs.data import read_pairs
 from two_tower_vs.embed import embed, spread_pixels
-from two_tower_vs.engine import Engine, top_agreement
+from two_tower_vs.engine import Engine
 from two_tower_vs.errors import InputError
 from two_tower_vs.int8 import Int8Network
 from two_tower_vs.model import TwoTower
+from two_tower_vs.precision import top_agreement
 
 pytest.importorskip('openvino')
 
@@ -138,10 +142,11 @@ def on_paper(exact, lower, wait):
 
         return run
 
-    runner = engine_module.Runner(lambda pixels: exact[pixels[:, 0, 0, 0]], 'torch', exact=True)
-    return mock.patch.multiple(
-        engine_module, openvino_features=features, _exact_runner=lambda tower: runner
-    )
+    runner = runners.Runner(lambda pixels: exact[pixels[:, 0, 0, 0]], 'torch', exact=True)
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(runners, 'openvino_features', features))
+    stack.enter_context(mock.patch.object(engine_module, 'exact_runner', lambda tower: runner))
+    return stack
 
 
 def numbered(count):
@@ -168,7 +173,7 @@ def made_up():
 def test_what_is_found_decides_on_bfloat16(tower, tmp_path, monkeypatch):
     exact, off, close = made_up()
     assert (off * exact).sum(1).min() < 0.999 < (close * exact).sum(1).min()
-    monkeypatch.setattr(engine_module, 'has_bfloat16', lambda *args: True)
+    monkeypatch.setattr(runners, 'has_bfloat16', lambda *args: True)
     for lower, precision in ((off, 'bfloat16'), (close, 'float32')):
         folder = tmp_path / precision
         with on_paper(exact, lower, dict(float32=0, bfloat16=0)):
@@ -210,9 +215,9 @@ def test_auto_takes_int8_where_it_pays(
     "Fast, right and many pictures; the same for one too few, when slower, and when not right"
     kept = []
     features = made_up()
-    monkeypatch.setattr(engine_module, 'has_bfloat16', lambda *args: False)
-    monkeypatch.setattr(engine_module, 'Int8Network', lambda *args: Network(kept))
-    monkeypatch.setattr(engine_module, 'find_spec', lambda name: name == 'nncf')
+    monkeypatch.setattr(runners, 'has_bfloat16', lambda *args: False)
+    monkeypatch.setattr(precision_module, 'Int8Network', lambda *args: Network(kept))
+    monkeypatch.setattr(precision_module, 'find_spec', lambda name: name == 'nncf')
 
     with on_paper(features[0], features[which], dict(float32=0.02, int8=wait)):
         engine = Engine(tower, folder=tmp_path, sample=numbered, pictures=pictures)

@@ -89,6 +89,8 @@ ZERO = {
     'finetune_epochs',
     'frozen',
     'hard_negatives',
+    'full_size',
+    'average',
     'margin',
     'port',
     'per_address',

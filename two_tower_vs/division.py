@@ -84,7 +84,7 @@ def _clusters(features, most, seed):  # (n,)
 def photo_series(
     features: np.ndarray,  # of the table's queries (n, f), unit rows
     table: PairTable,
-    clusters: int = 5,  # of a candidate's queries, at most
+    clusters: int = 4,  # of a candidate's queries, at most
     cands: int = 2000,  # candidates looked at, taken at random
     seed: int = 42,
 ) -> np.ndarray:  # int (n,): a number for each series; a query in no series has its own

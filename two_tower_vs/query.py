@@ -24,13 +24,14 @@ from .ann import whole_number
 from .bundle import load_index
 from .bystanders import match_of
 from .coldstart import note_key, quick_model
-from .engine import Engine, has_bfloat16
+from .engine import Engine
 from .errors import InputError
 from .incoming import Picture, decoded_picture, given_picture
 from .index import Index
 from .model import TwoTower, best_device
 from .pictures import load_pixels
 from .rescore import rescored, verifier_for
+from .runners import has_bfloat16
 from .saving import steady
 from .vectors import apply_head
 

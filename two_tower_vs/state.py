@@ -41,6 +41,7 @@ class Checkpoint:
     params: list  # weights, scale and bias
     optimizer: dict  # its state
     best: Best
+    mean: list = ()  # of the weights over steps, where one is kept
 
 # %% ../nbs/02e_state.ipynb #d6858d60
 def _packed(now: Checkpoint):

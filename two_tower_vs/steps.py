@@ -224,6 +224,7 @@ def _picture_batches(job, rows):
         job.embedding,
         job.features.cands if _locked(job) else None,
         rows,
+        job.options['finetune_epochs'],
     )
 
 # %% ../nbs/02g_steps.ipynb #ba5cab58
@@ -244,6 +245,7 @@ def _tuning_plan(job, stop, patience):
         tuning['batch_size'],
         job.options['weight_decay'],
         tuning['clip'],
+        tuning['average'],
         patience,
         job.options['seed'],
         progress=job.options['progress'],

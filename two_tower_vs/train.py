@@ -146,7 +146,7 @@ _no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision',
 def _run_key(options, pairs, features, share):
     "A hash of settings, pairs and features"
     settings = {key: value for key, value in options.items() if key not in _no_part_of_key}
-    form = 8  # of the state; changes where an old state could not be read
+    form = 9  # of the state; changes where an old state could not be read
     decides = [form, share, options['model'].config, settings]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     key.update(pairs.to_csv().encode())
