@@ -14,6 +14,7 @@ import time
 from contextlib import ExitStack
 from datetime import date
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from unittest import mock
 
@@ -57,8 +58,6 @@ MINUTES = {
     f'{n} epochs': (APART, {'finetune_epochs': n, 'tuning': TUNING}, {}) for n in (0, 2, 5, 8)
 }
 FIVE = MINUTES['5 epochs']
-LONG = {'finetune_epochs': 18, 'tuning': {**TUNING, 'full_size': 3}}
-MINUTES['18 epochs, the last 3 at full size'] = APART, LONG, {}
 
 
 def low_rank(net):
@@ -165,6 +164,74 @@ def measure(data, model, options, patches, cache):
     return {**out, 'untrained': score(t, plain)['recall@1']}
 
 
+LONG = 16  # epochs, the last 3 of them at full size
+
+
+CHOICE = dict(gap=0.1, pull=0.25)  # of the closed form, as short runs choose
+
+
+class Curve:
+    """One long fine-tuning on all pairs, without choosing: Recall@1 on test photos every three
+    epochs, and the minutes of training so far
+    """
+
+    def __init__(self, cache):
+        from learning import Task
+
+        from two_tower_vs.features import pair_features
+
+        self.task = Task('grocery')
+        self.model = self.task.model(share='none')
+        task = self.task.pairs, self.task.root, cache
+        self.features, _ = pair_features(self.model, *task, views=1, progress=False)
+        self.rows = []
+        self.epoch = -1
+        self.spent = 0  # seconds of looking
+        self.start = time.perf_counter()
+
+    def job(self):
+        from two_tower_vs.finetune import finetune
+        from two_tower_vs.state import State
+        from two_tower_vs.steps import make_job
+        from two_tower_vs.train import train
+
+        options = {name: p.default for name, p in signature(train).parameters.items()}
+        tuning = finetune(**TUNING, full_size=3)
+        options |= dict(finetune_epochs=LONG, tuning=tuning, progress=False)
+        return make_job(self.model, self.features, self.task.root, State(None, ''), options, 1.0)
+
+    def look(self, name):
+        from learning import Quick
+
+        now = time.perf_counter()
+        minutes = round((now - self.start - self.spent) / 60, 1)
+        recall = Quick(self.task, self.model)(self.model)
+        self.rows.append(dict(name=name, epoch=self.epoch, minutes=minutes, recall=recall))
+        print(self.rows[-1], flush=True)
+        self.spent += time.perf_counter() - now
+
+    def validate(self):
+        self.epoch += 1
+        if self.epoch % 3 == 0 or self.epoch == LONG:
+            self.look('fine-tuning')
+        return {'recall@1': float(self.epoch)}
+
+    def measure(self):
+        from two_tower_vs import steps
+        from two_tower_vs.blending import copied
+
+        job = self.job()
+        choice = steps.Choice(**CHOICE)
+        steps.put_closed_form(job, job.every_row, choice)
+        steps.tune(job, 'fine-tuning', job.every_row, validate=self.validate)
+        end = copied(steps.backbone_params(self.model))
+        for share in (1.0, 0.75):
+            steps.go_part_of_the_way(job, end, share)
+            steps.renew_heads(job, job.every_row, choice)
+            self.look(f'heads anew, {share:.0%} of the way')
+        return self.rows
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     p.add_argument(
@@ -173,6 +240,7 @@ def main():
     p.add_argument(
         '--only', nargs='+', choices=GROUPS, default=list(GROUPS), help='these groups alone'
     )
+    p.add_argument('--curve', action='store_true', help='the long fine-tuning, half an hour')
     p.add_argument('--out', type=Path, default=RESULTS / 'recipe.json')
     a = p.parse_args()
     import torch
@@ -188,6 +256,12 @@ def main():
     have = {(c['group'], c['name'], c['data']) for c in done['cells']}
     WORK.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as tmp:
+        if a.curve:
+            done['curve'] = dict(rows=Curve(Path(tmp) / 'curve').measure(), machine=machine())
+            done['curve']['date'] = str(date.today())
+            with replacing(a.out) as (f,):
+                f.write_text(json.dumps(done, indent=1) + '\n')
+            return
         for group in a.only:
             cells, data = GROUPS[group]
             for name, (model, options, patches) in cells.items():
