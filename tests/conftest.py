@@ -21,10 +21,9 @@ sys.modules.setdefault('openvino_telemetry', None)
 
 @pytest.fixture(autouse=True)
 def threads():
-    "Each test begins with all cores: with other numbers of threads, sums differ in their last bits"
-    cores = count_cores()
-    torch.set_num_threads(cores)
-    faiss.omp_set_num_threads(cores)
+    "Each test begins with the same: with other numbers of threads, sums differ in their last bits"
+    torch.set_num_threads(1)  # two processes of tests share the cores
+    faiss.omp_set_num_threads(count_cores())
 
 
 @pytest.fixture(scope='session')

@@ -74,7 +74,6 @@ def test_two_processes_compute_the_gradient_of_one(fresh, tmp_path):
 @pytest.fixture
 def tune(fresh):
     "A function that fine-tunes a copy of one model, with its state in a folder"
-    torch.set_num_threads(2)
     root = fresh / 'images'
     table = PairTable(read_pairs(fresh / 'pairs.csv', root)[:12])
     rows = np.arange(12)
