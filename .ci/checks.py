@@ -377,8 +377,8 @@ def main():
     quick = [name for name in known if name not in REST]
     names = options.names or (known if options.all else REST if options.rest else quick)
     os.environ.pop('PYTHONPATH', None)  # the packages of .venv, no others
-    # Two processes share the cores. The work is in small pieces, on which several threads would only
-    # wait for each other: 03_train took 179 s with one thread and 194 s with two.
+    # Two processes share the cores. The work is in small pieces, on which several threads would
+    # only wait for each other: 03_train took 179 s with one thread and 194 s with two.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     start = time.time()
     total = Counts()
