@@ -1,8 +1,9 @@
 """Train with a part of the recipe taken away, with other backbones, and for longer; write
 recipe.json.
 
-python benchmarks/recipe.py                      # what recipe.json has not got yet python
-benchmarks/recipe.py --anew backbones     # one group once more: parts, backbones, minutes, tuned
+    python benchmarks/recipe.py                     # what recipe.json has not got yet
+    python benchmarks/recipe.py --anew backbones    # one group once more
+    python benchmarks/recipe.py --curve             # one long fine-tuning, half an hour
 """
 
 import argparse
@@ -76,12 +77,12 @@ def adapters_alone(net, *options):
     return layer_groups(net, *options)
 
 
-GROUPS_OF = 'two_tower_vs.steps.layer_groups'
+TUNED_LAYERS = 'two_tower_vs.steps.layer_groups'
 LAST = {**FIVE[1], 'tuning': {**TUNING, 'average': 0}}
 TUNED = {
     '5 epochs': FIVE,
     '5 epochs, the last weights': (APART, LAST, {}),
-    '5 epochs, low-rank adapters': (*FIVE[:2], {GROUPS_OF: adapters_alone}),
+    '5 epochs, low-rank adapters': (*FIVE[:2], {TUNED_LAYERS: adapters_alone}),
 }
 # group: (cells, datasets)
 GROUPS = {
@@ -134,7 +135,7 @@ def measure(data, model, options, patches, cache):
 
     t = task(data, cache.parent / 's')
     m = TwoTower(image_size=t.size, **model)
-    if GROUPS_OF in patches:
+    if TUNED_LAYERS in patches:
         low_rank(m.query.backbone)
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -167,7 +168,7 @@ def measure(data, model, options, patches, cache):
 LONG = 16  # epochs, the last 3 of them at full size
 
 
-CHOICE = dict(gap=0.1, pull=0.25)  # of the closed form, as short runs choose
+CHOICE = dict(gap=0.1, pull=0.25)  # of the closed form, as runs of fewer epochs chose
 
 
 class Curve:

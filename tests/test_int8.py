@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
@@ -131,6 +131,7 @@ def test_who_cannot_have_int8(tower, pictures, tmp_path):
 # What auto takes
 
 
+@contextmanager
 def on_paper(exact, lower, wait):
     "Features by number instead of networks; `wait` seconds for a batch in each precision"
 
@@ -143,10 +144,10 @@ def on_paper(exact, lower, wait):
         return run
 
     runner = runners.Runner(lambda pixels: exact[pixels[:, 0, 0, 0]], 'torch', exact=True)
-    stack = ExitStack()
-    stack.enter_context(mock.patch.object(runners, 'openvino_features', features))
-    stack.enter_context(mock.patch.object(engine_module, 'exact_runner', lambda tower: runner))
-    return stack
+    lower_runners = mock.patch.object(runners, 'openvino_features', features)
+    exact_one = mock.patch.object(engine_module, 'exact_runner', lambda tower: runner)
+    with lower_runners, exact_one:
+        yield
 
 
 def numbered(count):

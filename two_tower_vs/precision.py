@@ -257,10 +257,10 @@ def choose_precision(
         note.write(decision)
     return decision
 
-# %% ../nbs/01a_precision.ipynb #94e32098
+# %% ../nbs/01a_precision.ipynb #f1eb92c5
 _least_cosines = dict(float32=0.999, bfloat16=0.99, int8=0.8)
 
-
+# %% ../nbs/01a_precision.ipynb #94e32098
 def carry_out(
     setup: Setup,
     decision: Decision,

@@ -50,7 +50,7 @@ def _torch_features(tower, precision='float32'):
 
     return run if on_gpu else run_in_turn
 
-
+# %% ../nbs/01a_runners.ipynb #7f4ad780
 def exact_runner(tower: Tower) -> Runner:
     "PyTorch in 32 bits."
     return Runner(_torch_features(tower), 'torch', exact=True)
