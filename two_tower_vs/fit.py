@@ -180,12 +180,19 @@ def _top(history, phase):
     return max((row['recall@1'] for row in history if row['phase'] == phase), default=-math.inf)
 
 # %% ../nbs/02b_fit.ipynb #1a720ff6
-def _last_gain(history, phase):  # 1 before there is one
-    "The best epoch after the start"
-    rows = [row for row in history if row['phase'] == phase and row['epoch'] > 0]
+def _last_gain(history, phase, cautious):  # 1 before there is one
+    "The epoch that patience counts from"
+    rows = [row for row in history if row['phase'] == phase and (cautious or row['epoch'] > 0)]
     if not rows:
         return 1
-    return max(rows, key=lambda row: (row['recall@1'], row['epoch']))['epoch']
+    highest = max(row['recall@1'] for row in rows)
+    epochs = [row['epoch'] for row in rows if row['recall@1'] == highest]
+    # No higher than before is no reason to go on where every gain must be shown
+    return min(epochs) if cautious else max(epochs)
+
+
+def _tired(history, phase, epoch, plan):
+    return epoch - _last_gain(history, phase, plan.cautious) > plan.patience
 
 # %% ../nbs/02b_fit.ipynb #1a4f319f
 def _resumed(trainer, state, name):  # epoch, Best; None where there is nothing to resume
@@ -235,7 +242,7 @@ def _trained(name, trainer, rows, state, validate):  # Best
     stop = plan.epochs if plan.stop is None else plan.stop
     with _epoch_bar(name, start, stop, plan.progress) as bar:
         for epoch in range(start + 1, stop + 1):
-            if plan.patience and epoch - _last_gain(state.history, name) > plan.patience:
+            if plan.patience and _tired(state.history, name, epoch, plan):
                 break
             row = {'phase': name, **trainer.epoch(epoch, rows)}
             top = _top(state.history, name) if validate else None

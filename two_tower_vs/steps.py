@@ -165,6 +165,19 @@ def put_closed_form(job: Job, rows: np.ndarray, choice: Choice) -> list:  # the 
     return copied(head_params(job.model))
 
 # %% ../nbs/02g_steps.ipynb #370ec4fc
+def _heads_plan(options, stop, score):
+    return Plan(
+        options['epochs'],
+        stop,
+        options['batch_size'],
+        options['weight_decay'],
+        patience=max(5, options['epochs'] // 4) if score else None,
+        seed=options['seed'],
+        cautious=True,
+        progress=options['progress'],
+    )
+
+
 def train_heads(
     job: Job,
     name: str,  # of the phase
@@ -177,16 +190,8 @@ def train_heads(
     options = job.options
     start = put_closed_form(job, rows, choice)
     heads = head_params(job.model)
-    plan = Plan(
-        options['epochs'],
-        stop,
-        options['batch_size'],
-        options['weight_decay'],
-        seed=options['seed'],
-        cautious=True,
-        progress=options['progress'],
-    )
     learner = FeatureBatches(job.model, job.features, options['seed'])
+    plan = _heads_plan(options, stop, score)
     trainer = Trainer([dict(params=heads, lr=options['lr'])], learner, objective(job), plan)
     validate = score and partial(best_blend, heads, start, score)
     return run_phase(name, trainer, rows, job.state, validate), start

@@ -329,22 +329,41 @@ class MapVisit(Visit):
             )
         self.touch('touchEnd')
 
+    def read(self, script, value=None):
+        """What `script` says once the page has handled what was done to it: a touch is acknowledged
+        before its events arrive, which is with the next frame
+        """
+        self.page.evaluate(
+            '() => new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))'
+        )
+        return self.page.evaluate(script, value)
+
     def view(self):
-        return self.page.evaluate('() => ({...view, chosen, at})')
+        return self.read('() => ({...view, chosen, at})')
+
+    def whole(self):
+        "Show the whole map, by a tap"
+        self.page.locator('#whole').tap()
+        self.page.wait_for_function('() => view.k === 1')
+
+    def choose(self, i):
+        "Tap on a picture, and wait until it is chosen"
+        self.page.touchscreen.tap(*self.spot(i))
+        self.page.wait_for_function('i => chosen === i', arg=i)
 
     def centre(self):
         b = self.page.locator('#map').bounding_box()
         return b['x'] + b['width'] / 2, b['y'] + b['height'] / 2
 
     def place(self, x, y):  # of the map, below a point of the screen
-        return self.page.evaluate(
+        return self.read(
             '([x, y]) => { const b = canvas.getBoundingClientRect(); return [view.x + '
             '(x-b.x-W/2)/scale(), view.y + (y-b.y-H/2)/scale(), scale()] }',
             [x, y],
         )
 
     def spot(self, i):
-        return self.page.evaluate(
+        return self.read(
             'i => { const b = canvas.getBoundingClientRect(), [x, y] = spot(i); return '
             '[b.x + x, b.y + y] }',
             i,

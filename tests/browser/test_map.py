@@ -48,15 +48,14 @@ def test_pinch(visit):
         'one finger should drag'
     )
     assert visit.page.evaluate('() => visualViewport.scale') == 1 and visit.view()['chosen'] == -1
-    visit.page.locator('#whole').tap()
+    visit.whole()
     a = visit.spot(5)
     # Both on pictures
     b = min((visit.spot(i) for i in range(6, 40)), key=lambda s: math.dist(s, (x, y)))
     visit.fingers([a, b], [a, (b[0] + 2, b[1] + 1)], 1)
     assert visit.view()['chosen'] == -1, 'two fingers are no tap, however still'
-    visit.page.locator('#whole').tap()
-    visit.page.touchscreen.tap(*visit.spot(5))
-    assert visit.view()['chosen'] == 5
+    visit.whole()
+    visit.choose(5)
     visit.page.locator('#panel h2', has_text=visit.page.evaluate('() => D.names[5]')).wait_for()
 
 
