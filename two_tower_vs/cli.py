@@ -38,6 +38,8 @@ examples = """stages:
   train   pairs.csv -> out/model: heads on cached features; fine-tuning on request
   eval    query_gt.csv -> out/metrics.json: Recall@K and that of the untrained
           backbone
+  embed   candidates.csv, query_gt.csv -> out/vectors in parts, here or on Ray: for
+          catalogues that take hours
   index   candidates.csv -> out/index: exact or approximate, and how well it
           finds; after a change, only what changed
   query   --image -> out/query.json, out/query.png: hits, and how long each took
@@ -66,8 +68,8 @@ def _add_run_flags(flags):
         required=True,
         choices=['demo', 'init', *stages],
         metavar='STAGE',
-        help='what to do: demo, init, check, train, eval, index, query, report, export, serve '
-        'or all',
+        help='what to do: demo, init, check, train, eval, embed, index, query, report, '
+        'export, serve or all',
     )
     flags.add_argument(
         '--config',

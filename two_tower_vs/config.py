@@ -48,6 +48,7 @@ def sections() -> dict:  # section -> the function or class that takes its keys
     from two_tower_vs.export import export
     from two_tower_vs.finetune import finetune
     from two_tower_vs.index import build_index
+    from two_tower_vs.inparts import embed_parts
     from two_tower_vs.model import TwoTower
     from two_tower_vs.serve import serve
     from two_tower_vs.train import train
@@ -56,6 +57,7 @@ def sections() -> dict:  # section -> the function or class that takes its keys
         data=Data,
         model=TwoTower,
         embed=embed,
+        parts=embed_parts,
         check=check,
         train=train,
         finetune=finetune,

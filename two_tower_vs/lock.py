@@ -57,7 +57,14 @@ def _acquired(out):
     return lock
 
 # %% ../nbs/09a_lock.ipynb #521d53b8
-_parts = ('model', 'train', 'index', 'cache')  # folders of `out` that runs write to
+_parts = (
+    'model',
+    'train',
+    'index',
+    'cache',
+    'vectors',
+    'vectors/queries',
+)  # folders of `out` that runs write to
 
 
 @contextmanager
