@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -316,3 +317,19 @@ def test_what_the_machine_refuses(error, status, message, failing, capsys):
     assert failing(error) == status
     err = capsys.readouterr().err
     assert err.startswith(f'two_tower_vs: {message}') and err.count('\n') == 1
+
+
+def test_accelerate_starts_one_process_of_several(fresh):
+    "`accelerate launch --cpu --num_processes 2` starts one and says nothing: it is refused"
+    flags = ['--cpu', '--num_processes', '2', '-m', 'two_tower_vs']
+    command = [sys.executable, '-m', 'accelerate.commands.launch', *flags]
+    stage = ['--config', str(fresh / 'config.yaml'), '--stage', 'train']
+    r = subprocess.run([*command, *stage], capture_output=True, text=True, env=quiet_home(fresh))
+    assert r.returncode != 0
+    assert 'Use torchrun --nproc_per_node 2 -m two_tower_vs' in r.stderr
+    assert not (fresh / 'out/model').exists()
+
+
+def quiet_home(folder):
+    "An environment without a user's settings of Accelerate"
+    return {**os.environ, 'HF_HOME': str(folder / 'home')}

@@ -22,6 +22,8 @@ from .data import check_paths
 from .errors import InputError
 from .files import replacing
 from .index import Index, build_index
+from .paths import expand
+from .remote import Url
 from .rows import load_rows, save_rows
 from .saving import file_sha256, read_manifest, steady
 from .settings import bounds_of
@@ -58,7 +60,10 @@ def seal(
 # %% ../nbs/05a_bundle.ipynb #1f3f5552
 def _source_sha256(source):
     "Of a file, or of the part files in a folder"
-    source = Path(source)
+    source = expand(source)
+    if isinstance(source, Url):
+        files = source.files() if source.is_dir() else [source]
+        return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
     parts = []
     if source.is_dir():
         parts = sorted(file for file in source.rglob('*') if file.is_file())
@@ -73,7 +78,7 @@ def was_edited(
 ) -> bool:
     "Was the candidates.csv changed since the index was made from it?"
     known = index.manifest.get('source_sha256')
-    return bool(known) and Path(source).exists() and _source_sha256(source) != known
+    return bool(known) and expand(source).exists() and _source_sha256(source) != known
 
 # %% ../nbs/05a_bundle.ipynb #9d52154c
 def _write_faiss(index, file):

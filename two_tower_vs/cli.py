@@ -206,6 +206,16 @@ def _set_streams(silent):
             stream.reconfigure(errors='backslashreplace')
     warnings.showwarning = (lambda *args, **options: None) if silent else _warn_once()
 
+# %% ../nbs/09_cli.ipynb #8e21f0c2
+def _refuse_single_process():
+    "Raise `InputError` where Accelerate was asked for several processes and has started one"
+    asked_for_several = {'ACCELERATE_MIXED_PRECISION', 'MASTER_PORT'} <= os.environ.keys()
+    if asked_for_several and 'WORLD_SIZE' not in os.environ:
+        raise InputError(
+            'accelerate launch was asked for several processes and has started this one alone. '
+            'Use torchrun --nproc_per_node 2 -m two_tower_vs --config … --stage train instead.'
+        )
+
 # %% ../nbs/09_cli.ipynb #ff39e3d5
 def _run_stage(args, helper):
     "Run one stage of a config file. Raises `InputError`."
@@ -233,6 +243,7 @@ def main(argv=None) -> int:  # exit status
         return 0
     _set_streams(silent=helper)
     try:
+        _refuse_single_process()
         if args.stage in ('demo', 'init'):
             (demo_stage if args.stage == 'demo' else init_stage)(args)
         else:

@@ -16,7 +16,8 @@ from warnings import warn
 
 import pandas as pd
 
-from .errors import InputError, squeezed
+from .errors import InputError
+from .remote import opened, squeezed
 
 # %% ../nbs/00_csv_files.ipynb #82eb8126
 _unpack = 'Unpack it'
@@ -38,7 +39,7 @@ _other_kinds = {  # first bytes -> what it is, and the remedy
 
 # %% ../nbs/00_csv_files.ipynb #ed909a23
 def _encoding(path):
-    with open(path, 'rb') as file:
+    with opened(path, 'rb') as file:
         top = file.read(24)
     for start, (kind, remedy) in _other_kinds.items():
         if top.startswith(start):
@@ -215,7 +216,7 @@ def read_csv(
     try:
         encoding = _encoding(path)
         errors = 'surrogateescape' if encoding == 'utf-8-sig' else 'surrogatepass'
-        with open(path, encoding=encoding, errors=errors, newline='') as file:
+        with opened(path, encoding=encoding, errors=errors, newline='') as file:
             header = _read_header(_csv_lines(file), path, columns)
             wanted = choose_columns(f'{path} row {header.row}', header.names, columns, extra)
             blocks = list(_csv_blocks(header, path, wanted))

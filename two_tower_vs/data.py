@@ -15,6 +15,7 @@ import pandas as pd
 from .errors import BadImage, InputError, escape_invisible
 from .paths import check_root, expand, inside_root
 from .reading import file_stamp, read_bytes
+from .remote import is_url
 from .spelling import cells_holding, path_hint, respell
 from .tables import read_table
 
@@ -148,8 +149,8 @@ def _refuse_missing(table, path, images_root):
 # %% ../nbs/00_data.ipynb #44db5b7a
 def _why_absent(root, path):
     "Why there is no picture; None where there is one"
-    if file_stamp(os.path.join(root, path)):
-        return None
+    if is_url(root) or file_stamp(os.path.join(root, path)):
+        return None  # a store is asked for pictures when they are needed
     try:
         read_bytes(os.path.join(root, path))
     except BadImage as error:

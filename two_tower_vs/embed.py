@@ -29,9 +29,10 @@ from .engine import Engine, backbone_key
 from .errors import BadImage, InputError
 from .files import disk_errors
 from .model import Tower
-from .paths import expand
+from .paths import absolute
 from .pictures import load_image, load_pixels
-from .reading import file_stamp, read_stamped
+from .reading import file_stamp, read_together
+from .remote import is_url
 from .settings import bounded, whole
 from .threads import cores, in_threads
 from .vectors import Embeddings, apply_head
@@ -58,7 +59,8 @@ def _blocks_of(items, size):
 # %% ../nbs/01a_embed.ipynb #90532e4b
 def _stamps(paths, suffix):  # uint8 (n, 16)
     def digests(block):
-        return [_stamp_digest(path, file_stamp(path), suffix) for path in block]
+        stamps = [None if is_url(path) else file_stamp(path) for path in block]
+        return [_stamp_digest(*each, suffix) for each in zip(block, stamps)]
 
     rows = []
     for part in in_threads(digests, _blocks_of(paths, 1024)):
@@ -110,14 +112,11 @@ class DecodedBatches:
     def _read_all(self, paths, reasons):
         contents = []
         digests = []
-        for at, path in enumerate(paths):
-            try:
-                content, stamp = read_stamped(path)
-            except BadImage as error:
-                reasons[at] = str(error)
-                content, stamp = b'', None
+        for at, (content, stamp, why) in enumerate(read_together(paths)):
+            if why:
+                reasons[at] = why
             contents.append(content)
-            digests.append(_stamp_digest(path, stamp, self.suffix.decode()))
+            digests.append(_stamp_digest(paths[at], stamp, self.suffix.decode()))
         return contents, _byte_rows(digests, 16)
 
 # %% ../nbs/01a_embed.ipynb #622ddfee
@@ -369,7 +368,7 @@ def embed(
     "Embed pictures with one tower, each content once for each backbone. Raises `InputError`."
     paths = list(paths)
     key = backbone_key(tower)
-    root = os.path.abspath(expand(root))
+    root = absolute(root)
     full = [os.path.join(root, path) for path in paths]
     if engine == 'auto' and cache is None and len(paths) < 256 and precision != 'int8':
         engine = 'torch'

@@ -28,7 +28,7 @@ from .errors import InputError, squeezed
 from .files import replacing
 from .model import Tower
 from .parts import Part
-from .paths import expand
+from .paths import absolute
 from .precision import least_cosine
 from .runners import has_bfloat16
 from .vectors import apply_head
@@ -72,7 +72,7 @@ def make_plan(
 ) -> EmbeddingPlan:
     "Decide how a catalogue is embedded. Raises `InputError`."
     _refuse_int8(precision)
-    root = os.path.abspath(expand(root))
+    root = absolute(root)
     full = [os.path.join(root, path) for path in paths]
     sample = partial(spread_pixels, full, tower, max_pixels)
     key = backbone_key(tower)
@@ -112,7 +112,7 @@ class Embedder:
     ):
         self.tower = tower
         self.plan = plan
-        self.root = os.path.abspath(expand(root))
+        self.root = absolute(root)
         self.engine = Engine(tower, plan.engine, None, None, plan.precision)
         _refuse_other_backbone(self.engine, plan)
         _refuse_without_bfloat16(tower, plan)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from .grids import thumb
 from .outcome import kept_names
-from .paths import leaves_root
+from .paths import expand, leaves_root
 from .query import Searcher
 from .runfiles import shown_name
 from .threads import in_threads
@@ -38,7 +38,7 @@ class Pictures:
     side = 112  # pixels
 
     def __init__(self, root, most: int = 4096):  # most: bytes a picture
-        self.root = Path(root)
+        self.root = expand(root)
         self.most = most
         self.uris = {}  # path -> data URI; None: not loaded yet; empty: cannot be read
         self.numbers = {}  # path -> place in kept

@@ -9,7 +9,6 @@ __all__ = ['most_locked', 'finetune', 'layer_groups', 'PictureBatches', 'pick_pr
 import math
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from .errors import InputError
 from .gradcache import Side, cached_backward, from_main, my_share
 from .negatives import hard_negatives
 from .pairtable import PairTable
+from .paths import expand
 from .pictures import load_image
 from .settings import bounded, number, whole
 from .threads import in_threads
@@ -120,7 +120,7 @@ class PictureBatches:
     ):
         self.model = model
         self.table = table
-        self.root = Path(root)
+        self.root = expand(root)
         self.seed = seed
         self.accelerator = accelerator
         self.tuning = tuning

@@ -8,7 +8,7 @@ __all__ = ['fingerprints']
 # %% ../nbs/01b_fingerprints.ipynb #9e980dab
 from contextlib import nullcontext
 from functools import partial
-from os.path import abspath, join
+from os.path import join
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from PIL import Image
 from .cache import DamagedShard, FeatureCache
 from .embed import DecodedBatches, progress_bar, stored_features
 from .errors import BadImage
-from .paths import expand
+from .paths import absolute
 from .pictures import decoding_version, load_pixels, picture_header
 
 # %% ../nbs/01b_fingerprints.ipynb #4858c1a9
@@ -82,7 +82,7 @@ def fingerprints(
 ) -> tuple:  # (table of content, phash, width, height, turn, spread; {unreadable path: reason})
     "Read every picture once. Equal content numbers mean equal bytes."
     paths = list(dict.fromkeys(paths))
-    full = [join(abspath(expand(root)), path) for path in paths]
+    full = [join(absolute(root), path) for path in paths]
     with TemporaryDirectory() if cache is None else nullcontext(cache) as folder:
         store = FeatureCache(Path(folder) / 'fingerprints')
         batches = _FingerprintBatches(store, max_pixels)

@@ -31,9 +31,10 @@ from two_tower_vs.parts import (
     stretches,
     write_part,
 )
-from .paths import expand
+from .paths import absolute
 from .rayworkers import made_on_ray
 from .reading import file_stamp
+from .remote import is_url
 from .settings import bounded, whole
 from .threads import in_threads
 
@@ -66,12 +67,12 @@ def part_table(
     rows: int = 8192,  # of a part, at most
 ) -> PartTable:
     "How a table is cut into parts."
-    root = os.path.abspath(expand(root))
+    root = absolute(root)
     return PartTable(Path(folder), list(paths), root, part_size(len(paths), rows))
 
 # %% ../nbs/01f_inparts.ipynb #207b87e4
 def _stamp(path):  # size and time of the last change
-    stamp = file_stamp(path)
+    stamp = None if is_url(path) else file_stamp(path)
     return '' if stamp is None else ' '.join(map(str, stamp[:2]))
 
 

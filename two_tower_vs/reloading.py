@@ -109,7 +109,7 @@ def _checked_originals(originals):
 
 # %% ../nbs/07h_reloading.ipynb #e77a96e8
 def _checked_root(root):
-    root = Path(expand(root))
+    root = expand(root)
     if not root.is_dir():
         raise InputError(
             f'images_root {root} is not a folder. '

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .config import Data, bad_setting, read_config, sections
+from .remote import is_url
 from .settings import bounds_of, refuse_outside
 
 # %% ../nbs/09b_run.ipynb #6d85b531
@@ -60,6 +61,11 @@ def _picked(settings, *names):
     return {name: settings[name] for name in names if name in settings}
 
 # %% ../nbs/09b_run.ipynb #9ddb80a1
+def _refuse_remote(config, out):
+    if is_url(out):
+        bad_setting(config, f'out is {out}, and a run writes to a disk. Name a folder')
+
+
 class Settings:
     "What a config file and the flags say, with paths from the config's own folder."
 
@@ -69,6 +75,7 @@ class Settings:
         self.data = Data(**self.cfg['data'])
         self.config = config
         self.out = self.at('out', self.cfg['out'])
+        _refuse_remote(config, self.out)
         self.root = self.at('data.images_root', self.data.images_root)
         self.cache = self.out / 'cache'
         self.seed = self.cfg['seed']

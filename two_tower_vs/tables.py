@@ -6,7 +6,6 @@
 __all__ = ['read_table']
 
 # %% ../nbs/00_tables.ipynb #9f910d8d
-import os
 import re
 
 import pandas as pd
@@ -14,6 +13,7 @@ import pandas as pd
 from .csv_files import choose_columns, read_csv
 from .errors import InputError, squeezed
 from .paths import expand, longest_path
+from .remote import Url, located
 
 # %% ../nbs/00_tables.ipynb #f650b518
 def _arrow_text(column, where, is_path):
@@ -30,9 +30,17 @@ def _arrow_text(column, where, is_path):
         raise InputError(f'{where} holds {kind} that is not text: {squeezed(error)}.') from error
 
 # %% ../nbs/00_tables.ipynb #3f3f5194
+def _parquet_files(path):
+    if not path.is_dir():
+        return [path]
+    if isinstance(path, Url):
+        return [file for file in path.files() if file.suffix == '.parquet']
+    return sorted(path.glob('**/*.parquet'))
+
+
 def _open_parquet(path, names):
     "(names of all columns, an Arrow table of those among `names`)"
-    parts = sorted(path.glob('**/*.parquet')) if path.is_dir() else [path]
+    parts = _parquet_files(path)
     if not parts:
         raise InputError(
             f'{path} is a folder without .parquet files. Name a CSV or a .parquet file.'
@@ -43,9 +51,11 @@ def _open_parquet(path, names):
         message = f'{path}: reading Parquet needs pyarrow. Install it: pip install pyarrow.'
         raise InputError(message) from None
     try:
-        present = pq.read_schema(parts[0]).names
+        store, files = located(parts)
+        present = pq.read_schema(files[0], filesystem=store).names
         wanted = [name for name in names if name in present]
-        return present, pq.read_table(parts, columns=wanted, partitioning=None)
+        options = dict(columns=wanted, partitioning=None, filesystem=store)
+        return present, pq.read_table(files, **options)
     except Exception as error:  # pyarrow raises its own classes, OSError and ValueError
         raise InputError(f'{path} is not Parquet that can be read: {squeezed(error)}.') from error
 
@@ -102,7 +112,7 @@ def read_table(
 ) -> pd.DataFrame:  # text, indexed by row: of a CSV as a spreadsheet counts, of Parquet from 1
     "Read a table whose cells are paths. Raises `InputError` for anything that isn't one."
     path = expand(path)
-    if not os.path.exists(path):
+    if not path.exists():
         raise InputError(
             f'{path}: no such file. It should be a CSV with the columns {",".join(columns)}.'
         )
