@@ -49,6 +49,7 @@ def sections() -> dict:  # section -> the function or class that takes its keys
     from two_tower_vs.finetune import finetune
     from two_tower_vs.index import build_index
     from two_tower_vs.inparts import embed_parts
+    from two_tower_vs.milvus import send_to_milvus
     from two_tower_vs.model import TwoTower
     from two_tower_vs.serve import serve
     from two_tower_vs.train import train
@@ -66,12 +67,13 @@ def sections() -> dict:  # section -> the function or class that takes its keys
         query=query,
         serve=serve,
         export=export,
+        milvus=send_to_milvus,
     )
 
 # %% ../nbs/09_config.ipynb #0eac90b2
 _set_by_stages = set(
     'seed cache folder progress name names candidates embedding queries sizes root out desc view '
-    'preset tuning strict leaked unanswered bystanders why'.split()
+    'preset tuning strict leaked unanswered bystanders why columns'.split()
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on
 _no_keys = {('index', 'chunk'), ('serve', 'verify')}

@@ -212,11 +212,14 @@ def export(
     cache=None,  # a folder for features
     format: str = 'parquet',  # of vectors and paths: parquet, or npy with a CSV
     onnx: bool = True,  # the towers, too?
+    to: str = 'files',  # files; of --stage export also milvus, a collection there instead
     embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
     names: tuple = ('candidates.csv', 'query_gt.csv'),  # what messages call the two tables
     on_bad: str = 'skip',  # unreadable pictures: error, or skip them with a warning
 ) -> dict:  # as export.json
     "Write vectors, towers and a model card for other programs. Raises `InputError`."
+    if to != 'files':
+        raise InputError(f'export.to is {to!r}. Use files, or milvus in the command line.')
     format = _possible_format(format)
     onnx = onnx and _can_write_onnx(model)
     options = embedding or {}

@@ -15,6 +15,7 @@ from .config import bad_setting
 from .embedstage import embed_stage, stored_vectors
 from .errors import InputError
 from .lock import only_run
+from .milvusstage import send_stage
 from .run import Run
 from .summaries import evaluation_details, indented, training_summary, tried_table
 
@@ -407,6 +408,10 @@ def export_stage(run: Run):
 
     model = load_model(run.out / 'model')
     _same_settings(run, model)
+    if run.cfg['export'].get('to') == 'milvus':
+        vectors = _catalogue_vectors(run, model)
+        send_stage(run, vectors, _real_queries(run, model), model.sha256)
+        return
     print(_export_summary(run, _exported(run, model)))
 
 # %% ../nbs/09d_stages.ipynb #9ffbbd06
