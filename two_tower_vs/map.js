@@ -147,13 +147,13 @@ function keep(f) { const i = at; if (i >= 0) { view.x = D.x[i]; view.y = D.y[i];
 function whole() { view = {x: .5, y: .5, k: 1}; tip(-1); draw(); }
 
 const fingers = new Map(), apart = (p, q) => Math.max(1, Math.hypot(p[0] - q[0], p[1] - q[1])); let moved = 0;
-canvas.onpointerdown = e => { canvas.setPointerCapture(e.pointerId); fingers.set(e.pointerId, [e.offsetX, e.offsetY]); if (fingers.size === 1) moved = 0; };
+canvas.onpointerdown = e => { canvas.setPointerCapture(e.pointerId); fingers.set(e.pointerId, [e.offsetX, e.offsetY]); moved = fingers.size === 1 ? 0 : 99; };   // two fingers are no tap, however still
 canvas.onpointermove = e => {
   const was = fingers.get(e.pointerId), now = [e.offsetX, e.offsetY];
   if (!was) { if (e.pointerType === 'mouse') { const i = under(...now); if (i !== at) tip(i); canvas.style.cursor = i < 0 ? 'grab' : 'pointer'; } return; }
   fingers.set(e.pointerId, now); const [dx, dy] = [now[0] - was[0], now[1] - was[1]]; moved += Math.abs(dx) + Math.abs(dy);
   const other = [...fingers].find(([id]) => id !== e.pointerId)?.[1];
-  if (other) moved = 99; else if (moved < 6) return;   // two fingers are no tap, however still
+  if (!other && moved < 6) return;
   view.x -= dx / scale() / fingers.size; view.y -= dy / scale() / fingers.size;
   if (other) zoom(apart(now, other) / apart(was, other), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
   tip(-1); draw();

@@ -25,14 +25,14 @@ class Part:
 
     paths: list  # of all n rows, as they stand in the table
     vectors: np.ndarray  # float32 (m, d), unit rows, of the rows that can be read
-    reasons: dict  # path -> why it cannot be read: n - m of them
+    reasons: dict  # path -> why it cannot be read, of the other n - m rows
     contents: np.ndarray  # uint8 (m, 16): start of each file's SHA-256
 
     def __post_init__(self):
-        if len(self.vectors) + len(self.reasons) != len(self.paths):
+        unreadable = sum(path in self.reasons for path in self.paths)
+        if len(self.vectors) + unreadable != len(self.paths):
             raise ValueError(
-                f'{len(self.vectors)} vectors and {len(self.reasons)} reasons '
-                f'for {len(self.paths)} rows'
+                f'{len(self.vectors)} vectors and {unreadable} reasons for {len(self.paths)} rows'
             )
 
     def __len__(self):

@@ -11,15 +11,16 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from warnings import warn
 
 from .embedder import Embedder, EmbeddingPlan
-from .errors import InputError, squeezed
+from .errors import BadImage, InputError, squeezed
 from .model import TwoTower
 from .parts import part_bytes
+from .reading import read_bytes
 from .saving import load_model, save_model
 
 # %% ../nbs/01e_rayworkers.ipynb #76166e17
@@ -86,6 +87,27 @@ def _unpacked(files):
         return load_model(folder)
 
 # %% ../nbs/01e_rayworkers.ipynb #1e814eaf
+def _witness(rows, root):  # '' where none can be read
+    for row in rows:
+        for path in row['paths']:
+            with suppress(BadImage):
+                read_bytes(os.path.join(root, path))
+                return path
+    return ''
+
+
+def _refuse_without(root, witness):
+    "Raise `InputError` where a picture is not to be seen from this machine"
+    try:
+        if witness:
+            read_bytes(os.path.join(root, witness))
+    except BadImage as error:
+        raise InputError(
+            f'It cannot read {witness} in {root} ({error}). '
+            'Give all machines the same folder of pictures.'
+        ) from error
+
+
 class Worker:
     "Makes parts in a process of Ray's. Never raises for a picture or a machine that is unfit."
 
@@ -94,11 +116,13 @@ class Worker:
         files: dict,  # name -> content of the model's files
         plan: EmbeddingPlan,
         root: str,  # the folder that paths start from
+        witness: str = '',  # a picture that the machine with the command can read
     ):
         self.plan = plan
         self.embedder = None
         self.refusal = ''
         try:
+            _refuse_without(root, witness)
             tower = getattr(_unpacked(files), plan.tower)
             self.embedder = Embedder(tower, plan, root)
         except InputError as error:
@@ -151,7 +175,7 @@ def made_on_ray(
         cpus, most = _shares(ray)
         parts = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             Worker,
-            fn_constructor_args=(_packed(model), plan, root),
+            fn_constructor_args=(_packed(model), plan, root, _witness(rows, root)),
             num_cpus=cpus,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         )

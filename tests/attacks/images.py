@@ -928,11 +928,12 @@ def changing(p):
     picture which is there
     """
     from two_tower_vs import embed as E
+    from two_tower_vs import reading as R
     from two_tower_vs.saving import load_model
 
     tower = load_model(p / 'out/model').cand
     cache = p / 'out/cache'
-    real = E.read_stamped
+    real = R.read_stamped
     A = enc(scene(), 'PNG')
     B = enc(noise('b'), 'PNG')
 
@@ -1034,7 +1035,7 @@ def changing(p):
             finally:
                 after(d)
 
-        with within(60), patch.object(E, 'read_stamped', read):
+        with within(60), patch.object(R, 'read_stamped', read):
             first += vectors([f])
     time.sleep(2.2)
     with within(60):
