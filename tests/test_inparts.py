@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from two_tower_vs import inparts
 from two_tower_vs.data import read_candidates
 from two_tower_vs.demo import demo_catalog
 from two_tower_vs.errors import InputError
@@ -80,10 +82,20 @@ def test_unreadable_pictures_are_named_by_every_run(shop, alone):
 def test_the_plan_of_the_first_run_holds(shop, alone):
     "another batch size and precision `auto` change nothing; another precision makes all anew"
     auto = dict(embedding=dict(engine='auto', precision='auto'))
-    assert made_here(shop, alone, **auto).made == 0
+    with mock.patch.object(inparts, 'make_plan', side_effect=AssertionError):
+        assert made_here(shop, alone, **auto).made == 0
     (alone / 'plan.safetensors').write_bytes(b'?')
     with pytest.warns(UserWarning, match='how to embed is decided again'):
         assert made_here(shop, alone).made == 0
+
+
+def test_a_damaged_part_is_made_anew(shop, alone):
+    file = parts(alone)[2]
+    content = file.read_bytes()
+    at = len(content) // 2
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert made_here(shop, alone).made == 1
+    assert made_here(shop, alone).made == 0
 
 
 def test_without_pyarrow(shop, tmp_path, monkeypatch):
