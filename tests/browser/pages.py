@@ -346,6 +346,14 @@ class MapVisit(Visit):
         self.page.locator('#whole').tap()
         self.page.wait_for_function('() => view.k === 1')
 
+    def free(self):
+        "Numbers of pictures that nothing lies over: no other picture, no panel, no button"
+        return self.read(
+            '() => { const b = canvas.getBoundingClientRect(); return D.x.map((_, i) => i).filter('
+            'i => { const [x, y] = spot(i); return under(x, y) === i && '
+            'document.elementFromPoint(b.x + x, b.y + y) === canvas; }) }'
+        )
+
     def choose(self, i):
         "Tap on a picture, and wait until it is chosen"
         self.page.touchscreen.tap(*self.spot(i))

@@ -49,14 +49,16 @@ def test_pinch(visit):
     )
     assert visit.page.evaluate('() => visualViewport.scale') == 1 and visit.view()['chosen'] == -1
     visit.whole()
-    a = visit.spot(5)
     # Both on pictures
-    b = min((visit.spot(i) for i in range(6, 40)), key=lambda s: math.dist(s, (x, y)))
+    first, *others = visit.free()
+    a = visit.spot(first)
+    b = min((visit.spot(i) for i in others), key=lambda s: math.dist(s, (x, y)))
     visit.fingers([a, b], [a, (b[0] + 2, b[1] + 1)], 1)
     assert visit.view()['chosen'] == -1, 'two fingers are no tap, however still'
     visit.whole()
-    visit.choose(5)
-    visit.page.locator('#panel h2', has_text=visit.page.evaluate('() => D.names[5]')).wait_for()
+    visit.choose(first)
+    name = visit.read('i => D.names[i]', first)
+    visit.page.locator('#panel h2', has_text=name).wait_for()
 
 
 def test_mouse(visit):
@@ -78,7 +80,7 @@ def test_mouse(visit):
     there = visit.place(x + 70, y + 30)
     assert math.dist(there[:2], was[:2]) * now[2] < 8
     visit.page.locator('#whole').click()
-    i = 7
+    i = visit.free()[2]
     visit.page.mouse.click(*visit.spot(i))
     assert visit.view()['chosen'] == i
     near = visit.page.evaluate('i => D.near[i].map(j => D.names[j])', i)
