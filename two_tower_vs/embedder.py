@@ -27,7 +27,7 @@ from .engine import Engine, backbone_key
 from .errors import InputError, squeezed
 from .files import replacing
 from .model import Tower
-from .parts import Part
+from .parts import Part, part_bytes
 from .paths import absolute
 from .precision import least_cosine
 from .runners import has_bfloat16
@@ -129,6 +129,11 @@ class Embedder:
         reasons = {paths[number]: why for number, why in filled.bad.items()}
         return Part(paths, vectors[: len(filled.readable)], reasons, filled.contents)
 
+    def content(self, row: dict) -> bytes:  # of a part's file
+        "The part of a row with paths and made (JSON), what it must belong to."
+        made = {**json.loads(row['made']), **self.engine.made_by()}
+        return part_bytes(self(list(row['paths'])), made)
+
 # %% ../nbs/01d_embedder.ipynb #80beea42
 _least_cosines = {'float32': 0.9999, 'bfloat16': 0.999}
 
@@ -148,7 +153,7 @@ def _refuse_without_bfloat16(tower, plan):
             'Set embed.precision to float32, or leave the machine out.'
         )
 
-
+# %% ../nbs/01d_embedder.ipynb #291438f5
 def _refuse_other_vectors(tower, engine, plan):
     if not len(plan.pixels):
         return

@@ -23,7 +23,6 @@ from two_tower_vs.parts import (
     is_whole,
     joined_parts,
     made_of,
-    part_bytes,
     part_file,
     part_size,
     reasons_of,
@@ -124,8 +123,7 @@ def _plan(table, model, name, cache, options):  # EmbeddingPlan
 def _made_here(rows, model, plan, root):  # yields (number, content of the part)
     embedder = Embedder(getattr(model, plan.tower), plan, root)
     for row in rows:
-        made = {**json.loads(row['made']), **embedder.engine.made_by()}
-        yield row['number'], part_bytes(embedder(row['paths']), made)
+        yield row['number'], embedder.content(row)
 
 # %% ../nbs/01f_inparts.ipynb #5e5527e5
 def _remove_surplus(table):

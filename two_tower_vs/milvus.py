@@ -34,7 +34,7 @@ def _one_line(uri):
             'runs there and that the token is right. The same command goes on where it ended.'
         ) from error
 
-
+# %% ../nbs/06d_milvus.ipynb #a173e97a
 def connect(
     uri: str,  # of a server, or a folder of Milvus Lite
     token: str = None,  # user:password, or an API key
@@ -147,7 +147,7 @@ class Upload:
     sent: int  # rows that were missing or others
     removed: int
 
-
+# %% ../nbs/06d_milvus.ipynb #2943d29b
 def upload(
     client,  # as connect gives it
     cands: Embeddings,  # of the candidate tower
@@ -184,7 +184,7 @@ def _refuse_other_count(client, name, wanted):
             'The alias stays where it was. Give the same command again.'
         )
 
-
+# %% ../nbs/06d_milvus.ipynb #a9d70705
 def _switch(client, alias, name):
     "Searches for the alias find this collection from now on"
     now = _collection_of(client, alias)
@@ -229,7 +229,7 @@ def remote_hits(
         )
     return [_table(hits) for hits in found]
 
-
+# %% ../nbs/06d_milvus.ipynb #46b3708a
 def _search_settings(client, name):
     kind = client.describe_index(name, 'vector')['index_type']
     settings = dict(ef=256) if kind == 'HNSW' else {}
@@ -280,7 +280,7 @@ def _measured(client, cands, queries, model_sha256, alias):  # None without quer
     value = agreement(client, cands, some, model_sha256, alias=alias)
     return dict(k=min(10, len(cands)), value=round(value, 4), queries=len(some))
 
-
+# %% ../nbs/06d_milvus.ipynb #03d717e3
 @bounded(batch=whole(1, 10_000))
 def send_to_milvus(
     cands: Embeddings,  # of the candidate tower

@@ -42,7 +42,7 @@ def send_stage(
         file.write_text(json.dumps(made, indent=1) + '\n')
     print(_summary(made))
 
-
+# %% ../nbs/09c_milvusstage.ipynb #8676d99a
 def _summary(made):
     line = (
         f'export: {made["rows"]:,} rows in {made["collection"]}, which {made["alias"]} leads to; '

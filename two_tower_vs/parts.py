@@ -170,7 +170,7 @@ def made_of(file) -> dict:
         return {}
     return made if isinstance(made, dict) else {}
 
-
+# %% ../nbs/01c_parts.ipynb #f8f8d229
 def belongs(
     file,
     wanted: dict,  # what must have made it

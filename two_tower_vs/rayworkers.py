@@ -6,7 +6,6 @@
 __all__ = ['cluster', 'Worker', 'made_on_ray']
 
 # %% ../nbs/01e_rayworkers.ipynb #64cd5c3a
-import json
 import logging
 import os
 import socket
@@ -19,7 +18,6 @@ from warnings import warn
 from .embedder import Embedder, EmbeddingPlan
 from .errors import BadImage, InputError, squeezed
 from .model import TwoTower
-from .parts import part_bytes
 from .reading import read_bytes
 from .saving import load_model, save_model
 
@@ -39,14 +37,14 @@ def _ray():
         logging.getLogger(name).setLevel(logging.ERROR)
     return ray
 
-
+# %% ../nbs/01e_rayworkers.ipynb #94be8304
 def _knock(address, seconds=10):
     "Does anything answer there? Ray itself would try for minutes"
     host, colon, port = address.removeprefix('ray://').rpartition(':')
     if colon and port.isdigit():
         socket.create_connection((host.strip('[]'), int(port)), seconds).close()
 
-
+# %% ../nbs/01e_rayworkers.ipynb #b3fbf198
 @contextmanager
 def cluster(
     address: str,  # auto: the cluster of this machine; local: a new one here; or ray://HOST:10001
@@ -107,7 +105,7 @@ def _refuse_without(root, witness):
             'Give all machines the same folder of pictures.'
         ) from error
 
-
+# %% ../nbs/01e_rayworkers.ipynb #5f7b615c
 class Worker:
     "Makes parts in a process of Ray's. Never raises for a picture or a machine that is unfit."
 
@@ -131,17 +129,12 @@ class Worker:
     def __call__(self, row: dict) -> dict:
         "A part as bytes, of a row with number, paths and made."
         done = dict(number=row['number'], content=b'', refusal=self.refusal)
-        if self.embedder:
-            done['content'] = self._content(list(row['paths']), row['made'], done)
-        return done
-
-    def _content(self, paths, made, done):
         try:
-            part = self.embedder(paths)
+            if self.embedder:
+                done['content'] = self.embedder.content(row)
         except InputError as error:
             done['refusal'] = str(error)
-            return b''
-        return part_bytes(part, {**json.loads(made), **self.embedder.engine.made_by()})
+        return done
 
 # %% ../nbs/01e_rayworkers.ipynb #b2828650
 def _shares(ray):  # (CPUs of a worker, number of workers at most)

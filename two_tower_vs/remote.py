@@ -18,7 +18,7 @@ def is_url(path) -> bool:
     "Does this text name a place in an object store?"
     return bool(re.match(r'[a-zA-Z][a-zA-Z0-9+.-]+://', os.fspath(path)))
 
-
+# %% ../nbs/00_remote.ipynb #98289918
 class Url(str):
     "A place in an object store, for reading."
 
@@ -83,7 +83,7 @@ def located(
     store, _ = _store(files[0])
     return store, [store._strip_protocol(url) for url in files]
 
-
+# %% ../nbs/00_remote.ipynb #4c455856
 def opened(path, mode: str = 'r', **options):  # as open
     "A file on disk or in a store. Raises `OSError` and `InputError`."
     if not isinstance(path, Url):
@@ -91,7 +91,7 @@ def opened(path, mode: str = 'r', **options):  # as open
     content = BytesIO(path.read_bytes())
     return content if 'b' in mode else TextIOWrapper(content, **options)
 
-
+# %% ../nbs/00_remote.ipynb #aa7534e5
 def _reason(error):
     if isinstance(error, FileNotFoundError):
         return 'no such file'
