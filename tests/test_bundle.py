@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up import some
 
-from two_tower_vs import bundle
+from two_tower_vs import bundle, faissfiles
 from two_tower_vs.bundle import load_index, save_index, seal, was_edited
 from two_tower_vs.errors import InputError
 from two_tower_vs.index import Index, build_index
@@ -197,7 +197,7 @@ def test_a_larger_index_is_mapped(tmp_path, monkeypatch):
         lambda file, flags: asked.append(isinstance(file, str)) or read(file, flags),
     )
     for limit, mapped in ((2**30, False), (1000, True)):
-        monkeypatch.setattr(bundle, 'in_memory', limit)
+        monkeypatch.setattr(faissfiles, 'in_memory', limit)
         load_index(tmp_path / 'i')
         assert asked.pop() == mapped
     load_index(tmp_path / 'i', writable=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'factory', 'megabytes', 'check_finite', 'as_vectors', 'whole_number', 'example_vectors', 'faiss_reason',
-           'sample', 'add', 'new_index', 'configure']
+           'sample', 'add', 'trained_index', 'new_index', 'configure', 'first_part']
 
 # %% ../nbs/04a_ann.ipynb #0b18d8d6
 import math
@@ -187,11 +187,12 @@ def add(
     index,  # a faiss.Index
     vectors: np.ndarray,  # (n, d), in memory or mapped
     chunk: int = 65536,  # added at once
+    first: int = 0,  # number of the first row, for the message
 ):  # the index
     "Add vectors in chunks. Raises `InputError` for one that isn't finite."
     for start in range(0, len(vectors), chunk):
         part = np.ascontiguousarray(vectors[start : start + chunk], dtype=np.float32)
-        check_finite(part, 'The vectors', first=start)
+        check_finite(part, 'The vectors', first=first + start)
         index.add(part)
     return index
 
@@ -215,12 +216,11 @@ def _train(index, spec, vectors):
         ) from e
 
 # %% ../nbs/04a_ann.ipynb #0662a911
-def new_index(
+def trained_index(
     spec: str,  # a FAISS factory string
-    vectors: np.ndarray,  # unit vectors (n, d), in memory or mapped
-    chunk: int = 65536,  # added at once
-):  # a faiss.Index, inner product
-    "Build an index. Raises `InputError`: a string that FAISS refuses, or vectors it cannot use."
+    vectors: np.ndarray,  # unit vectors (n, d) to learn from, in memory or mapped
+):  # a faiss.Index, inner product, without vectors
+    "An empty index. Raises `InputError`: a string that FAISS refuses, or vectors it cannot use."
     import faiss
 
     if vectors.ndim != 2 or not len(vectors):
@@ -236,7 +236,16 @@ def new_index(
         ) from e
     if not index.is_trained:
         _train(index, spec, vectors)
-    return add(index, vectors, chunk)
+    return index
+
+# %% ../nbs/04a_ann.ipynb #a917d72f
+def new_index(
+    spec: str,  # a FAISS factory string
+    vectors: np.ndarray,  # unit vectors (n, d), in memory or mapped
+    chunk: int = 65536,  # added at once
+):  # a faiss.Index, inner product
+    "Build an index. Raises `InputError`."
+    return add(trained_index(spec, vectors), vectors, chunk)
 
 # %% ../nbs/04a_ann.ipynb #bc569a21
 def configure(
@@ -254,3 +263,13 @@ def configure(
                 f'This kind of index has no search parameter {name}. '
                 'Leave it out of the index section.'
             ) from e
+
+# %% ../nbs/04a_ann.ipynb #1fced29b
+def first_part(
+    index,  # a faiss.Index
+):  # a faiss.Index
+    "The first of several indexes that are searched as one; any other index itself."
+    import faiss
+
+    index = faiss.downcast_index(index)
+    return faiss.downcast_index(index.at(0)) if isinstance(index, faiss.IndexShards) else index

@@ -117,6 +117,11 @@ def parser() -> argparse.ArgumentParser:
         '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
     )
     flags.add_argument('--port', type=int, metavar='N', help='port for serve (default: 8000)')
+    flags.add_argument(
+        '--verify',
+        action='store_true',
+        help='for index, query and serve: read a large index whole and compare it with its hashes',
+    )
     flags.add_argument('--version', action='version', version=two_tower_vs.__version__)
     return flags
 
@@ -219,7 +224,8 @@ def _refuse_single_process():
 # %% ../nbs/09_cli.ipynb #ff39e3d5
 def _run_stage(args, helper):
     "Run one stage of a config file. Raises `InputError`."
-    run = Run(args.config, args.k, args.image, args.topk, args.host, args.port)
+    options = args.k, args.image, args.topk, args.host, args.port, args.verify
+    run = Run(args.config, *options)
     reads = args.stage in ('query', 'serve')
     if reads:
         clear_up(run.out)

@@ -70,7 +70,9 @@ def index_part(
     metrics: dict = None,  # as metrics.json
 ) -> dict:  # what the template shows
     "The index: its kind, its size, its agreement with exact search, what else was tried."
-    file_size = (folder / 'vectors.faiss').stat().st_size
+    names = [facts['name'] for facts in manifest.get('files', ())]
+    parts = [name for name in names if name.startswith('vectors')] or ['vectors.faiss']
+    file_size = sum((folder / name).stat().st_size for name in parts)
     return dict(
         candidates=f'{manifest["rows"]:,}',
         kind=shown_name(manifest['kind'], 40),

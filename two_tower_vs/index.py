@@ -17,20 +17,23 @@ import pandas as pd
 from fastcore.basics import patch
 
 from two_tower_vs.ann import (
+    add,
     as_vectors,
     check_finite,
     faiss_reason,
     megabytes,
-    new_index,
+    trained_index,
     whole_number,
 )
 from .ann import factory as spec_of
 from .bystanders import columns_of, levels, neighbours
 from .errors import InputError
 from .lists import one_thread
+from .pathcolumn import rows_of
 from .rows import sketch
 from .selection import choose_index, flat_enough, not_needed
 from .settings import bounded, number, whole
+from .shards import fill_files, joined_files, rows_a_file
 from .tuning import Exact, nearest, thorough, tune_index
 from .vectors import Embeddings, shorten
 
@@ -40,13 +43,14 @@ class Index:
     "A FAISS index, the candidates that its rows stand for, and what it was made from."
 
     faiss: object  # a faiss.Index over unit vectors, inner product
-    paths: list  # row i is paths[i]
+    paths: list  # row i is paths[i]; or a PathColumn
     manifest: dict  # as manifest.json
     gpu: object = None  # a copy of the FAISS index on GPUs, to search in instead
     sketches: np.ndarray = None  # float32 (n, 4), as `sketch` gives them; None: not known
     contents: np.ndarray = None  # uint8 (n, 16), start of each file's SHA-256; None: not known
     bystanders: np.ndarray = None  # float32 (b, d), vectors that normalise scores; None: none do
     bystander_rows: np.ndarray = None  # int64 (b,), row of each, ascending; -1: it has none
+    files: list = None  # of FAISS, where they are several, mapped; None: it is in memory
 
 # %% ../nbs/05_index.ipynb #25ee11e1
 @patch
@@ -72,8 +76,7 @@ def _bystander_arrays(self: Index, bystanders):  # vectors (b, d), rows (b,); No
     vectors = bystanders.vectors
     if vectors.shape[1] != self.faiss.d:
         vectors = shorten(vectors, self.faiss.d)
-    row_of = {path: row for row, path in enumerate(self.paths)}
-    rows = np.array([row_of.get(path, -1) for path in bystanders.paths], dtype=np.int64)
+    rows = rows_of(self.paths, bystanders.paths)
     order = np.argsort(rows, kind='stable')
     return np.ascontiguousarray(vectors[order]), rows[order]
 
@@ -350,20 +353,46 @@ def tune_and_measure(
 
 # %% ../nbs/05_index.ipynb #0d769b73
 @dataclass
+class _Ground:
+    "What all plans are built from and measured on"
+
+    vectors: np.ndarray  # (n, d), in memory or mapped
+    chunk: int  # vectors added at once
+    asked: dict  # settings of build_index
+    queries: np.ndarray  # (q, d) or None
+    exact: Exact  # as exact_search gives it
+    folder: object  # for the files of an index that has several; None: it stays in memory
+    file_mb: int  # of a file, at most
+
+# %% ../nbs/05_index.ipynb #ae7f6c04
+@dataclass
 class _Built:
     "An index, tuned and measured"
 
     plan: _IndexPlan
     index: object  # a faiss.Index
+    files: list  # its files; None where it is in memory
     search: dict  # settings
     recall: dict  # recall_vs_exact of the manifest; None: not measured
 
+# %% ../nbs/05_index.ipynb #e1582697
+def _filled(plan, ground):  # (a faiss.Index, its files; None where it is in memory)
+    vectors = ground.vectors
+    trained = trained_index(plan.factory, vectors)
+    size = megabytes('Flat' if plan.kind == 'factory' else plan.factory, *vectors.shape)
+    rows = rows_a_file(len(vectors), size, ground.file_mb)
+    if ground.folder is None or rows == len(vectors):
+        return add(trained, vectors, ground.chunk), None
+    files = fill_files(trained, vectors, ground.folder, rows, ground.chunk)
+    return joined_files(files, {}), files
+
 # %% ../nbs/05_index.ipynb #78afb3b4
-def _built(plan, vectors, chunk, asked, queries, exact):
+def _built(plan, ground):
     "The index of one plan. Raises `InputError`."
     try:
-        index = new_index(plan.factory, vectors, chunk)
-        return _Built(plan, index, *tune_and_measure(index, plan.kind, asked, queries, exact))
+        index, files = _filled(plan, ground)
+        measured = tune_and_measure(index, plan.kind, ground.asked, ground.queries, ground.exact)
+        return _Built(plan, index, files, *measured)
     except (RuntimeError, MemoryError) as e:  # FAISS's
         if plan.kind != 'factory':
             raise
@@ -373,20 +402,31 @@ def _built(plan, vectors, chunk, asked, queries, exact):
         ) from e
 
 # %% ../nbs/05_index.ipynb #c1e11256
-def _first_that_will_do(plans, vectors, chunk, asked, queries, exact):
+def _better(built, best):  # the files of the other are removed
+    if best is None:
+        return built
+    worse = best
+    if built.recall['value'] <= best.recall['value']:
+        built, worse = best, built
+    for file in worse.files or ():
+        file.unlink(missing_ok=True)
+    return built
+
+
+def _first_that_will_do(plans, ground):
     "The first index that reaches the target, or the best; warns if none does"
     best = None
+    target = ground.asked['recall_target']
     for plan in plans:
-        built = _built(plan, vectors, chunk, asked, queries, exact)
+        built = _built(plan, ground)
         if built.recall is None:
             return built
-        if best is None or built.recall['value'] > best.recall['value']:
-            best = built
-        if built.recall['value'] >= asked['recall_target']:
+        best = _better(built, best)
+        if best.recall['value'] >= target:
             return best
     if best.plan.kind != 'factory':
         warn(
-            f'No setting of this index reaches recall_target {asked["recall_target"]}: the best '
+            f'No setting of this index reaches recall_target {target}: the best '
             f'agrees with exact search to {best.recall["value"]:.3f}. '
             'Lower the target, or use kind: auto or flat.'
         )
@@ -397,7 +437,7 @@ def _new_manifest(built, vectors, cands, model_sha256, tried, asked):
     import faiss
 
     return dict(
-        format=1,
+        format=2 if built.files else 1,
         kind=built.plan.kind,
         factory=built.plan.factory,
         search=built.search,
@@ -423,6 +463,7 @@ def _new_manifest(built, vectors, cands, model_sha256, tried, asked):
     k_factor=number(1, 1024),
     dim=whole(1, 16_384),
     chunk=whole(1, 2**24),
+    file_mb=whole(1, 1_000_000),
 )
 def build_index(
     cands: Embeddings,  # of the candidate tower; the vectors may be a memory map
@@ -440,6 +481,8 @@ def build_index(
     bystanders: Embeddings = None,  # of the candidate tower, pictures that normalise scores
     sizes: list = (),  # sizes that the model was trained for: its training_info['matryoshka']
     chunk: int = 65536,  # vectors added at once
+    file_mb: int = 2048,  # an index larger than that is built and kept in files of this size
+    folder=None,  # for these files; None: the index stays in memory
 ) -> Index:
     "Build, tune and measure an index. Raises `InputError`; warns where it may find too little."
     check_embeddings(cands, queries)
@@ -457,10 +500,11 @@ def build_index(
     vectors, queries = first_numbers(cands.vectors, queries, dim, sizes or ())
     plans, tried = _plans(asked, vectors, queries)
     exact = exact_search(vectors, queries)
-    built = _first_that_will_do(plans, vectors, chunk, asked, queries, exact)
+    ground = _Ground(vectors, chunk, asked, queries, exact, folder, file_mb)
+    built = _first_that_will_do(plans, ground)
     manifest = _new_manifest(built, vectors, cands, model_sha256, tried, asked)
-    paths = list(cands.paths)
-    index = Index(built.index, paths, manifest, sketches=sketch(vectors), contents=cands.contents)
+    known = dict(sketches=sketch(vectors), contents=cands.contents, files=built.files)
+    index = Index(built.index, list(cands.paths), manifest, **known)
     if bystanders is not None and normalize != 'none':
         index.normalize_by(bystanders)
     return index

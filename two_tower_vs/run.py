@@ -69,7 +69,7 @@ def _refuse_remote(config, out):
 class Settings:
     "What a config file and the flags say, with paths from the config's own folder."
 
-    def __init__(self, config, k=None, image=None, topk=None, host=None, port=None):
+    def __init__(self, config, k=None, image=None, topk=None, host=None, port=None, verify=False):
         self.cfg = read_config(config)
         self.base = Path(config).parent
         self.data = Data(**self.cfg['data'])
@@ -80,6 +80,7 @@ class Settings:
         self.cache = self.out / 'cache'
         self.seed = self.cfg['seed']
         self.image = image
+        self.verify = verify  # is all of an index compared with its hashes before it is used?
         _set_flags(self.cfg, 'eval', k=k)
         _set_flags(self.cfg, 'query', topk=topk)
         _set_flags(self.cfg, 'serve', host=host, port=port)

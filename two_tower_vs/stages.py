@@ -306,17 +306,17 @@ def _index_summary(manifest, done):
 # %% ../nbs/09d_stages.ipynb #f9866910
 def _updated(run, model, vectors):
     "(Index, what was done): the one there brought up to date, or a new one"
-    from two_tower_vs.bundle import load_index
+    from two_tower_vs.bundle import load_index, remove_strays
     from two_tower_vs.index import build_index
     from two_tower_vs.update import update_index
 
     folder = run.out / 'index'
     args = vectors, model.sha256, _real_queries(run, model)
-    options = dict(
-        run.cfg['index'], normalize='none', sizes=model.training_info.get('matryoshka') or ()
-    )
+    sizes = model.training_info.get('matryoshka') or ()
+    options = dict(run.cfg['index'], normalize='none', sizes=sizes, folder=folder)
+    remove_strays(folder)
     try:
-        old = load_index(folder, model.sha256, writable=True)
+        old = load_index(folder, model.sha256, writable=True, whole=run.verify)
     except InputError as error:
         done = f'rebuilt ({error})' if folder.exists() else 'built'
         return build_index(*args, **options), done
@@ -343,6 +343,7 @@ def query_stage(run: Run):
 
     if not run.image:
         bad_setting('--stage query', 'it needs --image: a picture, several, or a folder')
+    _refuse_damaged(run)
     searcher = load_searcher(
         run.out, max_pixels=run.data.max_pixels, images_root=run.root, **run.engine
     )
@@ -350,6 +351,13 @@ def query_stage(run: Run):
     answers = query(searcher, run.image, **run.cfg['query'])
     save_answers(answers, run.out, run.root)
     print(_query_summary(run, answers))
+
+# %% ../nbs/09d_stages.ipynb #2f6cbdd8
+def _refuse_damaged(run):
+    from two_tower_vs.bundle import load_index
+
+    if run.verify:
+        load_index(run.out / 'index', whole=True)
 
 # %% ../nbs/09d_stages.ipynb #22164855
 def _warn_of_edited_table(run, index):
@@ -381,6 +389,7 @@ def serve_stage(run: Run):
     from two_tower_vs.access import at_config
     from two_tower_vs.serve import serve
 
+    _refuse_damaged(run)
     options = run.cfg['serve'] | dict(token=at_config(run.cfg['serve'].get('token'), run.base))
     serve(
         run.out,

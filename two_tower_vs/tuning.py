@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .ann import check_finite, configure
+from .ann import check_finite, configure, first_part
 
 # %% ../nbs/04b_tuning.ipynb #2c10bd55
 tolerance = 1e-5  # scores that differ by less differ by rounding
@@ -144,7 +144,7 @@ def _grids(index, kind, fixed):
     if kind == 'hnsw':
         grids = [_Grid({}, 'efSearch', _doubling(12, 1024))]
     elif kind.startswith('ivf'):
-        lists = _doubling(1, faiss.extract_index_ivf(index).nlist)
+        lists = _doubling(1, faiss.extract_index_ivf(first_part(index)).nlist)
         grids = [_Grid({}, 'nprobe', lists)]
         if kind != 'ivf_sq':
             factors = 2, 4, 8, 16, 32, 64, 128

@@ -6,12 +6,14 @@
 __all__ = ['Changes', 'changes_since', 'update_index']
 
 # %% ../nbs/05b_update.ipynb #532c45b7
+import math
 from dataclasses import dataclass
 from inspect import signature
 
 import numpy as np
 
 from .ann import add
+from .faissfiles import read_faiss
 from two_tower_vs.index import (
     Index,
     build_index,
@@ -20,7 +22,9 @@ from two_tower_vs.index import (
     first_numbers,
     tune_and_measure,
 )
+from .pathcolumn import rows_of
 from .rows import same_sketch, sketch
+from .shards import fill_files, joined_files
 from .vectors import Embeddings
 
 # %% ../nbs/05b_update.ipynb #61388a70
@@ -55,8 +59,7 @@ def changes_since(
     vectors: np.ndarray,  # theirs, as long as those of the index
 ) -> Changes:
     "What is new in the candidates since the index was made."
-    row_of = {path: row for row, path in enumerate(old.paths)}
-    rows = np.array([row_of.get(path, -1) for path in cands.paths], dtype=np.int64)
+    rows = rows_of(old.paths, cands.paths)
     known = rows >= 0
     sketches = sketch(vectors)
     changed = known & ~same_sketch(sketches, old.sketches[rows])
@@ -90,12 +93,27 @@ def _asked_settings(options):
     return {name: options.get(name, parameters[name].default) for name in names}
 
 # %% ../nbs/05b_update.ipynb #e339e483
+def _refilled(old, changes):
+    "Is the index emptied, or are vectors only added?"
+    return changes.beyond_adding() or bool(old.files)
+
+
+def _fill_again(old, vectors):
+    if not old.files:
+        old.faiss.reset()
+        add(old.faiss, vectors)
+        return
+    trained = read_faiss(old.files[0], {}, mapped=False)
+    rows = math.ceil(len(vectors) / len(old.files))
+    old.files = fill_files(trained, vectors, old.files[0].parent, rows)
+    old.faiss = joined_files(old.files, {})
+
+
 def _change_vectors(old, changes, vectors):
     "Change the vectors. Returns what was done, in words"
     said = changes.words()
-    if changes.beyond_adding():
-        old.faiss.reset()
-        add(old.faiss, vectors)
+    if _refilled(old, changes):
+        _fill_again(old, vectors)
         return f'{said}; filled again without training'
     if changes.added.any():
         add(old.faiss, vectors[changes.added])
@@ -104,7 +122,7 @@ def _change_vectors(old, changes, vectors):
 # %% ../nbs/05b_update.ipynb #876b29ec
 def _row_order(old, changes, cands):
     "The candidate of each row, once the vectors are changed"
-    if changes.beyond_adding():
+    if _refilled(old, changes):
         return np.arange(len(cands))
     added = [path for path, new in zip(cands.paths, changes.added) if new]
     return cands.rows([*old.paths, *added])
