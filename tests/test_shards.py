@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import faiss
 import numpy as np
@@ -194,3 +195,42 @@ def test_the_worse_of_two_plans_leaves_no_files(cands, folder):
     with pytest.warns(UserWarning, match='No setting of this index reaches'):
         index = built(cands, folder, 'ivf_pq', cands.vectors[:50], recall_target=1.0, nprobe=1)
     assert parts(folder) == sorted(index.files)
+
+
+def in_files(ran, cli, monkeypatch):
+    "The project with an index in several files, and what its stage says"
+    monkeypatch.setattr('two_tower_vs.index.rows_a_file', lambda rows, *_: min(rows, 20))
+    shutil.rmtree(ran / 'out/index')
+    status, out, err = cli('--config', ran / 'config.yaml', '--stage', 'index')
+    assert status == 0, err
+    return out
+
+
+def test_every_stage_works_with_several_files(ran, cli, monkeypatch):
+    query = ['--config', ran / 'config.yaml', '--stage', 'query', '--image', ran / 'images/line']
+    assert cli(*query)[0] == 0
+    before = json.loads((ran / 'out/query.json').read_text())
+    assert 'index: built; 58 vectors' in in_files(ran, cli, monkeypatch)
+    assert len(parts(ran / 'out/index')) == 3
+    status, _, err = cli(*query, '--verify')
+    assert status == 0, err
+    after = json.loads((ran / 'out/query.json').read_text())
+    assert after['queries'] == before['queries']
+    status, _, err = cli('--config', ran / 'config.yaml', '--stage', 'report')
+    assert status == 0, err
+
+
+def test_verify_finds_what_samples_do_not(ran, cli, monkeypatch):
+    monkeypatch.setattr('two_tower_vs.filefacts._blocks', 0)
+    in_files(ran, cli, monkeypatch)
+    file = parts(ran / 'out/index')[0]
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    query = ['--config', ran / 'config.yaml', '--stage', 'query', '--image', ran / 'images/line']
+    assert cli(*query)[0] == 0
+    status, _, err = cli(*query, '--verify')
+    assert status == 2 and f'{file} is not the file that manifest.json describes' in err
+    status, out, _ = cli('--config', ran / 'config.yaml', '--stage', 'index', '--verify')
+    assert status == 0 and 'index: rebuilt' in out
+    assert cli(*query, '--verify')[0] == 0
