@@ -8,14 +8,14 @@ tuned towards the squares finds nearly all.
 import os
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 CONFIG = """data: {images_root: images}
-model: {backbone: polynomial, pretrained: false, levels: 0, image_size: 32, embed_dim: 12, share: all}
+model: {backbone: polynomial, pretrained: false, levels: 0, image_size: 32, embed_dim: 12,
+  share: all}
 train: {epochs: 2, views: 0, promote: always, finetune_epochs: 2}
 finetune: {batch_size: 32, augmentation: none, frozen: 0, decay: 1, average: 0, lr: 0.3}
 """
