@@ -166,8 +166,7 @@ def choose(
         return Choice(0.01, 0.0)
     dials = from_main(choose_dials(job, divisions, mark), job.accelerator)
     name = f'choose heads{mark}'
-    trained = train_heads(job, name, held.rows, dials, score=lambda: _score(job, held))
-    best, start = from_main(trained, job.accelerator)
+    best, start = train_heads(job, name, held.rows, dials, score=lambda: _score(job, held))
     choice = replace(dials, epochs=best['epoch'], blend=best['blend'])
     if not (tuning and job.options['finetune_epochs']):
         return choice

@@ -21,13 +21,8 @@ import two_tower_vs
 from .errors import InputError, escape_invisible
 from .files import disk_refusals
 from .lock import clear_up, only_run
-from two_tower_vs.processes import (
-    has_last_word,
-    loss_of_peers,
-    main_process,
-    peers,
-    process_count,
-)
+from .peers import has_last_word, loss_of_peers, peers
+from .processes import main_process, process_count
 from .run import Run
 from .stages import demo_stage, init_stage, stages
 

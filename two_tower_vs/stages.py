@@ -455,7 +455,7 @@ def _export_summary(run, made):
 # %% ../nbs/09d_stages.ipynb #f7ebceef
 def all_stages(run: Run):
     "Check, train, evaluate, index, query if there is an image, and report."
-    from two_tower_vs.processes import in_main_first
+    from two_tower_vs.peers import in_main_first
 
     in_main_first('check', check_stage, run)
     for stage in (train_stage, eval_stage, index_stage):

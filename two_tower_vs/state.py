@@ -65,14 +65,14 @@ class State:
 
     seconds_between_saves = 5.0
 
-    def __init__(self, folder, key: str, accelerator=Alone()):
+    def __init__(self, folder, key: str, accelerator=None):
         self.file = Path(folder) / 'state.pt' if folder else None
         self.key = f'{__version__} {key}'
         self.last = time.monotonic()
         found = {}
         if self.file and main_process():
             found = _stored_state(self.file, self.key) or {}
-        found = from_main(found, accelerator)
+        found = from_main(found, accelerator or Alone())
         self.done = found.get('done', {})  # name of a finished step -> what it found
         self.history = found.get('history', [])  # rows: phase, epoch and what was measured
         self.now = _unpacked(found.get('now'))  # a Checkpoint, in the middle of a phase

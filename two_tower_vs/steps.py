@@ -185,7 +185,8 @@ def train_heads(
     plan = _heads_plan(options, stop, score)
     trainer = Trainer([dict(params=heads, lr=options['lr'])], learner, objective(job), plan)
     validate = score and partial(best_blend, heads, start, score)
-    return run_phase(name, trainer, rows, job.state, validate), start
+    best = run_phase(name, trainer, rows, job.state, validate)
+    return from_main((best, start), job.accelerator)
 
 # %% ../nbs/02g_steps.ipynb #07f395dd
 def repeat_heads(job: Job, name: str, rows: np.ndarray, choice: Choice):
