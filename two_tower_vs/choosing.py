@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .blending import copied, put
-from .gradcache import from_main
+from .processes import from_main
 from two_tower_vs.steps import (
     Choice,
     Job,
@@ -164,7 +164,7 @@ def choose(
     held = divisions[0]
     if not held.queries:
         return Choice(0.01, 0.0)
-    dials = choose_dials(job, divisions, mark)
+    dials = from_main(choose_dials(job, divisions, mark), job.accelerator)
     name = f'choose heads{mark}'
     best, start = train_heads(job, name, held.rows, dials, score=lambda: _score(job, held))
     choice = replace(dials, epochs=best['epoch'], blend=best['blend'])

@@ -21,6 +21,8 @@ import two_tower_vs
 from .errors import InputError, escape_invisible
 from .files import disk_refusals
 from .lock import clear_up, only_run
+from .peers import has_last_word, loss_of_peers, peers
+from .processes import main_process, process_count
 from .run import Run
 from .stages import demo_stage, init_stage, stages
 
@@ -162,7 +164,9 @@ class _Heard:
 
 # %% ../nbs/09_cli.ipynb #e9ab4f4e
 def _refused(error):
-    "(exit status, line) for what the machine refuses; None for a mistake of ours"
+    "(exit status, line) for what a user can change; None for a mistake of ours"
+    if isinstance(error, InputError):
+        return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 1, 'interrupted; the same command resumes.'
     if isinstance(error, OSError) and error.errno in disk_refusals:
@@ -179,6 +183,19 @@ def _refused(error):
 def _interrupt(*args):
     raise KeyboardInterrupt
 
+# %% ../nbs/09_cli.ipynb #092d6e0e
+def _refused_to_all(error):
+    "The same in one of several processes: its line is empty where another one says why"
+    if isinstance(error, SystemExit) and not error.code:  # the end of a helper
+        peers().leave()
+        return None
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending already
+    refused = _refused(error)
+    if not has_last_word():
+        return getattr(error, 'code', None) or (refused or [1])[0], ''
+    loss = loss_of_peers(error)
+    return (1, loss) if loss else refused
+
 # %% ../nbs/09_cli.ipynb #01dcb7db
 def _steady(f):
     "A main function that ends in order: a status and one line where the machine refuses"
@@ -191,13 +208,16 @@ def _steady(f):
             try:
                 return f(*args)
             except BaseException as error:
-                if not (refused := _refused(error)):
+                refused = (_refused if process_count() == 1 else _refused_to_all)(error)
+                if refused is None:
                     raise
-                print(f'two_tower_vs: {escape_invisible(refused[1])}', file=sys.stderr)
-                return refused[0]
+                status, line = refused
+                if line:
+                    print(f'two_tower_vs: {escape_invisible(line)}', file=sys.stderr)
+                return status
             finally:
                 sys.stdout.flush()
-                if main:
+                if main and process_count() == 1:
                     signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
     return run
@@ -210,6 +230,13 @@ def _set_streams(silent):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     warnings.showwarning = (lambda *args, **options: None) if silent else _warn_once()
+
+# %% ../nbs/09_cli.ipynb #08b702df
+def _parsed(argv):
+    with open(os.devnull, 'w') as nowhere:
+        quiet = nullcontext() if main_process() else redirect_stderr(nowhere)
+        with quiet:
+            return parser().parse_args(argv)
 
 # %% ../nbs/09_cli.ipynb #8e21f0c2
 def _refuse_single_process():
@@ -233,7 +260,7 @@ def _run_stage(args, helper):
         with nullcontext() if helper or reads else only_run(run.out):
             stages[args.stage](run)
     except InputError as error:
-        if hasattr(error, 'rows'):
+        if hasattr(error, 'rows') and not helper:
             with suppress(OSError):
                 run.record_bad(error.rows, *error.rows.file.unique())
         raise
@@ -242,20 +269,18 @@ def _run_stage(args, helper):
 @_steady
 def main(argv=None) -> int:  # exit status
     "Run one stage."
-    args = parser().parse_args(argv)
     start = time.perf_counter()
-    helper = os.environ.get('RANK', '0') != '0'  # of torchrun
+    helper = not main_process()  # of torchrun
+    _set_streams(silent=helper)
+    args = _parsed(argv)
     if helper and args.stage not in ('train', 'all'):
         return 0
-    _set_streams(silent=helper)
-    try:
-        _refuse_single_process()
-        if args.stage in ('demo', 'init'):
-            (demo_stage if args.stage == 'demo' else init_stage)(args)
-        else:
-            _run_stage(args, helper)
-    except InputError as error:
-        print(f'two_tower_vs: {escape_invisible(str(error))}', file=sys.stderr)
-        return 2
+    if process_count() > 1:
+        peers()  # know from now on where this process runs
+    _refuse_single_process()
+    if args.stage in ('demo', 'init'):
+        (demo_stage if args.stage == 'demo' else init_stage)(args)
+    else:
+        _run_stage(args, helper)
     print(f'{args.stage}: done in {time.perf_counter() - start:.1f} s')
     return 0

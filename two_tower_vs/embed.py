@@ -13,11 +13,11 @@ import random
 import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 from fastcore.basics import patch
@@ -31,6 +31,7 @@ from .files import disk_errors
 from .model import Tower
 from .paths import absolute
 from .pictures import load_image, load_pixels
+from .processes import Alone, from_all, from_main
 from .reading import file_stamp, read_together
 from .remote import is_url
 from .settings import bounded, whole
@@ -87,6 +88,8 @@ class Batch:
 # %% ../nbs/01a_embed.ipynb #036075b7
 class DecodedBatches:
     "What threads do with batches of paths."
+
+    accelerator = Alone()  # of several processes, which share the work
 
     def __init__(self, tower, engine, store, size, max_pixels, suffix, changed):
         self.tower = tower
@@ -161,15 +164,47 @@ def _refuse_nan_features(self: DecodedBatches, paths, features):
 
 # %% ../nbs/01a_embed.ipynb #b6636813
 @patch
-def over(self: DecodedBatches, paths, todo):  # yields (numbers of paths, their Batch)
-    "All batches of the paths with the numbers `todo`, in order."
-
+def _over_blocks(self: DecodedBatches, paths, blocks):  # yields (numbers of paths, their Batch)
     def batch(numbers):
         return self([paths[number] for number in numbers])
 
-    blocks = [todo[start : start + self.size] for start in range(0, len(todo), self.size)]
     with closing(in_threads(batch, blocks, cores() + 2)) as done:
         yield from zip(blocks, done)
+
+# %% ../nbs/01a_embed.ipynb #382babd4
+def _without_known(batch, store):
+    "A batch of a helper, less the features that the cache has"
+    rows = store.contents.find(batch.keys[:, :16])
+    features = {at: feature for at, feature in batch.features.items() if rows[at] < 0}
+    return replace(batch, rows=rows, features=features)
+
+
+@patch
+def _over_all(self: DecodedBatches, paths, blocks):
+    "The same by all processes together, each of which must call it with the same blocks"
+    accelerator = self.accelerator
+    count = accelerator.num_processes
+    turn = count * max(1, 1024 // self.size)
+    for start in range(0, len(blocks), turn):
+        shares = np.array_split(np.arange(len(blocks))[start : start + turn], count)
+        own = [blocks[number] for number in shares[accelerator.process_index]]
+        done = list(self._over_blocks(paths, own))
+        for numbers, batch in from_all(done, accelerator):
+            yield numbers, batch if self.store is None else _without_known(batch, self.store)
+
+# %% ../nbs/01a_embed.ipynb #9cc68f7b
+@patch
+def _over_numbers(self: DecodedBatches, paths, todo):
+    blocks = [todo[start : start + self.size] for start in range(0, len(todo), self.size)]
+    if self.accelerator.num_processes == 1:
+        return self._over_blocks(paths, blocks)
+    return self._over_all(paths, blocks)
+
+
+@patch
+def over(self: DecodedBatches, paths, todo):  # yields (numbers of paths, their Batch)
+    "All batches of the paths with the numbers `todo` that the main process gives, in order."
+    return self._over_numbers(paths, from_main(todo, self.accelerator))
 
 # %% ../nbs/01a_embed.ipynb #a020ea41
 def first_pixels(
@@ -275,6 +310,32 @@ def _fill_from_cache(batches, paths, out, bar) -> _Filled:
         return _fill_from_cache(batches, paths, out, bar)
     return _Filled(readable, store.keys(rows[readable]), bad)
 
+# %% ../nbs/01a_embed.ipynb #12a55527
+def _help_to_fill(batches, paths):
+    "What a helper does while the main process fills an array from its cache."
+    while True:
+        todo = from_main(None, batches.accelerator)
+        if todo is None:
+            return
+        for _ in batches._over_numbers(paths, todo):
+            pass
+
+
+def _fill_together(batches, paths, out, bar) -> _Filled:
+    "The same in several processes."
+    accelerator = batches.accelerator
+    filled = None
+    if accelerator.process_index:
+        _help_to_fill(batches, paths)
+    else:
+        filled = _fill_from_cache(batches, paths, out, bar)
+        from_main(None, accelerator)
+    filled = from_main(filled, accelerator)
+    for start in range(0, len(filled.readable), 8192):
+        part = out[start : min(start + 8192, len(filled.readable))]
+        part[:] = from_main(part, accelerator)
+    return filled
+
 # %% ../nbs/01a_embed.ipynb #cbaa4b18
 def progress_bar(
     total,
@@ -348,6 +409,29 @@ def shared_engine(
             _last_engines[wanted] = engine
     return engine
 
+# %% ../nbs/01a_embed.ipynb #d3ac1fb2
+@cache
+def _folder_of_helper():
+    return TemporaryDirectory(prefix='two_tower_vs-')  # removed when the process ends
+
+
+def _same_engine(accelerator, tower, kind, folder, precision, *more) -> Engine:
+    "An engine like that of the main process."
+    if accelerator.process_index == 0:
+        engine = shared_engine(tower, kind, folder, precision, *more)
+        from_main((engine.name, engine.precision), accelerator)
+        return engine
+    kind, precision = from_main(None, accelerator)
+    if folder is not None and precision != 'int8':
+        folder = _folder_of_helper().name
+    return shared_engine(tower, kind, folder, precision, *more)
+
+# %% ../nbs/01a_embed.ipynb #f8072687
+def _filler(cache, accelerator):
+    if cache is None:
+        return fill_directly
+    return _fill_from_cache if accelerator.num_processes == 1 else _fill_together
+
 # %% ../nbs/01a_embed.ipynb #8cf6f451
 @bounded(batch_size=whole(1, 4096), view=whole(0, 1_000_000), max_pixels=whole(1, 2_000_000_000))
 def embed(
@@ -364,6 +448,7 @@ def embed(
     out: np.ndarray = None,  # float32 (n, d) to fill, such as a memory map; default: a new array
     progress: bool = None,  # a progress bar; default: in a terminal, and once a minute in a log
     desc: str = 'embedding',  # the bar's label
+    accelerator=None,  # of several processes that make this call together, each a part of the work
 ) -> Embeddings:  # in the order of paths; unreadable pictures are in .bad
     "Embed pictures with one tower, each content once for each backbone. Raises `InputError`."
     paths = list(paths)
@@ -373,13 +458,18 @@ def embed(
     if engine == 'auto' and cache is None and len(paths) < 256 and precision != 'int8':
         engine = 'torch'
     sample = partial(spread_pixels, full, tower, max_pixels)
-    runner = shared_engine(tower, engine, cache, precision, key, sample, len(paths))
+    accelerator = accelerator or Alone()
+    options = engine, cache, precision, key, sample, len(paths)
+    runner = _same_engine(accelerator, tower, *options)
+    fill = _filler(cache, accelerator)
+    if accelerator.process_index:
+        cache = None
     store = None if cache is None else FeatureCache(Path(cache) / key, runner.kept_as)
     size = batch_size or (8 if tower.mean.device.type == 'cpu' else 128)
     batches = DecodedBatches(tower, runner, store, size, max_pixels, *_view_of(view, preset))
+    batches.accelerator = accelerator
     if out is None:
         out = vectors_space(len(paths), vector_width(tower), cache)
-    fill = fill_directly if store is None else _fill_from_cache
     filled = fill(batches, full, out, partial(progress_bar, len(paths), desc, progress))
     bad = {paths[number]: why for number, why in filled.bad.items()}
     own = [paths[number] for number in filled.readable] if bad else paths

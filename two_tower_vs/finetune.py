@@ -17,11 +17,12 @@ from fastcore.basics import patch
 
 from .embed import embed
 from .errors import InputError
-from .gradcache import Side, cached_backward, from_main, my_share
+from .gradcache import Side, cached_backward, my_share
 from .negatives import hard_negatives
 from .pairtable import PairTable
 from .paths import expand
 from .pictures import load_image
+from .processes import from_main
 from .settings import bounded, number, whole
 from .threads import in_threads
 from .views import augment, preset_by_name

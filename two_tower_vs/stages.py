@@ -23,7 +23,7 @@ from .summaries import evaluation_details, indented, training_summary, tried_tab
 def train_stage(run: Run):
     "Train on `pairs.csv`, and write the model and its history. Raises `InputError`."
     from two_tower_vs.model import TwoTower
-    from two_tower_vs.state import main_process
+    from two_tower_vs.processes import main_process
 
     candidates = _candidate_paths(run)
     print(_training_size(run.pairs))
@@ -464,10 +464,9 @@ def _export_summary(run, made):
 # %% ../nbs/09d_stages.ipynb #f7ebceef
 def all_stages(run: Run):
     "Check, train, evaluate, index, query if there is an image, and report."
-    from two_tower_vs.state import main_process
+    from two_tower_vs.peers import in_main_first
 
-    if main_process():
-        check_stage(run)
+    in_main_first('check', check_stage, run)
     for stage in (train_stage, eval_stage, index_stage):
         stage(run)
     if run.image:

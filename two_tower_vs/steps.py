@@ -10,7 +10,6 @@ __all__ = ['Choice', 'head_params', 'backbones', 'backbone_params', 'Job', 'make
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ from .featurebatches import FeatureBatches
 from .features import PairFeatures, bare, picture_answers
 from .finetune import PictureBatches, layer_groups, pick_precision
 from .fit import Plan, Trainer, run_phase
-from .gradcache import from_main
 from .heads import PairHeads
 from .model import TwoTower
 from .objective import Objective
+from .processes import from_main, join_processes
 from .state import State
 from .validation import Validation, hold_out
 
@@ -96,16 +95,6 @@ class Job:
     def every_row(self):
         return np.arange(len(self.table))
 
-# %% ../nbs/02g_steps.ipynb #c6f5bd5f
-def _accelerator(device, finetune_epochs):
-    if not finetune_epochs:
-        return SimpleNamespace(num_processes=1, process_index=0)
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=device.type == 'cpu')
-    accelerator.wait_for_everyone()
-    return accelerator
-
 # %% ../nbs/02g_steps.ipynb #c9e7a1b3
 def make_job(
     model: TwoTower,
@@ -114,10 +103,12 @@ def make_job(
     state: State,
     options: dict,  # the parameters of train, with those of finetune as `tuning`
     known_share: float = 0.5,  # of what will be searched, the share that has training pairs
+    accelerator=None,  # as join_processes gives it; default: made here
 ) -> Job:
     "Prepare a training run."
     first = features.queries[0]
     own = first[:, : features.own].cpu().numpy()
+    tuning = options['finetune_epochs'] > 0
     return Job(
         model,
         features,
@@ -125,7 +116,7 @@ def make_job(
         state,
         options,
         known_share,
-        _accelerator(first.device, options['finetune_epochs']),
+        accelerator or join_processes(first.device.type == 'cpu', tuning),
         PairHeads(model, first, features.cands[0]),
         photo_series(own, features.table, seed=options['seed']),
         copied(backbone_params(model)),
@@ -194,7 +185,8 @@ def train_heads(
     plan = _heads_plan(options, stop, score)
     trainer = Trainer([dict(params=heads, lr=options['lr'])], learner, objective(job), plan)
     validate = score and partial(best_blend, heads, start, score)
-    return run_phase(name, trainer, rows, job.state, validate), start
+    best = run_phase(name, trainer, rows, job.state, validate)
+    return from_main((best, start), job.accelerator)
 
 # %% ../nbs/02g_steps.ipynb #07f395dd
 def repeat_heads(job: Job, name: str, rows: np.ndarray, choice: Choice):

@@ -23,17 +23,17 @@ from .distilled import distilled, one_space, put_learned
 from .errors import InputError
 from .features import pair_features
 from .finetune import finetune
-from .gradcache import from_main
 from .heldlists import held_lists
 from .judging import baseline_heads, held_out_answers
 from .levels import Own
 from .loss import loss_by_name, prefixes
 from .model import TwoTower, best_device
 from .normalising import judge_normalising
+from .processes import from_main, join_processes, main_process
 from .promotion import Judgement, calibrate, judge, verdict_sentence
 from .promotion import metrics as promotion_metrics
 from .settings import bounded, number, whole, wholes
-from .state import State, main_process
+from .state import State
 from two_tower_vs.steps import (
     Choice,
     Job,
@@ -314,17 +314,21 @@ def train(
     "Train two towers on pairs of pictures. Raises `InputError` for what cannot be trained."
     progress = progress if main_process() else False
     options = _check_options(dict(locals()))
+    device = best_device()
+    accelerator = join_processes(device == 'cpu', finetune_epochs > 0)
+    embedding = {**(embedding or {}), 'accelerator': accelerator}
     options['embedding'] = _while_tuned(embedding)
-    model.to(best_device())
-    of_views = {**(embedding or {}), 'preset': augmentation, 'progress': progress}
+    model.to(device)
+    of_views = {**embedding, 'preset': augmentation, 'progress': progress}
     learner = one_space(model)
     features, skipped = _readable({**options, 'model': learner}, of_views)
     if learner is not model:
         features, bridge = distilled(model, features, images_root, cache, **of_views)
     share = _known_share(candidates, features.table)
     pairs = pairs[~pairs.index.isin(skipped.row)]
-    state = State(folder, _run_key(options, pairs, features, share))
-    job = make_job(learner, features, images_root, state, options, share)
+    key = _run_key(options, pairs, features, share)
+    state = State(folder, key, accelerator)
+    job = make_job(learner, features, images_root, state, options, share, accelerator)
     outer = held_out(job, 0)
     training = _judged_training(job, outer) if outer.queries else _unjudged_training(job)
     if learner is not model:
