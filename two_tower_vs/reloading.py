@@ -20,13 +20,12 @@ from fastcore.basics import patch
 
 from .access import Access, Refusal
 from .batching import Batcher, warm_up
-from .bundle import load_index
 from .connections import Connections
 from .errors import InputError
 from .gallery import Gallery, evaluated, no_queries
 from .measures import Measures
 from .paths import expand
-from .query import Searcher, load_searcher, match_threshold, on_gpu
+from .query import Searcher, load_any_index, load_searcher, match_threshold
 from .reading import file_stamp
 from .threads import cores
 
@@ -78,6 +77,7 @@ class Site:
         access: Access = None,  # None: everybody may ask
         embedding: dict = None,  # engine and precision, as for Searcher
         verify: str = 'auto',  # hits, as for Searcher.with_verify
+        milvus: dict = None,  # as for load_searcher
     ):
         self.originals = _checked_originals(originals)
         self.verify = verify
@@ -88,6 +88,7 @@ class Site:
         self.examples = examples
         self.access = access or Access()
         self.embedding = embedding or {}
+        self.milvus = milvus
         self.most_large = max(1, self.limits.waiting // 4)
         self.busy = self.busy_large = 0  # searches under way, and those of large pictures
         self.held = self.unread = 0  # bytes of uploads, and of answers that nobody has read yet
@@ -155,11 +156,9 @@ def _stamps(self: Site):
 # %% ../nbs/07h_reloading.ipynb #21bc592b
 @patch
 def _load(self: Site):
-    searcher = self._same_model() or load_searcher(
-        self.out, max_pixels=self.limits.max_pixels, images_root=self.root, **self.embedding
-    )
+    searcher = self._same_model() or self._new_searcher()
     model_sha = searcher.index.manifest['model_sha256']
-    searcher.index = on_gpu(load_index(self.out / 'index', model_sha, writable=True))
+    searcher.index = load_any_index(self.out / 'index', model_sha, self.milvus, writable=True)
     searcher = searcher.with_verify(self.verify)
     if not self.now or searcher.engine is not self.now.searcher.engine:
         warm_up(searcher, self.batcher)
@@ -171,6 +170,12 @@ def _load(self: Site):
 
 # %% ../nbs/07h_reloading.ipynb #82d2c6ac
 @patch
+def _new_searcher(self: Site):
+    options = dict(self.embedding, images_root=self.root, milvus=self.milvus)
+    return load_searcher(self.out, max_pixels=self.limits.max_pixels, **options)
+
+
+@patch
 def _same_model(self: Site):
     "A searcher with the engine in use and the new index, where the model is still the same"
     if not self.now:
@@ -179,7 +184,7 @@ def _same_model(self: Site):
     searcher = copy(self.now.searcher)
     if model['sha256'] != searcher.index.manifest['model_sha256']:
         return None
-    searcher.index = load_index(self.out / 'index', model['sha256'])
+    searcher.index = load_any_index(self.out / 'index', model['sha256'], self.milvus)
     searcher.threshold = match_threshold(model.get('training', {}), searcher.index)
     return searcher
 
