@@ -24,8 +24,9 @@ from .connections import Connections
 from .errors import InputError
 from .gallery import Gallery, evaluated, no_queries
 from .measures import Measures
+from .milvusclient import MilvusError
 from .paths import expand
-from .query import Searcher, load_any_index, load_searcher, match_threshold
+from .query import Searcher, any_index, load_searcher, match_threshold
 from .reading import file_stamp
 from .threads import cores
 
@@ -99,6 +100,7 @@ class Site:
         self.open_pools()
         self.stamps = self._stamps()
         self.now = self.before = None
+        self.refused = None  # why what is new is not used
         self.now = self._load()
         _sites.add(self)
 
@@ -158,7 +160,7 @@ def _stamps(self: Site):
 def _load(self: Site):
     searcher = self._same_model() or self._new_searcher()
     model_sha = searcher.index.manifest['model_sha256']
-    searcher.index = load_any_index(self.out / 'index', model_sha, self.milvus, writable=True)
+    searcher.index = any_index(self.out / 'index', model_sha, self.milvus, writable=True)
     searcher = searcher.with_verify(self.verify)
     if not self.now or searcher.engine is not self.now.searcher.engine:
         warm_up(searcher, self.batcher)
@@ -184,7 +186,7 @@ def _same_model(self: Site):
     searcher = copy(self.now.searcher)
     if model['sha256'] != searcher.index.manifest['model_sha256']:
         return None
-    searcher.index = load_any_index(self.out / 'index', model['sha256'], self.milvus)
+    searcher.index = any_index(self.out / 'index', model['sha256'], self.milvus)
     searcher.threshold = match_threshold(model.get('training', {}), searcher.index)
     return searcher
 
@@ -205,13 +207,24 @@ def reload(self: Site) -> bool:  # was anything put in place?
     try:
         new = self._load()
     except Exception as e:
-        warn(f'What is new in {self.out} is not used: {e} What was there before keeps answering.')
+        self._refuse(e)
         return False
     if new.shows.version != self.now.shows.version:
         self.before = self.now.shows
     self.now = new
+    self.refused = None
     self.measures.reloaded()
     return True
+
+# %% ../nbs/07h_reloading.ipynb #e77aaee6
+@patch
+def _refuse(self: Site, error):
+    if isinstance(error, MilvusError):
+        self.stamps = None
+    if str(error) == self.refused:
+        return
+    self.refused = str(error)
+    warn(f'What is new in {self.out} is not used: {error} What was there before keeps answering.')
 
 # %% ../nbs/07h_reloading.ipynb #ea7ca5f6
 @patch

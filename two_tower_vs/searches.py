@@ -16,7 +16,7 @@ import pandas as pd
 
 from .access import Refusal
 from .errors import BadImage, InputError
-from .gallery import numbers_of, query_facts
+from .gallery import ids_of, query_facts
 from .keypoints import Keypoints
 from .milvusclient import MilvusError
 from .pictures import formats
@@ -197,6 +197,6 @@ def as_example(
         hit['right'] = hit['cand_path'] in query.answers
         if hit['right'] and hit.pop('same_picture', False):
             hit |= _match_of(now, hit['score'])
-    ids = numbers_of(now.shows.paths, query.answers)
+    ids = ids_of(now.shows.paths, query.answers)
     answers = [dict(cand_path=path, id=ids.get(path)) for path in query.answers]
     return answer | {'query': query_facts(query) | {'answers': answers}}

@@ -240,14 +240,14 @@ def index_stage(run: Run):
 
 # %% ../nbs/09d_stages.ipynb #3c5afed3
 def _index_in_milvus(run, model):
-    from two_tower_vs.milvusindex import save_milvus_index
+    from two_tower_vs.milvusindex import save_remote
 
     args = run, model, _catalogue_vectors(run, model), _real_queries(run, model)
     index, done = index_in_milvus(*args)
     index.normalize_by(*_bystander_vectors(run, model))
     _decided_to_verify(run, model, index, True)
     token = run.cfg['milvus'].get('token')
-    save_milvus_index(index, run.out / 'index', run.file('candidates'), token)
+    save_remote(index, run.out / 'index', run.file('candidates'), token)
     print(_index_summary(index.manifest, done))
 
 # %% ../nbs/09d_stages.ipynb #0db7ac56
@@ -323,7 +323,7 @@ def _updated(run, model, vectors):
     "(Index, what was done): the one there brought up to date, or a new one"
     from two_tower_vs.bundle import load_index
     from two_tower_vs.index import build_index
-    from two_tower_vs.milvusindex import is_in_milvus
+    from two_tower_vs.milvusindex import in_milvus
     from two_tower_vs.update import update_index
 
     folder = run.out / 'index'
@@ -334,7 +334,7 @@ def _updated(run, model, vectors):
     try:
         old = load_index(folder, model.sha256, writable=True)
     except InputError as error:
-        new = is_in_milvus(folder) or not folder.exists()
+        new = in_milvus(folder) or not folder.exists()
         done = 'built' if new else f'rebuilt ({error})'
         return build_index(*args, **options), done
     return update_index(old, *args, **options)
