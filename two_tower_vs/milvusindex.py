@@ -247,9 +247,7 @@ def load_remote(
 ) -> MilvusIndex:
     "Load a bundle, and see that its collection is there. Raises `InputError`, and `MilvusError`."
     files = BundleFiles.of(folder)
-    manifest, known = steady(
-        lambda: _read_bundle(files, model_sha256), files.rows, files.manifest
-    )
+    manifest, known = steady(lambda: _read_bundle(files, model_sha256), files.rows, files.manifest)
     saved = manifest['milvus']
     return open_index(
         manifest,
