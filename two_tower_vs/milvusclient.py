@@ -41,8 +41,7 @@ def _reason_of(error):
     return squeezed(getattr(error, 'message', '') or error)
 
 # %% ../nbs/05g_milvusclient.ipynb #6063c073
-_lost = {2, 'UNAVAILABLE'}  # no connection, or one that broke
-_silent = _lost | {'DEADLINE_EXCEEDED'}
+_silent = {2, 'UNAVAILABLE', 'DEADLINE_EXCEEDED'}
 _no_access = {1400, 1401, 'UNAUTHENTICATED', 'PERMISSION_DENIED'}  # 1400, 1401: of Milvus itself
 
 
@@ -109,14 +108,6 @@ class Milvus:
         "What the method returns. Raises `MilvusError`."
         options['timeout'] = seconds or self.seconds
         client = self._client()
-        try:
-            return self._ask_once(client, method, args, options)
-        except MilvusError as error:
-            if error.code not in _lost:
-                raise
-        return self._ask_once(self._client(), method, args, options)  # it may be back
-
-    def _ask_once(self, client, method, args, options):
         with self._one_line(client):
             return getattr(client, method)(*args, **options)
 
