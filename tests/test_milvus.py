@@ -15,7 +15,9 @@ from two_tower_vs.vectors import Embeddings
 
 pytest.importorskip('milvus_lite')
 pytest.importorskip('pymilvus')
-from two_tower_vs.milvus import agreement, collection_name, connect, remote_hits, upload
+from two_tower_vs.collection import remote_hits
+from two_tower_vs.milvus import agreement, upload
+from two_tower_vs.milvusclient import connect
 
 SHA = 'c' * 64
 
@@ -42,8 +44,8 @@ def test_export_of_a_project(ran, cli):
     made = json.loads((ran / 'out/milvus.json').read_text())
     assert made['rows'] == made['sent'] == len(priced)
     client = connect(ran / 'vectors.db')
-    name = collection_name(made['model_sha256'], 32)
-    rows = client.query(name, filter='price in ["3", "5"]', output_fields=['path', 'price'])
+    priced = dict(filter='price in ["3", "5"]', output_fields=['path', 'price'])
+    rows = client.ask('query', made['collection'], **priced)
     assert sorted(row['path'] for row in rows) == sorted(lines[n + 1] for n in (3, 5))
     client.close()
     again = cli('--config', config, '--stage', 'export')[1]
@@ -55,13 +57,15 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_milvus import catalogue, connect, upload
 client = connect({folder!r})
-upsert = client.upsert
+ask = client.ask
 
-def told(name, rows):
-    upsert(name, rows)
-    print('sent', flush=True)
+def told(method, *args, **options):
+    answer = ask(method, *args, **options)
+    if method == 'upsert':
+        print('sent', flush=True)
+    return answer
 
-client.upsert = told
+client.ask = told
 print(upload(client, catalogue(*{numbers}), {sha256!r}, batch=50), flush=True)
 '''
 
@@ -87,7 +91,7 @@ def test_killed_while_rows_go_up(tmp_path):
     assert 'Upload(' not in process.stdout.read(), 'it was not killed in time'
     client = connect(folder)
     assert len(remote_hits(client, catalogue(1, 1).vectors, 'd' * 64, 3)) == 1
-    with pytest.raises(InputError, match='Export the candidates of this model first'):
+    with pytest.raises(InputError, match='Send its candidates first'):
         remote_hits(client, catalogue(1).vectors, SHA)
     cands = catalogue(3000)
     made = upload(client, cands, SHA)

@@ -23,7 +23,7 @@ kinds = 'flat', 'hnsw', 'ivf_sq', 'ivf_pq', 'ivf_rabitq'
 def _check_kind(kind, n):
     if kind not in kinds:
         raise InputError(
-            f'index.kind is {kind!r}. Use auto, {", ".join(kinds[:-1])} or {kinds[-1]}, '
+            f'index.kind is {kind!r}. Use auto, {", ".join(kinds)} or milvus, '
             'or give a FAISS string as index.factory.'
         )
     if kind.startswith('ivf') and n < 624:

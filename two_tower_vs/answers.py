@@ -131,7 +131,7 @@ class Health(BaseModel):
     candidates: int | None = None
     model_sha256: str | None = None
     index_sha256: str | None = None
-    kind: str | None = Field(None, description='of the index: flat, hnsw, ivf_sq …')
+    kind: str | None = Field(None, description='of the index: flat, hnsw, ivf_sq, milvus …')
     engine: str | None = None
     verifies: bool | None = Field(None, description='are hits compared detail by detail?')
     threshold: float | None = None
@@ -189,7 +189,7 @@ _meanings = {
     421: 'The server does not answer to this name',
     422: 'A parameter is wrong, or the picture is not readable',
     500: 'A fault of the server',
-    503: 'Too much at once: try again in a second',
+    503: 'Too much at once, or the index does not answer: try again in a while',
     504: 'The answer took too long',
 }
 

@@ -73,7 +73,8 @@ def sections() -> dict:  # section -> the function or class that takes its keys
 # %% ../nbs/09_config.ipynb #0eac90b2
 _set_by_stages = set(
     'seed cache folder progress name names candidates embedding queries sizes root out desc view '
-    'preset tuning strict leaked unanswered bystanders why columns accelerator'.split()
+    'preset tuning strict leaked unanswered bystanders why columns milvus '
+    'accelerator'.split()
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on
 _no_keys = {('index', 'chunk'), ('serve', 'verify')}

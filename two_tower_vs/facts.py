@@ -27,8 +27,12 @@ def _index_facts(manifest, file_size, metrics):
     rows = manifest['rows']
     agreement = manifest.get('recall_vs_exact')
     yield 'candidates', f'{rows:,}', f'vectors of {manifest["dim"]:,} numbers'
-    size = f'{file_size / 1e6:,.1f} MB on disk'
-    yield 'bytes a vector', f'{file_size / max(rows, 1):,.0f}', size
+    if 'milvus' in manifest:
+        where = manifest['milvus']
+        yield 'in Milvus', shown_name(where['alias'], 40), f'at {shown_name(where["uri"], 60)}'
+    else:
+        size = f'{file_size / 1e6:,.1f} MB on disk'
+        yield 'bytes a vector', f'{file_size / max(rows, 1):,.0f}', size
     if agreement:
         of = f'in the first {agreement["k"]}, on {agreement["queries"]:,} real queries'
         yield 'agrees with exact search', f'{100 * agreement["value"]:.1f} %', of

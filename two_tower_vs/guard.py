@@ -13,6 +13,7 @@ from warnings import warn
 from starlette.middleware.cors import CORSMiddleware
 
 from .access import Refusal, json_answer
+from .milvusclient import MilvusError
 from .sending import send_counted
 from .uploads import busy
 
@@ -21,12 +22,21 @@ def refusal_answer(error: Exception):
     "The answer to an exception."
     if isinstance(error, Refusal):
         return json_answer(error.json(), error.status, error.headers)
+    if isinstance(error, MilvusError):
+        return _no_index(error)
     warn(
         f'A request was answered with status 500 ({type(error).__name__}: {str(error)[:200]}). '
         'Please report this.'
     )
     fault = Refusal(500, 'our fault', "Something went wrong here. The server's log says more.")
     return json_answer(fault.json(), 500)
+
+# %% ../nbs/07l_guard.ipynb #5e6a036b
+def _no_index(error):
+    warn(f'A search was answered with status 503: {error}')
+    detail = 'The index cannot be searched at the moment. Try again in a while.'
+    refusal = Refusal(503, 'no index', detail, Retry_After=5)
+    return json_answer(refusal.json(), refusal.status, refusal.headers)
 
 # %% ../nbs/07l_guard.ipynb #7a98986c
 _policy = (

@@ -20,13 +20,13 @@ from fastcore.basics import patch
 
 from .access import Access, Refusal
 from .batching import Batcher, warm_up
-from .bundle import load_index
 from .connections import Connections
 from .errors import InputError
 from .gallery import Gallery, evaluated, no_queries
 from .measures import Measures
+from .milvusclient import MilvusError
 from .paths import expand
-from .query import Searcher, load_searcher, match_threshold, on_gpu
+from .query import Searcher, any_index, load_searcher, match_threshold
 from .reading import file_stamp
 from .threads import cores
 
@@ -78,6 +78,7 @@ class Site:
         access: Access = None,  # None: everybody may ask
         embedding: dict = None,  # engine and precision, as for Searcher
         verify: str = 'auto',  # hits, as for Searcher.with_verify
+        milvus: dict = None,  # as for load_searcher
     ):
         self.originals = _checked_originals(originals)
         self.verify = verify
@@ -88,6 +89,7 @@ class Site:
         self.examples = examples
         self.access = access or Access()
         self.embedding = embedding or {}
+        self.milvus = milvus
         self.most_large = max(1, self.limits.waiting // 4)
         self.busy = self.busy_large = 0  # searches under way, and those of large pictures
         self.held = self.unread = 0  # bytes of uploads, and of answers that nobody has read yet
@@ -98,6 +100,7 @@ class Site:
         self.open_pools()
         self.stamps = self._stamps()
         self.now = self.before = None
+        self.refused = None  # why what is new is not used
         self.now = self._load()
         _sites.add(self)
 
@@ -155,11 +158,9 @@ def _stamps(self: Site):
 # %% ../nbs/07h_reloading.ipynb #21bc592b
 @patch
 def _load(self: Site):
-    searcher = self._same_model() or load_searcher(
-        self.out, max_pixels=self.limits.max_pixels, images_root=self.root, **self.embedding
-    )
+    searcher = self._same_model() or self._new_searcher()
     model_sha = searcher.index.manifest['model_sha256']
-    searcher.index = on_gpu(load_index(self.out / 'index', model_sha, writable=True))
+    searcher.index = any_index(self.out / 'index', model_sha, self.milvus, writable=True)
     searcher = searcher.with_verify(self.verify)
     if not self.now or searcher.engine is not self.now.searcher.engine:
         warm_up(searcher, self.batcher)
@@ -171,6 +172,12 @@ def _load(self: Site):
 
 # %% ../nbs/07h_reloading.ipynb #82d2c6ac
 @patch
+def _new_searcher(self: Site):
+    options = dict(self.embedding, images_root=self.root, milvus=self.milvus)
+    return load_searcher(self.out, max_pixels=self.limits.max_pixels, **options)
+
+
+@patch
 def _same_model(self: Site):
     "A searcher with the engine in use and the new index, where the model is still the same"
     if not self.now:
@@ -179,7 +186,7 @@ def _same_model(self: Site):
     searcher = copy(self.now.searcher)
     if model['sha256'] != searcher.index.manifest['model_sha256']:
         return None
-    searcher.index = load_index(self.out / 'index', model['sha256'])
+    searcher.index = any_index(self.out / 'index', model['sha256'], self.milvus)
     searcher.threshold = match_threshold(model.get('training', {}), searcher.index)
     return searcher
 
@@ -200,13 +207,24 @@ def reload(self: Site) -> bool:  # was anything put in place?
     try:
         new = self._load()
     except Exception as e:
-        warn(f'What is new in {self.out} is not used: {e} What was there before keeps answering.')
+        self._refuse(e)
         return False
     if new.shows.version != self.now.shows.version:
         self.before = self.now.shows
     self.now = new
+    self.refused = None
     self.measures.reloaded()
     return True
+
+# %% ../nbs/07h_reloading.ipynb #e77aaee6
+@patch
+def _refuse(self: Site, error):
+    if isinstance(error, MilvusError):
+        self.stamps = None
+    if str(error) == self.refused:
+        return
+    self.refused = str(error)
+    warn(f'What is new in {self.out} is not used: {error} What was there before keeps answering.')
 
 # %% ../nbs/07h_reloading.ipynb #ea7ca5f6
 @patch

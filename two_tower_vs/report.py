@@ -58,7 +58,7 @@ def _metrics_with_kept(metrics, training):
 class RunReport:
     "What the parts of a report share."
 
-    def __init__(self, files: RunFiles, root: Path, truth, pairs, max_pixels: int):
+    def __init__(self, files: RunFiles, root: Path, truth, pairs, max_pixels: int, milvus=None):
         self.files = files
         self.root = root
         self.pairs = pairs
@@ -68,6 +68,7 @@ class RunReport:
             lambda metrics: _metrics_with_kept(metrics, self.training or {}), 'metrics.json'
         )
         self.max_pixels = max_pixels
+        self.milvus = milvus  # as for load_searcher
         self.truth = truth
 
     def right_answers(self):
@@ -91,7 +92,7 @@ class RunReport:
         if not self.files.exist('model/model.json', 'index/manifest.json'):
             return None
         try:
-            options = dict(max_pixels=self.max_pixels, images_root=self.root)
+            options = dict(max_pixels=self.max_pixels, images_root=self.root, milvus=self.milvus)
             return load_searcher(self.files.folder, **options).with_verify()
         except (InputError, RuntimeError) as error:
             self.files.note(f'No search was tried: {error}')
@@ -271,6 +272,7 @@ def report(
     query_gt=None,  # the CSV with the right answers, to show and mark them
     pairs=None,  # the CSV that training learnt from, to count it
     max_pixels: int = 100_000_000,  # larger pictures are not searched with
+    milvus: dict = None,  # as for load_searcher
 ) -> Path:  # of report.html
     "Make one page of what a run left behind. Raises `InputError` where there is nothing to show."
     files = RunFiles(out)
@@ -283,7 +285,7 @@ def report(
     truth = _user_table(files, query_gt, lambda path: read_answers(path, root)[0])
     columns = ['query_path', 'cand_path']
     pairs = _user_table(files, pairs, lambda path: read_paths(path, columns, root))
-    page = _report_page(RunReport(files, root, truth, pairs, max_pixels))
+    page = _report_page(RunReport(files, root, truth, pairs, max_pixels, milvus))
     with replacing(files.folder / 'report.html') as (temporary,):
         temporary.write_bytes(page.encode(errors='backslashreplace'))
     return files.folder / 'report.html'

@@ -20,6 +20,7 @@ from .gallery import kinds_of, query_facts
 from .searches import as_example, search
 from two_tower_vs.sending import (
     candidate_path,
+    in_thread,
     largest_side,
     picture_answer,
     query_path,
@@ -93,12 +94,12 @@ async def _search_known(site, number, query, version, topk):
         raise Refusal(422, 'bad request', 'Give id or query, one of them.')
     shows = site.gallery(version)
     if query is None:
-        path = candidate_path(site, number, version)
+        path = await in_thread(site, candidate_path, site, number, version)
     else:
         path = query_path(site, query, version)
     now, answer = await _search_in_time(site, lambda: read_inside(site.root, path)[0], topk)
     if query is not None and now.shows.version == shows.version:
-        answer = as_example(now, query, answer)
+        answer = await in_thread(site, as_example, now, query, answer)
     return json_answer(answer)
 
 # %% ../nbs/07m_routes.ipynb #9adf36f2
@@ -145,7 +146,7 @@ def _add_pictures(app, site):
     @app.get('/image/{id}', summary="A candidate's picture", **_picture_route)
     async def image(request: Request, id: int, v: str = _app_version, side: int = _side):
         "A candidate's picture. Nothing else is served: no other file has a number."
-        path = candidate_path(site, id, v)
+        path = await in_thread(site, candidate_path, site, id, v)
         return await picture_answer(site, path, side, _known_tag(request))
 
     @app.get('/query/{i}', summary="An evaluation query's picture", **_picture_route)

@@ -16,8 +16,9 @@ import pandas as pd
 
 from .access import Refusal
 from .errors import BadImage, InputError
-from .gallery import query_facts
+from .gallery import ids_of, query_facts
 from .keypoints import Keypoints
+from .milvusclient import MilvusError
 from .pictures import formats
 from .reloading import Served
 from .rescore import with_evidence
@@ -137,6 +138,8 @@ def _match_of(now, score):
 async def _found(site, searcher, pixels, topk):
     try:
         return await asyncio.wrap_future(site.batcher(searcher, pixels, topk))
+    except MilvusError:
+        raise  # Guard has an answer
     except InputError as e:
         raise Refusal(503, 'no memory', str(e)) from e
 
@@ -194,6 +197,6 @@ def as_example(
         hit['right'] = hit['cand_path'] in query.answers
         if hit['right'] and hit.pop('same_picture', False):
             hit |= _match_of(now, hit['score'])
-    ids = {path: i for i, path in enumerate(now.shows.paths)} if query.answers else {}
+    ids = ids_of(now.shows.paths, query.answers)
     answers = [dict(cand_path=path, id=ids.get(path)) for path in query.answers]
     return answer | {'query': query_facts(query) | {'answers': answers}}

@@ -139,6 +139,7 @@ def make_app(
     per_address: int = 100,  # connections of one address; 0: no bound
     embedding: dict = None,  # engine and precision, as for Searcher
     verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
+    milvus: dict = None,  # as for load_searcher
 ):  # a FastAPI app; app.state.site is its Site
     "The API and the page. Raises `InputError` where there is no model or no index."
     from two_tower_vs.reloading import Limits, Site
@@ -146,7 +147,8 @@ def make_app(
     limits = Limits(
         max_pixels, max_upload_mb, timeout_s, waiting, batch, max_upload_megapixels, per_address
     )
-    site = Site(out, root, gt, limits, examples, originals, access, embedding, verify)
+    options = dict(embedding=embedding, verify=verify, milvus=milvus)
+    site = Site(out, root, gt, limits, examples, originals, access, **options)
     return _app_of(site, topk, every)
 
 # %% ../nbs/08_serve.ipynb #9aea17ed
@@ -197,6 +199,7 @@ def serve(
     token: str = None,  # that a request must bring; env:NAME or file:PATH say where it is
     embedding: dict = None,  # engine and precision, as for Searcher
     verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
+    milvus: dict = None,  # as for load_searcher
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
     from two_tower_vs.protocol import listening_socket
@@ -207,7 +210,8 @@ def serve(
         max_pixels, max_upload_mb, timeout_s, waiting, batch, max_upload_megapixels, per_address
     )
     with listening_socket(host, port) as sock:
-        site = Site(out, root, gt, limits, examples, originals, access, embedding, verify)
+        options = dict(embedding=embedding, verify=verify, milvus=milvus)
+        site = Site(out, root, gt, limits, examples, originals, access, **options)
         if access.any_address:
             warn(_open_to(host, access))
         _run(_app_of(site, topk), sock, host, timeout_s)

@@ -15,7 +15,7 @@ from .config import bad_setting
 from .embedstage import embed_stage, stored_vectors
 from .errors import InputError
 from .lock import only_run
-from .milvusstage import send_stage
+from .milvusstage import index_in_milvus, milvus_settings, send_stage
 from .run import Run
 from .summaries import evaluation_details, indented, training_summary, tried_table
 
@@ -226,6 +226,9 @@ def index_stage(run: Run):
 
     model = load_model(run.out / 'model')
     _same_settings(run, model)
+    if run.cfg['index'].get('kind') == 'milvus':
+        _index_in_milvus(run, model)
+        return
     index, done = _updated(run, model, _catalogue_vectors(run, model))
     source = run.file('candidates')
     normalized = index.normalize_by(*_bystander_vectors(run, model))
@@ -233,6 +236,18 @@ def index_stage(run: Run):
     decided = _decided_to_verify(run, model, index, changed)
     if changed or decided or was_edited(index, source):
         save_index(index, run.out / 'index', source)
+    print(_index_summary(index.manifest, done))
+
+# %% ../nbs/09d_stages.ipynb #3c5afed3
+def _index_in_milvus(run, model):
+    from two_tower_vs.milvusindex import save_remote
+
+    args = run, model, _catalogue_vectors(run, model), _real_queries(run, model)
+    index, done = index_in_milvus(*args)
+    index.normalize_by(*_bystander_vectors(run, model))
+    _decided_to_verify(run, model, index, True)
+    token = run.cfg['milvus'].get('token')
+    save_remote(index, run.out / 'index', run.file('candidates'), token)
     print(_index_summary(index.manifest, done))
 
 # %% ../nbs/09d_stages.ipynb #0db7ac56
@@ -308,6 +323,7 @@ def _updated(run, model, vectors):
     "(Index, what was done): the one there brought up to date, or a new one"
     from two_tower_vs.bundle import load_index, remove_strays
     from two_tower_vs.index import build_index
+    from two_tower_vs.milvusindex import in_milvus
     from two_tower_vs.update import update_index
 
     folder = run.out / 'index'
@@ -318,7 +334,8 @@ def _updated(run, model, vectors):
     try:
         old = load_index(folder, model.sha256, writable=True, whole=run.verify)
     except InputError as error:
-        done = f'rebuilt ({error})' if folder.exists() else 'built'
+        new = in_milvus(folder) or not folder.exists()
+        done = 'built' if new else f'rebuilt ({error})'
         return build_index(*args, **options), done
     return update_index(old, *args, **options)
 
@@ -344,8 +361,9 @@ def query_stage(run: Run):
     if not run.image:
         bad_setting('--stage query', 'it needs --image: a picture, several, or a folder')
     _refuse_damaged(run)
+    options = dict(run.engine, milvus=milvus_settings(run))
     searcher = load_searcher(
-        run.out, max_pixels=run.data.max_pixels, images_root=run.root, **run.engine
+        run.out, max_pixels=run.data.max_pixels, images_root=run.root, **options
     )
     _warn_of_edited_table(run, searcher.index)
     answers = query(searcher, run.image, **run.cfg['query'])
@@ -399,6 +417,7 @@ def serve_stage(run: Run):
         max_pixels=run.data.max_pixels,
         embedding=run.engine,
         verify=run.cfg['query'].get('verify', 'auto'),
+        milvus=milvus_settings(run),
         **options,
     )
 
@@ -407,7 +426,8 @@ def report_stage(run: Run):
     "Make `report.html` of what the run left behind. Raises `InputError`."
     from two_tower_vs.report import report
 
-    page = report(run.out, run.root, run.file('query_gt'), run.file('pairs'), run.data.max_pixels)
+    tables = run.file('query_gt'), run.file('pairs')
+    page = report(run.out, run.root, *tables, run.data.max_pixels, milvus_settings(run))
     print(f'report: {page} shows all of it; open it in a browser')
 
 # %% ../nbs/09d_stages.ipynb #7e38d1a2
@@ -419,7 +439,7 @@ def export_stage(run: Run):
     _same_settings(run, model)
     if run.cfg['export'].get('to') == 'milvus':
         vectors = _catalogue_vectors(run, model)
-        send_stage(run, vectors, _real_queries(run, model), model.sha256)
+        send_stage(run, model, vectors, _real_queries(run, model))
         return
     print(_export_summary(run, _exported(run, model)))
 
