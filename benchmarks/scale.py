@@ -70,8 +70,8 @@ class MadeUp:
         return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
 
     def part(self, start, count):  # (Part, hash of its rows)
-        from two_tower_vs.inparts import part_table
         from two_tower_vs.inparts import _rows_hash as rows_hash
+        from two_tower_vs.inparts import part_table
         from two_tower_vs.parts import Part
 
         paths = [self.path(row) for row in range(start, start + count)]

@@ -469,7 +469,7 @@ def build_index(
     cands: Embeddings,  # of the candidate tower; the vectors may be a memory map
     model_sha256: str,  # of the model that made them
     queries: np.ndarray = None,  # of the query tower (n, d), to tune on; the first 1,000 are used
-    kind: str = 'auto',  # auto, flat, hnsw, ivf_sq, ivf_pq or ivf_rabitq; for the command also milvus
+    kind: str = 'auto',  # auto, flat, hnsw, ivf_sq, ivf_pq, ivf_rabitq; a command's also milvus
     recall_target: float = 0.98,  # agreement with exact search at 10 to tune for
     memory_mb: int = None,  # that the index may take; default: as much as it likes
     factory: str = None,  # any FAISS factory string instead of a kind
