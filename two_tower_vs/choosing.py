@@ -132,11 +132,13 @@ def _best_renewed(job, held, dials, epochs, score):  # _Tuned
     return best
 
 # %% ../nbs/02h_choosing.ipynb #29b31729
-def _choose_tuning(job, held, dials):  # _Tuned
+def _choose_tuning(job, held, dials, heads):  # _Tuned; heads: answers without fine-tuning
     "Fine-tune on a part of the pairs; the model is left at its best"
 
     def score():
-        return from_main(held.score(tuned_answers(job, held)), job.accelerator)
+        answers = tuned_answers(job, held)
+        found = {**held.score(answers), **held.gain(answers, heads)}
+        return from_main(found, job.accelerator)
 
     best = tune(job, 'choose fine-tuning', held.rows, validate=score)
     tuned = _Tuned(best['epoch'], score())
@@ -170,10 +172,12 @@ def choose(
     choice = replace(dials, epochs=best['epoch'], blend=best['blend'])
     if not (tuning and job.options['finetune_epochs']):
         return choice
+    heads = job.features.answers(held, job.model)
     put(head_params(job.model), start)
-    tuned = _choose_tuning(job, held, dials)
-    if tuned.score['recall@1'] > best['recall@1'] + best.get('error', 0):
+    tuned = _choose_tuning(job, held, dials, heads)
+    gain = dict(tuned_gain=tuned.score['gain'], tuned_error=tuned.score['gain_error'])
+    if tuned.epochs and tuned.score['gain'] > 0:
         chosen = dict(finetune_epochs=tuned.epochs, renewed=tuned.renewed)
-        return replace(dials, **chosen, tuned_share=tuned.share)
+        return replace(dials, **chosen, tuned_share=tuned.share, **gain)
     put(backbone_params(job.model), job.untuned)
-    return choice
+    return replace(choice, **gain)

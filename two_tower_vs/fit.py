@@ -170,8 +170,10 @@ def epoch(self: Trainer, epoch: int, rows: np.ndarray) -> dict:  # a row of the 
 # %% ../nbs/02b_fit.ipynb #dbcd5bfc
 def _better(row, best, top, cautious):
     error = best.get('error', 0)
-    if cautious or best['epoch'] == 0:
+    if cautious:
         return row['recall@1'] > best['recall@1'] + error
+    if best['epoch'] == 0:
+        return row['recall@1'] > best['recall@1']
     return row['recall@1'] >= top - error
 
 

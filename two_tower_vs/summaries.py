@@ -35,6 +35,17 @@ def _held_out_lines(judgement):
         f'{100 * gain["value"]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})',
     ]
 
+# %% ../nbs/09c_summaries.ipynb #6fb61ecf
+def _tuning_line(chosen):
+    gain = 100 * chosen['tuned_gain']
+    error = 100 * chosen['tuned_error']
+    doubt = '' if abs(gain) > 2 * error else ', so it may be chance'
+    kept = 'kept' if chosen['finetune_epochs'] else 'not kept'
+    return (
+        f'  fine-tuning, {kept}: {gain:+.1f} points of held-out Recall@1 against the heads alone '
+        f'(standard error {error:.1f}{doubt})'
+    )
+
 # %% ../nbs/09c_summaries.ipynb #94b7d4b7
 _kept = {
     'trained': 'the trained model, with all pairs',
@@ -56,6 +67,8 @@ def training_summary(
         f'{chosen["epochs"]} epochs, {100 * chosen["blend"]:.0f} % of the way, '
         f'{chosen["finetune_epochs"]} epochs of fine-tuning{renewed}'
     ]
+    if chosen['tuned_gain'] is not None:
+        lines.append(_tuning_line(chosen))
     if training.judgement:
         lines = _held_out_lines(training.judgement) + lines
     return '\n'.join([*lines, f'  kept: {_kept[training.kept]}'])

@@ -94,6 +94,25 @@ class Validation:
             'error': standard_error(rates, self.weight, errors),
         }
 
+# %% ../nbs/02b_validation.ipynb #2f2d2173
+@patch
+def gain(
+    self: Validation,
+    answers: dict,  # kind -> HeldOutAnswers
+    before: dict,  # the same of another model
+) -> dict:  # gain (difference of the balances of Recall@1) and gain_error (its standard error)
+    "How much better a model answers than another did."
+    if not answers:
+        return {}
+    rates = [self.score(found)['recall@1'] for found in (answers, before)]
+    old = {kind: float(found.right.mean()) for kind, found in before.items()}
+    errors = {}
+    for kind, found in answers.items():
+        difference = found.right.astype(float) - before[kind].right
+        errors[kind] = mean_error(difference, self.product[found.queries])
+    error = standard_error(old, self.weight, errors)
+    return {'gain': rates[0] - rates[1], 'gain_error': error}
+
 # %% ../nbs/02b_validation.ipynb #ee10a856
 def hold_out(
     table: PairTable,
