@@ -23,8 +23,8 @@ kinds = 'flat', 'hnsw', 'ivf_sq', 'ivf_pq', 'ivf_rabitq'
 def _check_kind(kind, n):
     if kind not in kinds:
         raise InputError(
-            f'index.kind is {kind!r}. Use auto, {", ".join(kinds)} or milvus, '
-            'or give a FAISS string as index.factory.'
+            f'index.kind is {kind!r}. Use auto, {", ".join(kinds[:-1])} or {kinds[-1]}, '
+            'or give a FAISS string as index.factory. (Commands also take milvus.)'
         )
     if kind.startswith('ivf') and n < 624:
         raise InputError(

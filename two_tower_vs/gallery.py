@@ -15,6 +15,7 @@ import pandas as pd
 from .access import Refusal
 from .data import read_answers
 from .milvusindex import RemotePaths
+from .pathcolumn import rows_of
 from .sheet import plain_cells
 
 # %% ../nbs/07f_gallery.ipynb #73fb93f2
@@ -48,8 +49,9 @@ def ids_of(
         return paths.numbers(wanted)
     if not wanted:
         return {}
-    row_of = {path: row for row, path in enumerate(paths)}
-    return {path: row_of[path] for path in wanted if path in row_of}
+    wanted = list(dict.fromkeys(wanted))
+    rows = rows_of(paths, wanted)
+    return {path: int(row) for path, row in zip(wanted, rows) if row >= 0}
 
 # %% ../nbs/07f_gallery.ipynb #952bd303
 no_queries = pd.DataFrame(columns=['query_path', 'rank', 'baseline_rank', 'change', 'answers'])
