@@ -12,7 +12,9 @@ from two_tower_vs.data import read_pairs
 from two_tower_vs.engine import backbone_key
 from two_tower_vs.errors import InputError
 from two_tower_vs.model import TwoTower
+from two_tower_vs.ranking import HeldOutAnswers
 from two_tower_vs.steps import backbone_params, go_part_of_the_way
+from two_tower_vs.summaries import training_summary
 from two_tower_vs.train import train
 from two_tower_vs.validation import Validation
 
@@ -57,8 +59,10 @@ def test_one_tower_for_both_sides(fresh, pairs):
 def rising_scores():
     "Whatever is validated is better than what was before it"
     scores = iter(range(1, 99))
-    return mock.patch.object(
-        Validation, 'score', lambda *_: {'recall@1': next(scores) / 99, 'error': 0.0}
+    return mock.patch.multiple(
+        Validation,
+        score=lambda *_: {'recall@1': next(scores) / 99, 'error': 0.0},
+        gain=lambda *_: {'gain': 0.1, 'gain_error': 0.0},
     )
 
 
@@ -112,3 +116,42 @@ def test_settings_that_are_refused(fresh, pairs, name, value, message):
 def test_a_model_without_heads_is_refused(fresh, pairs):
     with pytest.raises(InputError, match='no heads'):
         train(TwoTower(image_size=64, embed_dim=None), pairs, fresh / 'images')
+
+
+def answered(*right):
+    "Answers to queries 0, 1, …: is the first hit right?"
+    rank = np.where(right, 1, 2)
+    return HeldOutAnswers(np.arange(len(right)), np.ones(len(right)), rank, np.zeros(len(right)))
+
+
+def validation(products):
+    weight = {'new': 0.0, 'known': 1.0}
+    return Validation(None, None, {}, None, weight, np.array(products))
+
+
+def test_the_error_of_a_gain_counts_only_what_differs():
+    "Four products of two photos: two are right before and after, one photo is won"
+    held = validation([0, 0, 1, 1, 2, 2, 3, 3])
+    before = {'known': answered(1, 1, 1, 1, 0, 0, 0, 0)}
+    after = {'known': answered(1, 1, 1, 1, 1, 0, 0, 0)}
+    found = held.gain(after, before)
+    assert found['gain'] == pytest.approx(1 / 8)
+    # Sums of deviations by product: -2/8, -2/8, 6/8, -2/8
+    by_hand = (4 / 3 * (3 * 0.25**2 + 0.75**2)) ** 0.5 / 8
+    assert found['gain_error'] == pytest.approx(by_hand)
+    assert found['gain_error'] < 0.6 * held.score(after)['error']
+    assert held.gain(before, before) == {'gain': 0.0, 'gain_error': 0.0}
+
+
+@pytest.mark.parametrize('gain, kept', [(0.001, 1), (0.0, 0), (-0.2, 0)])
+def test_fine_tuning_is_kept_where_it_gains_at_all(gain, kept, fresh, pairs):
+    "Also where the error is large; what was seen of it is told in any case"
+    seen = {'gain': gain, 'gain_error': 0.3}
+    tuning = dict(augmentation='none')
+    options = dict(epochs=1, views=0, finetune_epochs=1, promote='always', tuning=tuning)
+    better = mock.patch('two_tower_vs.fit._better', lambda row, *_: row['epoch'] > 0)
+    with better, mock.patch.object(Validation, 'gain', lambda *_: seen):
+        training = train(small(), pairs[:16], fresh / 'images', **options)
+    assert training.chosen['finetune_epochs'] == kept
+    assert training.chosen['tuned_gain'] == gain and training.chosen['tuned_error'] == 0.3
+    assert f'fine-tuning, {"" if kept else "not "}kept: ' in training_summary(training)

@@ -376,11 +376,17 @@ class _Built:
     recall: dict  # recall_vs_exact of the manifest; None: not measured
 
 # %% ../nbs/05_index.ipynb #e1582697
+def _size(spec, vectors):  # MB
+    try:
+        return megabytes(spec, *vectors.shape)
+    except ValueError:
+        return megabytes('Flat', *vectors.shape)
+
+
 def _filled(plan, ground):  # (a faiss.Index, its files; None where it is in memory)
     vectors = ground.vectors
     trained = trained_index(plan.factory, vectors)
-    size = megabytes('Flat' if plan.kind == 'factory' else plan.factory, *vectors.shape)
-    rows = rows_a_file(len(vectors), size, ground.file_mb)
+    rows = rows_a_file(len(vectors), _size(plan.factory, vectors), ground.file_mb)
     if ground.folder is None or rows == len(vectors):
         return add(trained, vectors, ground.chunk), None
     files = fill_files(trained, vectors, ground.folder, rows, ground.chunk)

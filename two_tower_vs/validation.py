@@ -104,14 +104,16 @@ def gain(
     "How much better a model answers than another did."
     if not answers:
         return {}
-    rates = [self.score(found)['recall@1'] for found in (answers, before)]
-    old = {kind: float(found.right.mean()) for kind, found in before.items()}
+    new = {}
+    old = {}
     errors = {}
     for kind, found in answers.items():
+        new[kind] = float(found.right.mean())
+        old[kind] = float(before[kind].right.mean())
         difference = found.right.astype(float) - before[kind].right
         errors[kind] = mean_error(difference, self.product[found.queries])
-    error = standard_error(old, self.weight, errors)
-    return {'gain': rates[0] - rates[1], 'gain_error': error}
+    gain = balanced(new, self.weight) - balanced(old, self.weight)
+    return {'gain': gain, 'gain_error': standard_error(old, self.weight, errors)}
 
 # %% ../nbs/02b_validation.ipynb #ee10a856
 def hold_out(
