@@ -153,6 +153,16 @@ def _choose_tuning(job, held, dials, heads):  # _Tuned; heads: answers without f
     put(weights, end)
     return tuned
 
+# %% ../nbs/02h_choosing.ipynb #cfbae9aa
+def _heads_or_tuning(job, choice, dials, tuned):  # Choice; choice: of the heads alone
+    "Which of both gains; the backbone is put back where that is not fine-tuning"
+    gain = dict(tuned_gain=tuned.score['gain'], tuned_error=tuned.score['gain_error'])
+    if tuned.epochs and tuned.score['gain'] > 0:
+        chosen = dict(finetune_epochs=tuned.epochs, renewed=tuned.renewed)
+        return replace(dials, **chosen, tuned_share=tuned.share, **gain)
+    put(backbone_params(job.model), job.untuned)
+    return replace(choice, **gain)
+
 # %% ../nbs/02h_choosing.ipynb #39a4cc2b
 def choose(
     job: Job,
@@ -174,10 +184,4 @@ def choose(
         return choice
     heads = job.features.answers(held, job.model)
     put(head_params(job.model), start)
-    tuned = _choose_tuning(job, held, dials, heads)
-    gain = dict(tuned_gain=tuned.score['gain'], tuned_error=tuned.score['gain_error'])
-    if tuned.epochs and tuned.score['gain'] > 0:
-        chosen = dict(finetune_epochs=tuned.epochs, renewed=tuned.renewed)
-        return replace(dials, **chosen, tuned_share=tuned.share, **gain)
-    put(backbone_params(job.model), job.untuned)
-    return replace(choice, **gain)
+    return _heads_or_tuning(job, choice, dials, _choose_tuning(job, held, dials, heads))
