@@ -314,6 +314,7 @@ def notebooks():
     run(sys.executable, '-c', f"from {PKG}.demo import demo_catalog; demo_catalog('nbs/demo')")
     cmd = [BIN / 'nbdev_test', '--n_workers', '2', '--do_print', '--timing']
     pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    pipes |= dict(start_new_session=True)  # its workers would go on without it
     lines = []
     with subprocess.Popen(cmd, cwd=ROOT, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, **pipes) as p:
         try:
@@ -321,7 +322,7 @@ def notebooks():
                 print(line, end='', flush=True)
                 lines.append(line)
         except TimeoutError:
-            p.kill()
+            os.killpg(p.pid, signal.SIGKILL)
             raise
     text = ''.join(lines)
     tested = [p for p in notebooks_in(NBS) if not (NBS / p).with_name('.notest').exists()]
