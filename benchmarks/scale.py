@@ -232,6 +232,7 @@ def main():
         about = dict(name=options.name, date=str(date.today()), machine=machine())
         mine = options.name, rows
         others = [each for each in done['cells'] if (each['name'], each['rows']) != mine]
+        done.pop('note', None)  # of an earlier run
         done['cells'] = [*others, {**about, **cell}]
         options.out.write_text(json.dumps(done, indent=1) + '\n')
         print(cell, flush=True)

@@ -150,7 +150,8 @@ def two_nodes():
     from ray.cluster_utils import Cluster
 
     memory = dict(object_store_memory=100 * 2**20)
-    soon = dict(health_check_period_ms=500, health_check_failure_threshold=3)
+    # Not sooner: a machine with other work answers late, and counts as lost
+    soon = dict(health_check_period_ms=1000, health_check_failure_threshold=5)
     head = dict(num_cpus=2, _system_config=soon, **memory)
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.second = cluster.add_node(num_cpus=2, **memory)
