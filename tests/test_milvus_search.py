@@ -604,3 +604,9 @@ def test_compose_file():
         assert named <= set(compose['volumes'])
         assert all(port.startswith('127.0.0.1:') for port in service.get('ports', []))
     assert compose['services']['milvus']['ports'] == ['127.0.0.1:19530:19530']
+
+
+def test_verify_is_about_files_and_leaves_milvus_alone(served, cli):
+    query = ['--config', served / 'config.yaml', '--stage', 'query', '--verify']
+    status, _, err = cli(*query, '--image', served / 'images/line')
+    assert status == 0, err

@@ -17,6 +17,7 @@ from pathlib import Path
 from reprlib import repr as shorter
 
 import pandas as pd
+from fastcore.basics import patch
 
 from .data import check_paths
 from .errors import InputError
@@ -292,6 +293,19 @@ def _check_model(folder, manifest, model_sha256):
             f'({model_sha256[:8]}…): their vectors do not compare. {_rebuild_hint}'
         )
 
+# %% ../nbs/05a_bundle.ipynb #3d4a5566
+@patch
+def sound_manifest(
+    self: BundleFiles,
+    model_sha256: str,  # of the model in use; None: not checked
+    whole: bool = False,  # of several files, read all bytes, not samples
+) -> dict:
+    "The manifest, where the files are whole and of this model. Raises `InputError`."
+    manifest = _load_manifest(self.manifest)
+    _check_files(self, manifest, whole)
+    _check_model(self.manifest.parent, manifest, model_sha256)
+    return manifest
+
 # %% ../nbs/05a_bundle.ipynb #ab841f2e
 def _check_shapes(files, manifest, index, paths):
     wanted = manifest['dim'], manifest['rows'], manifest['rows']
@@ -329,9 +343,7 @@ def _vectors(files, manifest, writable):  # (a faiss.Index, its files where they
 
 # %% ../nbs/05a_bundle.ipynb #db2d4133
 def _load_bundle(files, model_sha256, writable, whole):
-    manifest = _load_manifest(files.manifest)
-    _check_files(files, manifest, whole)
-    _check_model(files.manifest.parent, manifest, model_sha256)
+    manifest = files.sound_manifest(model_sha256, whole)
     paths = _paths(files, manifest)
     index, parts = _vectors(files, manifest, writable)
     _check_shapes(files, manifest, index, paths)

@@ -61,9 +61,6 @@ def collection_of(
         raise
 
 # %% ../nbs/05h_collection.ipynb #17f8d435
-_again = {100, 101}  # no such collection; it is not loaded
-
-
 class Collection:
     "What an alias leads to, as long as its vectors are of one model; several threads may use it."
 
@@ -83,37 +80,50 @@ class Collection:
         self.dim = dim
         self.ef = ef
 
-    def name(self) -> str:
-        "Of the collection. Raises `MilvusError` where the alias leads elsewhere."
-        now = collection_of(self.milvus, self.alias)
-        wanted = rf'.*_{_made_of(self.model_sha256, self.dim)}_(flat|hnsw)'
-        if now and re.fullmatch(wanted, now):
-            return now
-        raise MilvusError(
-            f'Milvus at {self.milvus.uri}: {self.alias} leads to {now or "no collection"}, and '
-            f'the model in use is {self.model_sha256[:8]}…, with vectors of {self.dim} numbers. '
-            'Send its candidates first, with --stage index.'
-        )
+# %% ../nbs/05h_collection.ipynb #91d8cdfa
+@patch
+def name(self: Collection) -> str:
+    "Of the collection. Raises `MilvusError` where the alias leads elsewhere."
+    now = collection_of(self.milvus, self.alias)
+    wanted = rf'.*_{_made_of(self.model_sha256, self.dim)}_(flat|hnsw)'
+    if now and re.fullmatch(wanted, now):
+        return now
+    raise MilvusError(
+        f'Milvus at {self.milvus.uri}: {self.alias} leads to {now or "no collection"}, and '
+        f'the model in use is {self.model_sha256[:8]}…, with vectors of {self.dim} numbers. '
+        'Send its candidates first, with --stage index.'
+    )
 
-    def ask(self, method: str, **options):
-        "What a method of pymilvus.MilvusClient says of the collection. Raises `MilvusError`."
-        name = self.name()
-        try:
-            return self._ask_by_name(method, name, options)
-        except MilvusError as error:
-            if error.code not in _again:
-                raise
-        name = self.name()
-        self.milvus.ask('load_collection', name)
+# %% ../nbs/05h_collection.ipynb #c896b830
+_again = {100, 101}  # no such collection; it is not loaded
+
+
+@patch
+def ask(self: Collection, method: str, **options):
+    "What a method of pymilvus.MilvusClient says of the collection. Raises `MilvusError`."
+    name = self.name()
+    try:
         return self._ask_by_name(method, name, options)
+    except MilvusError as error:
+        if error.code not in _again:
+            raise
+    name = self.name()
+    self.milvus.ask('load_collection', name)
+    return self._ask_by_name(method, name, options)
 
-    def _ask_by_name(self, method, name, options):
-        if method == 'search' and name.endswith('_hnsw'):
-            breadth = max(self.ef, options['limit'])
-            options = dict(options, search_params=dict(params=dict(ef=breadth)))
-        return self.milvus.ask(method, name, **options)
+
+@patch
+def _ask_by_name(self: Collection, method, name, options):
+    if method == 'search' and name.endswith('_hnsw'):
+        breadth = max(self.ef, options['limit'])
+        options = dict(options, search_params=dict(params=dict(ef=breadth)))
+    return self.milvus.ask(method, name, **options)
 
 # %% ../nbs/05h_collection.ipynb #c3eb111d
+def _as_row(hit):
+    return dict(hit['entity'], score=hit['distance'])
+
+# %% ../nbs/05h_collection.ipynb #ec38a015
 @patch
 def search(
     self: Collection,
@@ -135,10 +145,6 @@ def search(
         **options,
     )
     return [[_as_row(hit) for hit in hits] for hits in found]
-
-
-def _as_row(hit):
-    return dict(hit['entity'], score=hit['distance'])
 
 # %% ../nbs/05h_collection.ipynb #f8ee66e2
 def remote_hits(

@@ -98,36 +98,42 @@ class Milvus:
         self.failures = 0
         self.failure = None  # why there is no client
 
-    def ask(
-        self,
-        method: str,  # of pymilvus.MilvusClient
-        *args,
-        seconds: float = None,  # to wait for this answer; default: as for all
-        **options,
-    ):
-        "What the method returns. Raises `MilvusError`."
-        options['timeout'] = seconds or self.seconds
-        client = self._client()
-        with self._one_line(client):
-            return getattr(client, method)(*args, **options)
+# %% ../nbs/05g_milvusclient.ipynb #fefbe155
+@patch
+def ask(
+    self: Milvus,
+    method: str,  # of pymilvus.MilvusClient
+    *args,
+    seconds: float = None,  # to wait for this answer; default: as for all
+    **options,
+):
+    "What the method returns. Raises `MilvusError`."
+    options['timeout'] = seconds or self.seconds
+    client = self._client()
+    with self._one_line(client):
+        return getattr(client, method)(*args, **options)
 
-    @contextmanager
-    def _one_line(self, client):
-        try:
-            yield
-        except Exception as error:  # the client and gRPC have many classes
-            found = _in_one_line(self.uri, error)
-            if found.code in _silent:
-                self._put_aside(client)
-            raise found from error
+# %% ../nbs/05g_milvusclient.ipynb #7f195e0b
+@patch
+@contextmanager
+def _one_line(self: Milvus, client):
+    try:
+        yield
+    except Exception as error:  # the client and gRPC have many classes
+        found = _in_one_line(self.uri, error)
+        if found.code in _silent:
+            self._put_aside(client)
+        raise found from error
 
-    def close(self):
-        "End the connection; the next `ask` makes a new one."
-        with self.lock:
-            client = self.client
-            self.client = None
-        if client is not None:
-            client.close()
+# %% ../nbs/05g_milvusclient.ipynb #1b67e1b6
+@patch
+def close(self: Milvus):
+    "End the connection; the next `ask` makes a new one."
+    with self.lock:
+        client = self.client
+        self.client = None
+    if client is not None:
+        client.close()
 
 # %% ../nbs/05g_milvusclient.ipynb #6a5989f7
 @patch

@@ -15,13 +15,13 @@ import numpy as np
 from fastcore.basics import patch
 
 from .ann import whole_number
-from .bundle import BundleFiles, save_index, seal
+from .bundle import BundleFiles, save_index
 from .collection import Collection, row_id, row_number
 from .errors import InputError
 from .index import Index
 from .milvusclient import connect
 from .rows import load_rows
-from .saving import file_sha256, read_manifest, steady
+from .saving import read_manifest, steady
 from .vectors import shorten
 
 # %% ../nbs/05j_milvusindex.ipynb #6e45d623
@@ -47,14 +47,16 @@ class RemotePaths:
         "Raises `IndexError` for a number that no row has."
         return self.row(number)[0]
 
-    def keep(self, rows: list):
-        "Keep these for a while, as `Collection.search` gives them."
-        with self.lock:
-            for row in rows:
-                self.known[row['number']] = row['path'], bytes.fromhex(row['content'])
-                self.known.move_to_end(row['number'])
-            while len(self.known) > self.most:
-                self.known.popitem(last=False)
+# %% ../nbs/05j_milvusindex.ipynb #1889b7a3
+@patch
+def keep(self: RemotePaths, rows: list):
+    "Keep these for a while, as `Collection.search` gives them."
+    with self.lock:
+        for row in rows:
+            self.known[row['number']] = row['path'], bytes.fromhex(row['content'])
+            self.known.move_to_end(row['number'])
+        while len(self.known) > self.most:
+            self.known.popitem(last=False)
 
 # %% ../nbs/05j_milvusindex.ipynb #5168daa8
 @patch
@@ -217,26 +219,15 @@ def in_milvus(folder) -> bool:
         return False
 
 # %% ../nbs/05j_milvusindex.ipynb #ecf103ae
-_rebuild_hint = 'Rebuild it with --stage index.'
-
-
 def _read_bundle(files, model_sha256):  # (manifest, what is known of bystanders)
-    folder = files.manifest.parent
-    manifest = read_manifest(files.manifest, 'index')
-    rows_fit = files.rows.is_file() and file_sha256(files.rows) == manifest.get('rows_sha256')
-    if manifest.get('sha256') != seal(manifest) or not rows_fit:
-        raise InputError(
-            f'{folder} is damaged, or was changed since it was written. {_rebuild_hint}'
-        )
-    made_by = manifest['model_sha256']
-    if model_sha256 and made_by != model_sha256:
-        raise InputError(
-            f'{folder} was made by another model ({made_by[:8]}…) than the one in use '
-            f'({model_sha256[:8]}…): their vectors do not compare. {_rebuild_hint}'
-        )
+    manifest = files.sound_manifest(model_sha256)
     return manifest, load_rows(files.rows, 2**53, manifest['dim'])
 
 # %% ../nbs/05j_milvusindex.ipynb #b481f340
+def _from_bundle(uri, folder):
+    return uri if '://' in uri else os.path.normpath(os.path.join(folder, uri))
+
+# %% ../nbs/05j_milvusindex.ipynb #c1005785
 def load_remote(
     folder,  # with the files of save_remote
     model_sha256: str = None,  # of the model that makes the queries' vectors; None: not checked
@@ -247,7 +238,7 @@ def load_remote(
 ) -> MilvusIndex:
     "Load a bundle, and see that its collection is there. Raises `InputError`, and `MilvusError`."
     files = BundleFiles.of(folder)
-    manifest, known = steady(lambda: _read_bundle(files, model_sha256), files.rows, files.manifest)
+    manifest, known = steady(lambda: _read_bundle(files, model_sha256), *files.all())
     saved = manifest['milvus']
     return open_index(
         manifest,
@@ -258,7 +249,3 @@ def load_remote(
         bystander_rows=known.get('bystander_row'),
         **options,
     )
-
-
-def _from_bundle(uri, folder):
-    return uri if '://' in uri else os.path.normpath(os.path.join(folder, uri))

@@ -41,7 +41,7 @@ def write_paths(
 def _as_texts(column):
     return [value.decode('utf-8', 'surrogatepass') for value in column.to_pylist()]
 
-
+# %% ../nbs/00_pathcolumn.ipynb #dc49ac61
 class PathColumn(Sequence):
     "Paths in a mapped file, read by row."
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 
+from fastcore.basics import patch
+
 from .processes import main_process, process_count
 
 # %% ../nbs/00_peers.ipynb #950fca6d
@@ -48,15 +50,19 @@ class Peers:
         with suppress(RuntimeError):
             self._note('')
 
-    def finish(self, step: str):
-        "Tell the others that a step is finished."
-        if self.store is not None:
-            self.store.set(step, 'finished')
+# %% ../nbs/00_peers.ipynb #15c08030
+@patch
+def finish(self: Peers, step: str):
+    "Tell the others that a step is finished."
+    if self.store is not None:
+        self.store.set(step, 'finished')
 
-    def wait_for(self, step: str):
-        "Wait until another process has finished a step."
-        while self.store is not None and not self.store.check([step]):
-            time.sleep(0.2)
+
+@patch
+def wait_for(self: Peers, step: str):
+    "Wait until another process has finished a step."
+    while self.store is not None and not self.store.check([step]):
+        time.sleep(0.2)
 
 # %% ../nbs/00_peers.ipynb #bd42803d
 @cache

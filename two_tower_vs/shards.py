@@ -35,7 +35,7 @@ def _empty_copy(index):
     copy.reset()
     return copy
 
-
+# %% ../nbs/04f_shards.ipynb #77b94c8f
 def fill_files(
     trained,  # a faiss.Index that has learned what it needs
     vectors,  # unit vectors (n, d), in memory or mapped

@@ -373,9 +373,11 @@ def query_stage(run: Run):
 # %% ../nbs/09d_stages.ipynb #2f6cbdd8
 def _refuse_damaged(run):
     from two_tower_vs.bundle import load_index
+    from two_tower_vs.milvusindex import in_milvus
 
-    if run.verify:
-        load_index(run.out / 'index', whole=True)
+    folder = run.out / 'index'
+    if run.verify and not in_milvus(folder):
+        load_index(folder, whole=True)
 
 # %% ../nbs/09d_stages.ipynb #22164855
 def _warn_of_edited_table(run, index):

@@ -108,7 +108,7 @@ def _fill_again(old, vectors):
     old.files = fill_files(trained, vectors, old.files[0].parent, rows)
     old.faiss = joined_files(old.files, {})
 
-
+# %% ../nbs/05b_update.ipynb #194ebe5c
 def _change_vectors(old, changes, vectors):
     "Change the vectors. Returns what was done, in words"
     said = changes.words()
