@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs-check readme notebooks benchmarks attacks pins bounds clean
+.PHONY: help demo test test-all test-rest docs-check readme notebooks benchmarks attacks pins bounds clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -15,8 +15,11 @@ demo: .venv/.run ## set up, then the whole pipeline on real images; writes ./dem
 test: .venv/.dev ## set up, then the checks of every day: a few minutes
 	@$(BIN)/python .ci/checks.py
 
-test-all: .venv/.dev ## those, then attacks, the pages in a browser and every notebook: half an hour
+test-all: .venv/.dev ## those, then attacks, the pages in a browser and every notebook: an hour
 	@$(BIN)/python .ci/checks.py --all
+
+test-rest: .venv/.dev ## of those the ones that .ci/run leaves out: attacks, the pages in a browser, the longest tests
+	@$(BIN)/python .ci/checks.py longer attacks browser
 
 docs-check: .venv/.dev ## the docs and README alone: every page rendered, every internal link followed
 	@$(BIN)/python .ci/checks.py docs readme

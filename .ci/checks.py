@@ -1,8 +1,7 @@
 """The checks of the project, each with its name, its result and its time.
 
     .venv/bin/python .ci/checks.py           # those of `make test`
-    .venv/bin/python .ci/checks.py --rest    # those that `make test` leaves out
-    .venv/bin/python .ci/checks.py --all     # both: `make test-all`
+    .venv/bin/python .ci/checks.py --all     # all of them: `make test-all`
     .venv/bin/python .ci/checks.py docs …    # these
 
 Only `notebooks` and `docs` write to the working tree, and only to ignored paths: the others work on
@@ -311,7 +310,7 @@ class Counts:
 
 def notebooks():
     "every notebook runs under nbdev_test"
-    run(sys.executable, '-c', f"from {PKG}.demo import demo_catalog; demo_catalog('nbs/demo')")
+    run(sys.executable, '-c', f"from {PKG}.query import demo_searcher; demo_searcher('nbs/demo')")
     cmd = [BIN / 'nbdev_test', '--n_workers', '2', '--do_print', '--timing']
     pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     pipes |= dict(start_new_session=True)  # its workers would go on without it
@@ -369,14 +368,13 @@ def main():
     )
     known = [*CHECKS, 'notebooks']
     parser.add_argument('names', nargs='*', metavar='CHECK', help=', '.join(known))
-    parser.add_argument('--rest', action='store_true', help='what make test leaves out')
     parser.add_argument('--all', action='store_true', help='everything')
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f'no such check: {", ".join(unknown)}; there are {", ".join(known)}')
     quick = [name for name in known if name not in REST]
-    names = options.names or (known if options.all else REST if options.rest else quick)
+    names = options.names or (known if options.all else quick)
     os.environ.pop('PYTHONPATH', None)  # the packages of .venv, no others
     # Two processes share the cores. The work is in small pieces, on which several threads would
     # only wait for each other: 03_train took 179 s with one thread and 194 s with two.

@@ -71,6 +71,7 @@ def run(copy, folder, *command):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize('title, example', EXAMPLES, ids=[title for title, _ in EXAMPLES])
 def test_a_worked_example(title, example, tmp_path):
     copy = tmp_path / 'copy'

@@ -238,6 +238,7 @@ print('alive')
 """
 
 
+@pytest.mark.rest
 def test_a_signal_after_two_engines_does_not_end_the_process():
     done = subprocess.run([sys.executable, '-c', SIGNAL_AFTER_TWO], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split() == ['signal', 'alive'], done.stderr

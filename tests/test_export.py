@@ -83,6 +83,7 @@ def read_back(file, column):
     return table[column].to_pylist(), np.stack(table['embedding'].to_numpy())
 
 
+@pytest.mark.rest
 def test_parquet_holds_what_embed_gives(run):
     for stem, column, tower, paths in (
         ('candidates', 'cand_path', run.model.cand, run.candidates.cand_path),

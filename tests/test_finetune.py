@@ -94,6 +94,7 @@ def tune(fresh):
     return tuned, model.state_dict()
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize('average', [0.0, 0.5])
 def test_an_interrupted_run_ends_with_the_same_weights(tune, tmp_path, average):
     tuned, start = tune

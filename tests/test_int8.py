@@ -276,7 +276,7 @@ def test_training_keeps_int8_for_features_alone(nncf, pictures, fresh, tmp_path,
     class Seen(Exception):
         pass
 
-    def make_job(model, features, root, state, options, share):
+    def make_job(model, features, root, state, options, *others):
         raise Seen(options['embedding'])
 
     monkeypatch.setattr(train_module, 'make_job', make_job)
@@ -292,7 +292,8 @@ def test_training_keeps_int8_for_features_alone(nncf, pictures, fresh, tmp_path,
             views=0,
             embedding=embedding,
         )
-    assert seen.value.args[0] == dict(precision='auto', max_pixels=10**7)
+    handed = seen.value.args[0]
+    assert (handed['precision'], handed['max_pixels']) == ('auto', 10**7)
     assert list(tmp_path.glob('*-int8-*'))
 
 

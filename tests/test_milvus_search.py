@@ -178,6 +178,7 @@ def test_bundle_and_report(ran, server):
     assert 'in Milvus' in (ran / 'out/report.html').read_text()
 
 
+@pytest.mark.rest
 def test_back_to_faiss(served):
     "a bundle of Milvus' is no damage to an index of FAISS"
     configure(served, index=dict(kind='flat'))
@@ -224,6 +225,7 @@ def test_right_answers(both):
     assert number > 58 and both[1].get(f'/image/{number}').status_code == 200
 
 
+@pytest.mark.rest
 def test_shorter_vectors(served):
     configure(served, index=dict(kind='milvus', dim=16))
     staged(served, 'index')
@@ -238,6 +240,7 @@ def test_shorter_vectors(served):
 # ---- the catalogue changes
 
 
+@pytest.mark.rest
 def test_removed_candidate(served):
     "it is gone from the hits after the next index stage, also those of a server that runs"
     client = TestClient(app_of(served))
@@ -264,6 +267,7 @@ def small(count=40, seed=0, dim=32):
     return Embeddings(vectors, [f'{seed}/{number}.jpg' for number in range(count)])
 
 
+@pytest.mark.rest
 def test_another_collection_of_the_same_model(served, server, monkeypatch):
     "a server that runs answers from it; the one before is gone"
     client = TestClient(app_of(served))
@@ -287,6 +291,7 @@ def test_collection_that_another_alias_needs(tmp_path, monkeypatch):
     assert collections.collection_of(milvus, 'other') == before
 
 
+@pytest.mark.rest
 def test_two_aliases_with_one_model(tmp_path):
     "each has its own catalogue"
     milvus = Milvus(tmp_path / 'milvus.db')
@@ -296,6 +301,7 @@ def test_two_aliases_with_one_model(tmp_path):
     assert {path[0] for path in hits.cand_path} == {'1'}
 
 
+@pytest.mark.rest
 def test_columns_that_the_collection_has_itself(ran, server):
     "a column `id` is sent under another name, with a warning"
     table = ran / 'candidates.csv'
@@ -332,6 +338,7 @@ def test_another_model(served, server):
     assert post(client, picture_of(served)).status_code == 200
 
 
+@pytest.mark.rest
 def test_a_model_trained_again(served):
     "its folder still holds the index of the one before"
     file = served / 'out/index'
@@ -339,6 +346,7 @@ def test_a_model_trained_again(served):
         load_remote(file, 'e' * 64)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize('name', ['manifest.json', 'rows.safetensors'])
 def test_damaged_bundle(served, name):
     file = served / 'out/index' / name
@@ -369,6 +377,7 @@ def test_server_that_is_killed_and_comes_back(served, server):
     staged(served, 'query', '--image', image)
 
 
+@pytest.mark.rest
 def test_server_that_restarts_between_two_searches(served, server):
     "nobody sees it: the connection is made again, and the collection is loaded again"
     client = TestClient(app_of(served))
@@ -379,6 +388,7 @@ def test_server_that_restarts_between_two_searches(served, server):
     assert answer.status_code == 200 and answer.json()['hits'] == before
 
 
+@pytest.mark.rest
 def test_server_that_dies_in_mid_search(served, server):
     client = TestClient(app_of(served))
     assert post(client, picture_of(served)).status_code == 200
@@ -393,6 +403,7 @@ def test_server_that_dies_in_mid_search(served, server):
     assert post(client, picture_of(served)).status_code == 200
 
 
+@pytest.mark.rest
 def test_silent_server(served, server):
     "a time-out, and the next search works"
     client = TestClient(app_of(served))
@@ -438,6 +449,7 @@ def test_addresses_where_nobody_answers(ran):
     staged(ran, 'query', '--image', image)  # the index of before
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize('how', ['alias', 'collection'])
 def test_alias_or_collection_that_is_gone(served, server, how):
     client = TestClient(app_of(served))
@@ -488,6 +500,7 @@ def test_wrong_credentials(ran):
     assert 'refuses the token' in said and 'milvus.token' in said and 'Secret' not in said
 
 
+@pytest.mark.rest
 def test_where_the_token_is(ran, server, monkeypatch):
     "no token is written; the name of a variable is, and is enough for Python"
     monkeypatch.setenv('MILVUS_TOKEN', 'root:Secret-1')
@@ -539,6 +552,7 @@ def test_too_many_hits(tmp_path):
 # ---- Milvus Lite
 
 
+@pytest.mark.rest
 def test_a_folder_that_moves_with_the_run(ran):
     "the manifest names it as seen from the bundle"
     configure(ran, index=dict(kind='milvus'), milvus=dict(uri='vectors.db'))
@@ -552,6 +566,7 @@ def test_a_folder_that_moves_with_the_run(ran):
     assert len(searcher.search(sorted((there / 'images/line').iterdir())[0], 3)) == 3
 
 
+@pytest.mark.rest
 def test_a_folder_that_another_process_uses(tmp_path):
     code = 'import sys, time; from two_tower_vs.milvusclient import connect\n'
     code += 'connect(sys.argv[1]); print("here", flush=True); time.sleep(60)'
@@ -569,6 +584,7 @@ def test_a_folder_that_another_process_uses(tmp_path):
 # ---- rows by number
 
 
+@pytest.mark.rest
 def test_rows_that_are_no_longer_kept(tmp_path):
     "they are looked up again; the memory is bounded"
     milvus = connect(tmp_path / 'milvus.db')
@@ -606,6 +622,7 @@ def test_compose_file():
     assert compose['services']['milvus']['ports'] == ['127.0.0.1:19530:19530']
 
 
+@pytest.mark.rest
 def test_verify_is_about_files_and_leaves_milvus_alone(served, cli):
     query = ['--config', served / 'config.yaml', '--stage', 'query', '--verify']
     status, _, err = cli(*query, '--image', served / 'images/line')

@@ -134,6 +134,7 @@ def test_an_error_is_told_once_with_status_2(project):
     assert 'broken.png' in (project / 'unreadable/bad_images.csv').read_text()
 
 
+@pytest.mark.rest
 def test_a_wrong_flag_is_told_once(project):
     command = '-m', 'two_tower_vs', '--stage', 'train', '--confg', 'x'
     run = launched(2, *command)

@@ -50,6 +50,7 @@ def test_all_stages(shop, cli):
     assert 'up to date' in cli(*config, '--stage', 'index')[1]
 
 
+@pytest.mark.rest
 def test_an_edited_table_is_noticed(shop, cli):
     config = ['--config', shop / 'config.yaml']
     for stage in ('train', 'index'):

@@ -220,6 +220,7 @@ def test_every_stage_works_with_several_files(ran, cli, monkeypatch):
     assert status == 0, err
 
 
+@pytest.mark.rest
 def test_verify_finds_what_samples_do_not(ran, cli, monkeypatch):
     monkeypatch.setattr('two_tower_vs.filefacts._blocks', 0)
     in_files(ran, cli, monkeypatch)

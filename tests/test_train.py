@@ -66,6 +66,7 @@ def rising_scores():
     )
 
 
+@pytest.mark.rest
 @pytest.mark.filterwarnings('ignore')
 def test_a_better_epoch_of_fine_tuning_is_repeated_with_all_pairs(fresh, pairs):
     model = small()

@@ -281,21 +281,19 @@ def load_searcher(
 
 # %% ../nbs/06_query.ipynb #47a31564
 def _quick_run(demo, out):
-    "Train and index the demo catalogue, without augmented views"
+    "A small run of the demo catalogue: a model and an index"
     from two_tower_vs.bundle import save_index
-    from two_tower_vs.data import read_candidates, read_gt, read_pairs
+    from two_tower_vs.data import read_candidates, read_gt
     from two_tower_vs.embed import embed
     from two_tower_vs.index import build_index
     from two_tower_vs.saving import save_model
-    from two_tower_vs.train import train
+    from two_tower_vs.train import demo_model
 
     images = demo / 'images'
     cache = demo / 'out/cache'
-    pairs = read_pairs(demo / 'pairs.csv', images)
     candidates = read_candidates(demo / 'candidates.csv', images)
     truth = read_gt(demo / 'query_gt.csv', images, candidates)
-    model = TwoTower(image_size=160)
-    train(model, pairs, images, cache, views=0, candidates=candidates.cand_path)
+    model = demo_model(demo)
     model.training_info = {'match': dict(threshold=0.74, precision=0.9, coverage=0.9, queries=288)}
     vectors = embed(model.cand, candidates.cand_path, images, cache)
     tuned_on = embed(model.query, truth.query_path, images, cache).vectors
