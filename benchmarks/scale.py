@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py --rows 100000 1000000      # a few minutes on two idle cores
     python benchmarks/scale.py --rows 10000000            # up to an hour, 30 GB of disk
+    python benchmarks/scale.py --engines --rows 100000    # FAISS in one file and in several, Milvus
 
 The parts are what --stage embed would leave of a catalogue of so many pictures. Their vectors are
 made up: each lies between two candidates of the demo, as its trained model sees them. Queries are
@@ -145,10 +146,12 @@ SEARCH = """
 import json, sys, time
 import numpy as np
 from two_tower_vs.bundle import load_index
+from two_tower_vs.milvusindex import in_milvus, load_remote
+folder, queries, found = sys.argv[1:]
 start = time.perf_counter()
-index = load_index(sys.argv[1])
+index = load_remote(folder) if in_milvus(folder) else load_index(folder)
 load = time.perf_counter() - start
-queries = np.load(sys.argv[2])
+queries = np.load(queries)
 def seconds(some):
     start = time.perf_counter()
     index.search(some, 10)
@@ -156,6 +159,9 @@ def seconds(some):
 first = seconds(queries[:1])
 alone = [seconds(queries[[row % len(queries)]]) for row in range(1000)]
 rate = len(queries) / min(seconds(queries) for _ in range(3))
+hits = index.search(queries, 10)[1]
+paths = [[index.paths[row] for row in rows if row >= 0] for rows in hits]
+open(found, 'w').write(json.dumps(paths))
 rss = [line.split()[1] for line in open('/proc/self/status') if line.startswith('RssAnon')]
 p50, p95 = 1000 * np.quantile(alone, [0.5, 0.95])
 print(json.dumps(dict(load_s=round(load, 2), first_ms=round(1000 * first, 1),
@@ -165,10 +171,10 @@ print(json.dumps(dict(load_s=round(load, 2), first_ms=round(1000 * first, 1),
 
 
 def search(project, queries):
-    "Load and search in a process of its own"
+    "Load and search in a process of its own; the paths that were found stay in found.json"
     file = project / 'queries.npy'
     np.save(file, queries)
-    command = [sys.executable, '-c', SEARCH, project / 'out/index', file]
+    command = [sys.executable, '-c', SEARCH, project / 'out/index', file, project / 'found.json']
     return json.loads(subprocess.run(command, check=True, text=True, capture_output=True).stdout)
 
 
@@ -198,6 +204,33 @@ def project_of(demo, rows, index):
     return project
 
 
+ENGINES = {
+    'exact': dict(kind='flat'),
+    'FAISS, one file': dict(recall_target=0.95),
+    'FAISS, several files': dict(recall_target=0.95, file_mb=8),
+    'Milvus Lite': dict(kind='milvus', uri='milvus.db'),
+}
+
+
+def agreement(found, exact):
+    "How much of the exact hits was found, 0 to 1"
+    return np.mean([len(set(mine) & set(true)) / len(true) for mine, true in zip(found, exact)])
+
+
+def measure_engines(demo, rows):
+    "The same vectors and queries in every engine, one after the other"
+    cells = []
+    exact = None
+    for name, index in ENGINES.items():
+        cell = measure(demo, rows, {'normalize': 'none', **index})
+        found = json.loads((WORK / f'scale-{rows}/found.json').read_text())
+        exact = exact or found
+        cell['agreement'] = round(float(agreement(found, exact)), 4)
+        cells.append(dict(name=name, date=str(date.today()), machine=machine(), **cell))
+        print(cells[-1], flush=True)
+    return cells
+
+
 def measure(demo, rows, index):
     "All figures of one size"
     project = project_of(demo, rows, index)
@@ -212,7 +245,7 @@ def measure(demo, rows, index):
         searched=search(project, real_queries(demo)),
         files=sum(name.startswith('vectors') for name in sizes),
         mb=round(sum(sizes.values()) / 2**20),
-        **{name: manifest[name] for name in names},
+        **{name: manifest.get(name) for name in names},
     )
 
 
@@ -222,11 +255,16 @@ def main():
     parser.add_argument('--index', type=json.loads, default={'recall_target': 0.95})
     parser.add_argument('--name', default='default', help='of these settings, in the table')
     parser.add_argument('--out', type=Path, default=RESULTS / 'scale.json')
+    parser.add_argument('--engines', action='store_true', help='compare engines at one size')
     parser.add_argument('--keep', action='store_true', help='leave the projects in the work folder')
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     demo = trained_demo()
     done = json.loads(options.out.read_text()) if options.out.exists() else dict(cells=[])
+    if options.engines:
+        done['engines'] = measure_engines(demo, options.rows[0])
+        options.out.write_text(json.dumps(done, indent=1) + '\n')
+        return
     for rows in options.rows:
         cell = measure(demo, rows, {'normalize': 'none', **options.index})
         about = dict(name=options.name, date=str(date.today()), machine=machine())

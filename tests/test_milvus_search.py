@@ -151,7 +151,7 @@ def test_same_hits_as_faiss(ran, server, normalize, monkeypatch):
     configure(ran, index=dict(kind='flat', normalize=normalize))
     staged(ran, 'index')
     flat = asked(ran)
-    configure(ran, index=dict(kind='milvus', normalize=normalize), milvus=dict(uri=server.uri))
+    configure(ran, index=dict(kind='milvus', normalize=normalize, uri=server.uri))
     staged(ran, 'index')
     found = asked(ran)
     for one, other in zip(flat, found, strict=True):

@@ -191,6 +191,23 @@ def _parsed(path):
         bad_setting(path, 'it should hold sections such as data: and train:')
     return content
 
+# %% ../nbs/09_config.ipynb #4f8052b1
+def _move_milvus_keys(path, content, known):
+    "Keys of the section milvus that stand in index"
+    index = content.get('index')
+    if not isinstance(index, dict) or index.get('kind') != 'milvus':
+        return
+    section = content.get('milvus') or {}
+    moved = {key for key in index if key in known['milvus'] and key not in known['index']}
+    if moved and not isinstance(section, dict):
+        return
+    for key in sorted(moved):
+        if key in section:
+            bad_setting(path, f'{key} is there twice, in index and in milvus')
+        section[key] = index.pop(key)
+    if moved:
+        content['milvus'] = section
+
 # %% ../nbs/09_config.ipynb #4b325e85
 def read_config(
     path,  # a YAML file
@@ -199,7 +216,9 @@ def read_config(
     path = Path(path)
     known = schema()
     config = {section: {} for section in known} | {'out': 'out', 'seed': 42}
-    for name, value in _parsed(path).items():
+    content = _parsed(path)
+    _move_milvus_keys(path, content, known)
+    for name, value in content.items():
         if name not in config:
             bad_setting(path, f'there is no section {str(name)[:60]}', config, name)
         if name in known:
