@@ -138,6 +138,29 @@ def lacks_words(source, outputs):
 
 
 @check
+def order():
+    "every cell has an id of its own, prose comes before code, and code names its language"
+    for path in notebooks_in(NBS):
+        cells = json.loads((NBS / path).read_text(encoding='utf-8'))['cells']
+        yield from order_problems(f'nbs/{path}', cells)
+
+
+def order_problems(where, cells):
+    ids = [cell['id'] for cell in cells]
+    twice = sorted({one for one in ids if ids.count(one) > 1})
+    if twice:
+        yield f'{where}: more than one cell has the id {twice[0]}'
+    if cells[0]['cell_type'] != 'markdown':
+        yield f'{where}: the first cell is no prose'
+    prose = '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
+    if re.findall(r'(?m)^```.*$', prose)[::2].count('```'):
+        yield f'{where}: a block of code without its language'
+    if len(cells) > 2 and [cell['cell_type'] for cell in cells[1:3]] == ['code', 'markdown']:
+        if ''.join(cells[1]['source']).startswith(('#| default_exp', '#| hide', '#| export')):
+            yield f'{where}: scaffolding stands between the title and the first prose'
+
+
+@check
 def outputs():
     "stored outputs hold no errors, stay small, and say in words what a picture shows"
     for path in notebooks_in(NBS):

@@ -249,7 +249,7 @@ def measure(demo, rows, index):
     )
 
 
-def main():
+def read_options():
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--rows', type=int, nargs='+', default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument('--index', type=json.loads, default={'recall_target': 0.95})
@@ -257,14 +257,11 @@ def main():
     parser.add_argument('--out', type=Path, default=RESULTS / 'scale.json')
     parser.add_argument('--engines', action='store_true', help='compare engines at one size')
     parser.add_argument('--keep', action='store_true', help='leave the projects in the work folder')
-    options = parser.parse_args()
-    WORK.mkdir(parents=True, exist_ok=True)
-    demo = trained_demo()
-    done = json.loads(options.out.read_text()) if options.out.exists() else dict(cells=[])
-    if options.engines:
-        done['engines'] = measure_engines(demo, options.rows[0])
-        options.out.write_text(json.dumps(done, indent=1) + '\n')
-        return
+    return parser.parse_args()
+
+
+def measure_sizes(demo, options, done):
+    "Each size, kept in `done` and its file as soon as it is measured"
     for rows in options.rows:
         cell = measure(demo, rows, {'normalize': 'none', **options.index})
         about = dict(name=options.name, date=str(date.today()), machine=machine())
@@ -276,6 +273,18 @@ def main():
         print(cell, flush=True)
         if not options.keep:
             shutil.rmtree(WORK / f'scale-{rows}')
+
+
+def main():
+    options = read_options()
+    WORK.mkdir(parents=True, exist_ok=True)
+    demo = trained_demo()
+    done = json.loads(options.out.read_text()) if options.out.exists() else dict(cells=[])
+    if options.engines:
+        done['engines'] = measure_engines(demo, options.rows[0])
+        options.out.write_text(json.dumps(done, indent=1) + '\n')
+    else:
+        measure_sizes(demo, options, done)
 
 
 if __name__ == '__main__':

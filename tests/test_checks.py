@@ -23,6 +23,22 @@ def test_stored_outputs(words):
     assert words in problem and problem.startswith('nbs/x.ipynb, cell 1')
 
 
+def test_order_of_a_notebook():
+    kinds = ['markdown', 'code', 'code']
+    cells = [dict(cell_type=kind, id=str(i), source='#| hide') for i, kind in enumerate(kinds)]
+    assert not list(checks.order_problems('x', cells))
+    assert list(checks.order_problems('x', cells[1:])) == ['x: the first cell is no prose']
+    cells[2]['cell_type'] = 'markdown'
+    (problem,) = checks.order_problems('x', cells)
+    assert 'between the title and the first prose' in problem
+    cells[1] = {**cells[2], 'cell_type': 'markdown'}
+    (problem,) = checks.order_problems('x', cells)
+    assert problem == 'x: more than one cell has the id 2'
+    cells[1] = dict(cell_type='markdown', id='9', source=['```\n', 'x\n', '```'])
+    (problem,) = checks.order_problems('x', cells)
+    assert problem == 'x: a block of code without its language'
+
+
 def test_relative_paths_are_no_problem():
     output = {'output_type': 'stream', 'text': ['saved to demo/out/y.csv']}
     assert not list(checks.output_problems('', output))
