@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .files import replacing
 from two_tower_vs.findings import (
@@ -26,7 +26,7 @@ from two_tower_vs.findings import (
     remedies,
 )
 from .fingerprints import fingerprints
-from .grids import image_grid, thumb
+from .grids import image_grid, picture_of, short_path, thumb
 from .leaks import find_leaks
 from .near import feature_cosines
 from .paths import expand
@@ -210,13 +210,10 @@ def check(
 
 # %% ../nbs/01b_check.ipynb #2e3884bd
 def _thumbs(paths, root, side):
-    "Small pictures; None for no path, grey for one that cannot be read"
+    "Small pictures in a frame; None for no path, grey for one that cannot be read"
     grey = Image.new('RGB', (side, side), '#eee')
-    return [(thumb(root / path, side) or grey) if path else None for path in paths]
-
-# %% ../nbs/01b_check.ipynb #429c25f6
-def _short_path(path):
-    return path if len(path) < 14 else '…' + path[-12:]
+    shown = [(thumb(root / path, side) or grey) if path else None for path in paths]
+    return [image and ImageOps.expand(image, 1, '#ccc') for image in shown]
 
 # %% ../nbs/01b_check.ipynb #95df2436
 def show_check(
@@ -239,10 +236,10 @@ def show_check(
             if some[column].any():
                 thumbs = _thumbs(some[column], expand(images_root), int(128 * cell))
                 rows.append(thumbs + [None] * (most - len(thumbs)))
-                titles.append([_short_path(path) for path in some[column]])
+                titles.append([short_path(path, int(16 * cell)) for path in some[column]])
                 names.append(name)
     if not rows:
-        return image_grid([[None] * 4], titles=[['nothing to show', '', '', '']])
+        return picture_of('there is nothing to show')
     return image_grid(rows, titles, names, cell=cell, **grid)
 
 # %% ../nbs/01b_check.ipynb #e2c0a1d9

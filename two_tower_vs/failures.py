@@ -9,7 +9,7 @@ __all__ = ['show_worst', 'show_changes']
 import pandas as pd
 
 from .eval import Evaluation
-from .grids import image_grid, thumb
+from .grids import image_grid, picture_of, thumb
 from .paths import expand
 from .ranks import never
 
@@ -30,10 +30,6 @@ def _failure_grid(rows, wrong, gt, images_root, cell, **grid):
 def _place(rank):
     return 'never' if pd.isna(rank) else f'{rank}'
 
-# %% ../nbs/04_failures.ipynb #9ae353b9
-def _nothing_to_show(text):
-    return image_grid([[None] * 4], titles=[[text, '', '', '']])
-
 # %% ../nbs/04_failures.ipynb #0aa768d9
 def show_worst(
     e: Evaluation,
@@ -48,7 +44,7 @@ def show_worst(
     worst = rank.sort_values(ascending=False, kind='stable').head(n)
     rows = e.queries.loc[worst[worst > 1].index]
     if rows.empty:
-        return _nothing_to_show('every query finds its answer first')
+        return picture_of('every query finds its answer first')
     places = [_place(rank) for rank in rows['rank']]
     titles = [place if place == 'never' else f'rank {place}' for place in places]
     blank = [''] * len(rows)
@@ -77,7 +73,7 @@ def show_changes(
     gained = _changed_queries(e.queries, 'gained', 'baseline_rank').head(n - len(lost))
     rows = pd.concat([lost.assign(wrong=lost.top1), gained.assign(wrong=gained.baseline_top1)])
     if rows.empty:
-        return _nothing_to_show('nothing is gained, nothing lost')
+        return picture_of('nothing is gained, nothing is lost')
     before = [_place(rank) for rank in rows.baseline_rank]
     after = [_place(rank) for rank in rows['rank']]
     moved = [f'{old} → {new}' for old, new in zip(before, after)]
