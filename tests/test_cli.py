@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from two_tower_vs import cli as module
+from two_tower_vs.errors import Notice
 from two_tower_vs.run import Run
 
 HEAVY = ('torch', 'pandas', 'numpy', 'faiss', 'PIL', 'timm', 'openvino', 'yaml')
@@ -333,3 +334,11 @@ def test_accelerate_starts_one_process_of_several(fresh):
 def quiet_home(folder):
     "An environment without a user's settings of Accelerate"
     return {**os.environ, 'HF_HOME': str(folder / 'home')}
+
+
+def test_notes_do_not_look_like_warnings(capsys):
+    show = module._warn_once()
+    for category in (UserWarning, Notice):
+        for _ in range(2):
+            show(f'a {category.__name__}', category, module.__file__)
+    assert capsys.readouterr().err == 'warning: a UserWarning\nnote: a Notice\n'

@@ -18,7 +18,7 @@ from functools import wraps
 from pathlib import Path
 
 import two_tower_vs
-from .errors import InputError, escape_invisible
+from .errors import InputError, Notice, escape_invisible
 from .files import disk_refusals
 from .lock import clear_up, only_run
 from .peers import has_last_word, loss_of_peers, peers
@@ -136,7 +136,8 @@ def _warn_once():
     def show(message, category, filename, *args, **options):
         if filename.startswith(ours) and str(message) not in shown:
             shown.add(str(message))
-            print(f'warning: {escape_invisible(str(message))}', file=sys.stderr)
+            kind = 'note' if issubclass(category, Notice) else 'warning'
+            print(f'{kind}: {escape_invisible(str(message))}', file=sys.stderr)
 
     return show
 

@@ -15,7 +15,7 @@ from warnings import warn
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, Notice
 from .files import replacing
 from .int8 import Int8Network
 from .runners import Runner, Setup, make_runner, precisions, warn_of_torch
@@ -111,7 +111,7 @@ _least_agreement = 0.99
 
 
 def _compared(runner, exact, pixels):
-    "bfloat16 where it finds what PyTorch finds in 32 bits, else float32 with a warning."
+    "bfloat16 where it finds what PyTorch finds in 32 bits, else float32 with a note."
     features = _features(runner, pixels)
     right = _features(exact, pixels)
     agreement = top_agreement(features, right)
@@ -120,7 +120,8 @@ def _compared(runner, exact, pixels):
     warn(
         f'In bfloat16 this backbone finds other pictures ({100 * agreement:.1f} % of the nearest '
         'are right). float32 is used, at half the speed or less; embed: {precision: bfloat16} '
-        'overrules that.'
+        'overrules that.',
+        Notice,
     )
     return Decision('float32')
 
