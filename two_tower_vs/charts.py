@@ -154,7 +154,7 @@ def intervals(
 ) -> Markup:
     "Values with their intervals, one line a row. Class b: untrained, c: centred, a: the model."
     height = gap * len(rows) + 46
-    left = 100
+    left = max(100, 24 + 6 * max(len(name) for name, _ in rows))
     right = _width - 16
     bottom = height - 34
     lowest = min([0, *(low for _, values in rows for _, low, _ in values.values())])
