@@ -111,6 +111,12 @@ def _promised_bound(metrics_match, training_match):
     bound = training_match.get('bound') if same else None
     return bound and f'{100 * bound:.1f}'
 
+# %% ../nbs/07_threshold_charts.ipynb #c84c742e
+def _missed(match):
+    "Is the threshold less precise than was promised, beyond chance?"
+    found = match['precision']
+    return found is not None and found['ci95'][1] < match['wanted_precision']
+
 # %% ../nbs/07_threshold_charts.ipynb #e79cbc75
 def _match_facts(match, promised):
     "What training promised of the threshold, and what the evaluation measured"
@@ -118,6 +124,8 @@ def _match_facts(match, promised):
         bound=_promised_bound(match, promised),
         threshold=f'{float(match["threshold"]):.2f}',
         wanted=f'{100 * match["wanted_precision"]:.0f}',
+        missed=_missed(match),
+        more=f'{(1 + match["wanted_precision"]) / 2:.3g}',
     )
     return facts | {
         name: percent_cell(match[name]) for name in ('precision', 'coverage', 'refused')
@@ -139,7 +147,7 @@ def threshold_part(
         ('line a', 'every query has an answer'),
         ('line b dash', 'half of the queries have none'),
     ]
-    part = dict(bound=None, threshold=None, wanted=None)
+    part = dict(bound=None, threshold=None, wanted=None, missed=False)
     if match is not None:
         lines.append(('dot w', 'the threshold'))
         part = _match_facts(match, promised)
