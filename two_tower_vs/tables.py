@@ -38,8 +38,11 @@ def _parquet_files(path):
     return sorted(path.glob('**/*.parquet'))
 
 
-def open_parquet(path, names):
-    "(names of all columns, an Arrow table of those among `names`)"
+def open_parquet(
+    path,  # a file, or a folder of files
+    names: list,  # of the columns that are wanted
+) -> tuple:  # names of all columns, an Arrow table of those that are wanted and there
+    "Read columns of Parquet. Raises `InputError`."
     parts = _parquet_files(path)
     if not parts:
         raise InputError(
