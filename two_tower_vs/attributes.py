@@ -345,7 +345,8 @@ def _as_value(value):
 def as_cell(value) -> str:
     "A value as a cell of a CSV: a list as JSON, what is missing empty."
     if isinstance(value, (list, tuple, np.ndarray)):
-        return json.dumps(np.asarray(value, dtype=object).tolist(), ensure_ascii=False)
+        elements = np.asarray(value, dtype=object).tolist()
+        return json.dumps(elements, ensure_ascii=False, separators=(',', ':'))
     return '' if _is_missing(value) else str(value)
 
 # %% ../nbs/00_attributes.ipynb #1a13be1a
@@ -403,14 +404,17 @@ def with_attributes(
         hits = hits.assign(**{column: values.infer_objects() if whole else values})
     return hits
 
-# %% ../nbs/00_attributes.ipynb #e459b127
-def _read(connection, data, table):
-    "Bytes of a Parquet file as a table"
+# %% ../nbs/00_attributes.ipynb #fb82adb5
+def _read(connection, data):  # (names, types of DuckDB)
+    "Bytes of a Parquet file as the table `given`, with the columns a0, a1 …"
     with TemporaryDirectory() as folder:
         file = Path(folder) / 'attributes.parquet'
         file.write_bytes(data)
-        source = str(file).replace("'", "''")
-        connection.execute(f"create table {table} as select * from read_parquet('{source}')")
+        source = f"""read_parquet('{str(file).replace("'", "''")}')"""
+        columns = connection.execute(f'select * from {source} limit 0').description
+        aliases = ', '.join(f'a{i}' for i in range(len(columns)))
+        connection.execute(f'create table given as select * from {source} as t({aliases})')
+    return [column[0] for column in columns], [str(column[1]) for column in columns]
 
 
 def taken(
@@ -419,13 +423,15 @@ def taken(
 ) -> Attributes:
     "Rows in another order; a new one has no attributes yet."
     connection = _connect()
-    _read(connection, attributes.data, 'old')
-    connection.register('given', pd.DataFrame({'wanted': np.asarray(rows, dtype=np.int64)}))
-    connection.execute('create table places as select wanted from given')
+    _read(connection, attributes.data)
+    connection.register('rows', pd.DataFrame({'wanted': np.asarray(rows, dtype=np.int64)}))
+    connection.execute('create table places as select wanted from rows')
     names = attributes.names
-    columns = [f'o.{_quoted(name)}' for name in names]
-    source = 'places p left join old o on o.rowid = p.wanted order by p.rowid'
-    return _filled(connection, source, columns, names, attributes.types)
+    columns = [f'g.a{i}' for i in range(len(names))]
+    source = 'places p left join given g on g.rowid = p.wanted order by p.rowid'
+    made = _filled(connection, source, columns, names, attributes.types)
+    connection.execute('drop table given')
+    return made
 
 # %% ../nbs/00_attributes.ipynb #296fe6a3
 def save_attributes(attributes: Attributes, file):
@@ -438,13 +444,11 @@ def load_attributes(file) -> Attributes:
     try:
         data = Path(file).read_bytes()
         connection = _connect()
-        _read(connection, data, 'given')
-        described = connection.execute('select * from given limit 0').description
-        names = [column[0] for column in described]
-        types = [str(column[1]) for column in described]
+        names, types = _read(connection, data)
         if any(_kept_type(kind) != kind for kind in types):
             raise ValueError(f'it holds {types}')
-        made = _filled(connection, 'given', map(_quoted, names), names, types, data)
+        columns = [f'a{i}' for i in range(len(names))]
+        made = _filled(connection, 'given', columns, names, types, data)
         made.connection.execute('drop table given')
         return made
     except Exception as error:  # of DuckDB
