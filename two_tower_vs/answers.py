@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Region', 'Hit', 'Latency', 'Answer', 'Query', 'AnsweredQuery', 'SearchAnswer', 'Example', 'Examples', 'Health',
-           'Quantiles', 'Stats', 'Reason', 'Error', 'refusals']
+           'Value', 'Attribute', 'Attributes', 'Quantiles', 'Stats', 'Reason', 'Error', 'refusals']
 
 # %% ../nbs/07d_answers.ipynb #dd6fe846
 from pydantic import BaseModel, Field
@@ -50,6 +50,9 @@ class Hit(BaseModel):
     )
     right: bool | None = Field(
         None, description='of an evaluation query: is it one of the right answers?'
+    )
+    attributes: dict | None = Field(
+        None, description='further columns of candidates.csv. Left out where there are none'
     )
 
 # %% ../nbs/07d_answers.ipynb #76814b13
@@ -139,6 +142,33 @@ class Health(BaseModel):
     topk: int | None = Field(None, description='hits where a request does not say')
     max_upload_mb: int | None = None
     max_upload_megapixels: int | None = None
+
+# %% ../nbs/07d_answers.ipynb #b22c9987
+class Value(BaseModel):
+    "A value of an attribute."
+
+    value: str | bool | int | float | None
+    count: int = Field(description='candidates that have it')
+
+
+class Attribute(BaseModel):
+    "A further column of candidates.csv."
+
+    name: str
+    type: str = Field(description='text, number, date, bool or list')
+    empty: int = Field(description='candidates without a value')
+    low: str | int | float | None = Field(None, description='the least number or date')
+    high: str | int | float | None = Field(None, description='the greatest one')
+    values: list[Value] | None = Field(
+        None, description='the most frequent values of the others, or of the elements of lists'
+    )
+
+
+class Attributes(BaseModel):
+    "What `where` can be about."
+
+    version: str
+    attributes: list[Attribute]
 
 # %% ../nbs/07d_answers.ipynb #cf987d5e
 class Quantiles(BaseModel):

@@ -8,7 +8,7 @@ __all__ = ['Answers', 'image_files', 'query', 'save_answers']
 # %% ../nbs/06_ask.ipynb #63681698
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from warnings import warn
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from .ann import whole_number
+from .attributes import column_names
 from .errors import BadImage, InputError
 from .files import replacing
 from .hits import show_hits
@@ -38,7 +39,7 @@ def _with_match(hits, threshold):
     return hits.assign(match=match)
 
 # %% ../nbs/06_ask.ipynb #d7a08c61
-def _one_table(hits_of):
+def _one_table(hits_of, attributes):
     "The hits of several pictures"
     tables = [
         hits.assign(image=str(path).encode(errors='backslashreplace').decode())
@@ -50,7 +51,7 @@ def _one_table(hits_of):
     if 'same_picture' in table:
         table['same_picture'] = table.same_picture.eq(True)  # missing for other pictures
         columns.append('same_picture')
-    return table[columns]
+    return table[columns + [name for name in attributes if name in table]]
 
 # %% ../nbs/06_ask.ipynb #76d796da
 def _rounded(record):
@@ -58,13 +59,21 @@ def _rounded(record):
     scores = {name: round(record[name], 6) for name in ('score', 'cosine') if name in record}
     return record | scores
 
+
+def _with_nested(record, attributes):
+    "A hit whose attributes are a part of their own, under their own names"
+    if not attributes:
+        return record
+    inner = {name: record[column] for column, name in attributes.items()}
+    outer = {column: value for column, value in record.items() if column not in attributes}
+    return outer | {'attributes': inner}
+
 # %% ../nbs/06_ask.ipynb #5cffabd7
-def _json_hits(path, hits):
-    records = hits.to_dict('records')
-    return {
-        'image': str(path),
-        'hits': [_rounded(record) for record in records],
-    }
+def _json_hits(path, hits, attributes):
+    records = []
+    for record in hits.astype(object).to_dict('records'):
+        records.append(_with_nested(_rounded(record), attributes))
+    return {'image': str(path), 'hits': records}
 
 # %% ../nbs/06_ask.ipynb #ecb37402
 @dataclass
@@ -77,22 +86,27 @@ class Answers:
     threads: int
     engine: str
     threshold: float = None  # the least score of a match, where it is known
+    attributes: dict = field(default_factory=dict)  # column of hits -> attribute
+    where: str = None  # the filter
 
     def table(self) -> pd.DataFrame:
         "All hits; `image` in front where there are several, `match` where there is a threshold."
         one = len(self.hits) == 1
-        table = next(iter(self.hits.values())) if one else _one_table(self.hits)
+        first = next(iter(self.hits.values()))
+        table = first if one else _one_table(self.hits, self.attributes)
         table = table.drop(columns='region', errors='ignore')
         return _with_match(table, self.threshold)
 
     def json(self) -> dict:
         "As query.json; several pictures are listed under `queries`."
         queries = [
-            _json_hits(path, _with_match(hits, self.threshold)) for path, hits in self.hits.items()
+            _json_hits(path, _with_match(hits, self.threshold), self.attributes)
+            for path, hits in self.hits.items()
         ]
         return {
             **(queries[0] if len(queries) == 1 else {'queries': queries}),
             **({} if self.threshold is None else {'threshold': self.threshold}),
+            **({} if self.where is None else {'where': self.where}),
             'latency_ms': self.latency.T.to_dict(),
             'runs': self.runs,
             'threads': self.threads,
@@ -179,6 +193,14 @@ def _embedded(s, files, batch_size):
     return names, pictures, vectors
 
 # %% ../nbs/06_ask.ipynb #530c5bf7
+def _passing(index, where):
+    "The candidates that pass; warns where there are none"
+    passing = index.passing(where)
+    if passing is not None and not len(passing.rows):
+        warn(f'where: none of the {len(index.paths):,} candidates passes this filter.')
+    return passing
+
+
 @bounded(topk=whole(1, 1_000_000), runs=whole(1, 100_000), batch_size=whole(1, 4096))
 def query(
     s: Searcher,
@@ -187,20 +209,23 @@ def query(
     runs: int = 30,  # for the latency card
     batch_size: int = 32,
     verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
+    where: str = None,  # only candidates for which this is true, such as price < 50
 ) -> Answers:
     "Search with pictures. Raises `InputError`."
     topk = whole_number(topk, 'query.topk')
     runs = whole_number(runs, 'query.runs')
     batch_size = whole_number(batch_size, 'query.batch_size')
     s = s.with_verify(verify)
+    passing = _passing(s.index, where)
     files = image_files(images)
     names, pictures, vectors = _embedded(s, files, batch_size)
     if not names:
         raise InputError(f'None of the {len(files)} files is a readable image.')
-    found = s.hit_tables(np.concatenate(vectors), topk, pictures)
+    found = s.hit_tables(np.concatenate(vectors), topk, pictures, passing)
     hits = dict(zip(names, found))
-    card = latency(s, names[:20], topk, runs)
-    return Answers(hits, card, runs, torch.get_num_threads(), s.engine.name, s.threshold)
+    card = latency(s, names[:20], topk, runs, where=where)
+    made = runs, torch.get_num_threads(), s.engine.name, s.threshold
+    return Answers(hits, card, *made, column_names(s.index.attributes), where)
 
 # %% ../nbs/06_ask.ipynb #4bce1bef
 def save_answers(a: Answers, folder, images_root):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .query import Searcher
+from .subset import Subset
 from .threads import cores
 
 # %% ../nbs/07e_batching.ipynb #833841fe
@@ -36,7 +37,12 @@ class _Task:
     searcher: Searcher
     pixels: np.ndarray  # (3, s, s)
     topk: int
+    passing: Subset = None  # candidates that pass a filter; None: all
     future: Future = field(default_factory=Future)  # of a `Found`
+
+    def asks(self):
+        "Tasks that ask the same are searched together"
+        return self.topk, id(self.passing)
 
 # %% ../nbs/07e_batching.ipynb #ee2c7f4b
 def _search_together(searcher, tasks):
@@ -44,10 +50,11 @@ def _search_together(searcher, tasks):
     start = time.perf_counter()
     vectors = searcher.vectors(np.stack([task.pixels for task in tasks]))
     embed_ms = 1000 * (time.perf_counter() - start)
-    for topk in {task.topk for task in tasks}:
-        same = [i for i, task in enumerate(tasks) if task.topk == topk]
+    for asked in {task.asks() for task in tasks}:
+        same = [i for i, task in enumerate(tasks) if task.asks() == asked]
         start = time.perf_counter()
-        all_scores, all_rows = searcher.index.search(vectors[same], topk)
+        one = tasks[same[0]]
+        all_scores, all_rows = searcher.index.search(vectors[same], one.topk, one.passing)
         search_ms = 1000 * (time.perf_counter() - start)
         for i, scores, rows in zip(same, all_scores, all_rows):
             hits = rows >= 0
@@ -83,9 +90,10 @@ class Batcher:
         searcher: Searcher,
         pixels: np.ndarray,  # of one picture (3, s, s)
         topk: int,
+        passing: Subset = None,  # candidates that pass a filter; None: all
     ) -> Future:  # of a `Found`
         "Queue a picture."
-        task = _Task(searcher, pixels, topk)
+        task = _Task(searcher, pixels, topk, passing)
         with self.change:
             self.todo.append(task)
             self.change.notify()

@@ -18,6 +18,7 @@ from functools import wraps
 from pathlib import Path
 
 import two_tower_vs
+from .config import bad_setting
 from .errors import InputError, Notice, escape_invisible
 from .files import disk_refusals
 from .lock import clear_up, only_run
@@ -55,6 +56,7 @@ examples:
   two_tower_vs --stage init --images photos
   two_tower_vs --config config.yaml --stage all --k 1 5 10
   two_tower_vs --config config.yaml --stage query --image photo.jpg --topk 10
+  two_tower_vs --config config.yaml --stage query --image photo.jpg --where "price < 50"
   two_tower_vs --config config.yaml --stage serve --port 8000
 
 exit status:
@@ -115,6 +117,12 @@ def parser() -> argparse.ArgumentParser:
     _add_run_flags(flags)
     _add_picture_flags(flags)
     flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
+    flags.add_argument(
+        '--where',
+        metavar='EXPRESSION',
+        help='for query: only candidates for which this is true, such as '
+        '"price < 50 and brand in (\'A\', \'B\')"',
+    )
     flags.add_argument(
         '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
     )
@@ -240,6 +248,13 @@ def _parsed(argv):
             return parser().parse_args(argv)
 
 # %% ../nbs/09_cli.ipynb #8e21f0c2
+def _refuse_useless_filter(args):
+    "Raise `InputError` where a filter would do nothing"
+    if args.where is not None and args.stage not in ('query', 'all'):
+        problem = f'--stage {args.stage} does not filter. Use it with --stage query'
+        bad_setting('--where', problem)
+
+
 def _refuse_single_process():
     "Raise `InputError` where Accelerate was asked for several processes and has started one"
     asked_for_several = {'ACCELERATE_MIXED_PRECISION', 'MASTER_PORT'} <= os.environ.keys()
@@ -252,7 +267,7 @@ def _refuse_single_process():
 # %% ../nbs/09_cli.ipynb #ff39e3d5
 def _run_stage(args, helper):
     "Run one stage of a config file. Raises `InputError`."
-    options = args.k, args.image, args.topk, args.host, args.port, args.verify
+    options = args.k, args.image, args.topk, args.host, args.port, args.verify, args.where
     run = Run(args.config, *options)
     reads = args.stage in ('query', 'serve')
     if reads:
@@ -279,6 +294,7 @@ def main(argv=None) -> int:  # exit status
     if process_count() > 1:
         peers()  # know from now on where this process runs
     _refuse_single_process()
+    _refuse_useless_filter(args)
     if args.stage in ('demo', 'init'):
         (demo_stage if args.stage == 'demo' else init_stage)(args)
     else:

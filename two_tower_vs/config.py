@@ -73,7 +73,7 @@ def sections() -> dict:  # section -> the function or class that takes its keys
 # %% ../nbs/09_config.ipynb #0eac90b2
 _set_by_stages = set(
     'seed cache folder progress name names candidates embedding queries sizes root out desc view '
-    'preset tuning strict leaked unanswered bystanders why columns milvus '
+    'preset tuning strict leaked unanswered bystanders why columns milvus attributes '
     'accelerator'.split()
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on

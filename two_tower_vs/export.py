@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from . import __version__
+from .attributes import Attributes, taken
 from .data import drop_bad
 from .embed import embed, first_pixels
 from .errors import InputError
@@ -24,6 +25,7 @@ from .files import disk_errors, replacing
 from .model import Tower, TwoTower
 from .model_card import model_card
 from .onnx_towers import onnx_agreement, onnx_metadata, to_onnx
+from .pathcolumn import rows_of
 from .paths import expand
 from .saving import file_sha256
 from .vector_files import save_vectors, table_files
@@ -77,6 +79,7 @@ class VectorTable:
     column: str  # of the paths
     embeddings: Embeddings
     files: list  # their names
+    attributes: Attributes = None  # of the rows
 
 # %% ../nbs/06a_export.ipynb #e3421b12
 def _vector_table(tower, paths, stem, column, *, root, cache, options, name, on_bad, format):
@@ -86,6 +89,13 @@ def _vector_table(tower, paths, stem, column, *, root, cache, options, name, on_
     return VectorTable(stem, column, found, table_files(stem, format))
 
 # %% ../nbs/06a_export.ipynb #6cc74766
+def _attributes_of(table, candidates, attributes):
+    "Of the candidates that were embedded"
+    if attributes is None:
+        return None
+    return taken(attributes, rows_of(list(candidates.cand_path), table.embeddings.paths))
+
+
 def _vector_tables(model, candidates, queries, names, **shared):
     "The table of candidates, then the one of queries where there are any"
     table = _vector_table(
@@ -193,7 +203,8 @@ def _replace_export(model, folder, tables, towers, write):
     with replacing(*(folder / file for file in files)) as temporary:
         places = dict(zip(files, temporary))
         for table in tables:
-            save_vectors(table.embeddings, table.column, [places[file] for file in table.files])
+            written = [places[file] for file in table.files]
+            save_vectors(table.embeddings, table.column, written, table.attributes)
         agreements = write(places)
         description = _description(model, tables, agreements, places)
         places['export.json'].write_text(json.dumps(description, indent=1) + '\n')
@@ -216,6 +227,7 @@ def export(
     embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
     names: tuple = ('candidates.csv', 'query_gt.csv'),  # what messages call the two tables
     on_bad: str = 'skip',  # unreadable pictures: error, or skip them with a warning
+    attributes: Attributes = None,  # of the candidates, row by row
 ) -> dict:  # as export.json
     "Write vectors, towers and a model card for other programs. Raises `InputError`."
     if to != 'files':
@@ -225,6 +237,7 @@ def export(
     options = embedding or {}
     shared = dict(root=images_root, cache=cache, options=options, on_bad=on_bad, format=format)
     tables = _vector_tables(model, candidates.cand_path, queries, names, **shared)
+    tables[0].attributes = _attributes_of(tables[0], candidates, attributes)
     towers = _tower_files(model, *(table.embeddings for table in tables)) if onnx else []
 
     def write(places):

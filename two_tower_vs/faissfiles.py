@@ -15,6 +15,15 @@ from .ann import configure, faiss_reason
 from .errors import InputError
 
 # %% ../nbs/04e_faissfiles.ipynb #31ef600a
+def _forget_map(index):
+    "A map from rows to lists, made for a search, isn't saved"
+    import faiss
+
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexIVF):
+        index.set_direct_map_type(faiss.DirectMap.NoMap)
+
+
 def write_faiss(
     index,  # a faiss.Index
     file,
@@ -22,6 +31,7 @@ def write_faiss(
     "Write an index. Raises `OSError`."
     import faiss
 
+    _forget_map(index)
     with open(file, 'wb') as f:
         faiss.write_index(index, faiss.PyCallbackIOWriter(f.write, 2**20))
 

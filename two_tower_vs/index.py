@@ -26,6 +26,8 @@ from two_tower_vs.ann import (
     whole_number,
 )
 from .ann import factory as spec_of
+from .attributes import Attributes, with_attributes
+from .border import way_of
 from .bystanders import columns_of, levels, neighbours
 from .errors import InputError
 from .lists import one_thread
@@ -34,8 +36,10 @@ from .rows import sketch
 from .selection import choose_index, flat_enough, not_needed
 from .settings import bounded, number, whole
 from .shards import fill_files, joined_files, rows_a_file
+from .subset import Subset, search_among
 from .tuning import Exact, nearest, thorough, tune_index
 from .vectors import Embeddings, shorten
+from .where import rows_where
 
 # %% ../nbs/05_index.ipynb #749d17af
 @dataclass
@@ -51,6 +55,7 @@ class Index:
     bystanders: np.ndarray = None  # float32 (b, d), vectors that normalise scores; None: none do
     bystander_rows: np.ndarray = None  # int64 (b,), row of each, ascending; -1: it has none
     files: list = None  # of FAISS, where they are several, mapped; None: it is in memory
+    attributes: Attributes = None  # of the candidates, to filter by; None: there are none
 
 # %% ../nbs/05_index.ipynb #25ee11e1
 @patch
@@ -114,16 +119,38 @@ def _normalized(self: Index, vectors, scores, rows, block=1024):
         found[some] = levels(vectors[some] @ self.bystanders.T, first[some], k)
     return scores - found[:, None]
 
+# %% ../nbs/05_index.ipynb #def53fa3
+@patch
+def passing(
+    self: Index,
+    where,  # an expression over the attributes; None, or a Subset, stays as it is
+) -> Subset:
+    "The candidates that pass a filter. Raises `InputError`."
+    if where is None or isinstance(where, Subset):
+        return where
+    return Subset(rows_where(self.attributes, where), len(self.paths))
+
+# %% ../nbs/05_index.ipynb #30f70a52
+@patch
+def _search_passing(self: Index, vectors, k, subset):
+    way = way_of(subset, self.manifest.get('filtered'), self.faiss.d)
+    scores, rows = search_among(self.faiss, vectors, k, subset, way)
+    rows[np.isnan(scores)] = -1
+    return self._normalized(vectors, scores, rows), rows
+
 # %% ../nbs/05_index.ipynb #49bfc4df
 @patch
 def search(
     self: Index,
     vectors: np.ndarray,  # unit query vectors (n, d) of the model, or shorter ones
-    k: int = 10,  # hits a query; fewer where there are fewer candidates
+    k: int = 10,  # hits a query; fewer where there are fewer candidates, or fewer pass
+    where=None,  # only candidates for which this expression is true; or what `passing` gave
 ) -> tuple:  # scores (n, k), rows (n, k), best first; -1 for none
     "The nearest candidates of each query. Raises `InputError`."
     k = min(whole_number(k, 'k'), len(self.paths))
     vectors = self._fitting(vectors)
+    if where is not None:
+        return self._search_passing(vectors, k, self.passing(where))
     little = vectors.size * len(self.paths) <= flat_enough
     small = len(vectors) == 1 and (little or self.manifest.get('kind') in ('hnsw', 'ivf_sq'))
     with one_thread() if small else nullcontext():
@@ -157,15 +184,16 @@ def _hit_table(self: Index, scores, rows, content):
     paths = [self.paths[row] for row in rows]
     ranks = np.arange(1, len(rows) + 1)
     hits = pd.DataFrame({'rank': ranks, 'cand_path': paths, 'score': scores})
+    hits = with_attributes(hits, self.attributes, rows)
     own = self.same_picture(rows, content)
     return hits.assign(same_picture=own) if own.any() else hits
 
 # %% ../nbs/05_index.ipynb #1e81cf1e
 @patch
-def _hit_tables(self: Index, vectors, k, block, contents):
+def _hit_tables(self: Index, vectors, k, block, contents, where):
     for start in range(0, len(vectors), block):
         some = slice(start, start + block)
-        found = self.search(vectors[some], k)
+        found = self.search(vectors[some], k, where)
         for scores, rows, content in zip(*found, contents[some]):
             yield self._hit_table(scores[rows >= 0], rows[rows >= 0], content)
 
@@ -177,14 +205,16 @@ def batch_hits(
     k: int = 10,
     block: int = 1024,  # queries searched at once
     contents=None,  # of the queries' files, as same_picture takes them; None: not known
+    where=None,  # as in `search`
 ):  # yields what `hits` gives, in their order
     "The nearest candidates of many query vectors. Raises `InputError`."
     vectors = self._fitting(vectors)
+    where = self.passing(where)
     k = whole_number(k, 'k')
     block = whole_number(block, 'block')
     most = 2**24 // max(1, min(k, len(self.paths)))
     contents = [None] * len(vectors) if contents is None else contents
-    return self._hit_tables(vectors, k, max(1, min(block, most)), contents)
+    return self._hit_tables(vectors, k, max(1, min(block, most)), contents, where)
 
 # %% ../nbs/05_index.ipynb #c415ed02
 @patch
@@ -192,9 +222,10 @@ def hits(
     self: Index,
     vector: np.ndarray,  # (d,)
     k: int = 10,
-) -> pd.DataFrame:  # rank, cand_path, score
+    where=None,  # as in `search`
+) -> pd.DataFrame:  # rank, cand_path, score, attributes
     "The nearest candidates of one query vector as a table. Raises `InputError`."
-    return next(self.batch_hits(as_vectors(vector, 1)[None], k))
+    return next(self.batch_hits(as_vectors(vector, 1)[None], k, where=where))
 
 # %% ../nbs/05_index.ipynb #d82754ca
 @dataclass

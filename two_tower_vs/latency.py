@@ -38,7 +38,7 @@ def path_list(
     return paths
 
 # %% ../nbs/06_latency.ipynb #35fd286f
-def _step_seconds(searcher, file, topk):
+def _step_seconds(searcher, file, topk, where):
     "Step -> seconds, for one picture"
     times = [time.perf_counter()]
     picture = searcher.read(file)
@@ -46,7 +46,8 @@ def _step_seconds(searcher, file, topk):
     vectors = searcher.vectors(picture.pixels[None])
     times.append(time.perf_counter())
     verifier = searcher.verifier
-    hits = searcher.index.hits(vectors[0], max(topk, verifier.first) if verifier else topk)
+    most = max(topk, verifier.first) if verifier else topk
+    hits = searcher.index.hits(vectors[0], most, where)
     times.append(time.perf_counter())
     steps = ['decode', 'embed', 'search']
     if verifier:
@@ -62,6 +63,7 @@ def latency(
     topk: int = 10,
     runs: int = 30,
     warmup: int = 3,
+    where: str = None,  # a filter, evaluated in each search
 ) -> pd.DataFrame:  # decode, embed, search, verify where hits are, total; in ms: p50 and p95
     "Time single queries, step by step. Raises `InputError`."
     files = path_list(files)
@@ -69,6 +71,7 @@ def latency(
     runs = whole_number(runs, 'runs')
     if not files:
         raise InputError('There are no pictures to time queries with. Give one at least.')
-    seconds = [_step_seconds(s, files[i % len(files)], topk) for i in range(-warmup, runs)]
+    files = [files[i % len(files)] for i in range(-warmup, runs)]
+    seconds = [_step_seconds(s, file, topk, where) for file in files]
     table = 1000 * pd.DataFrame(seconds[warmup:])
     return pd.DataFrame({'p50': table.quantile(0.5), 'p95': table.quantile(0.95)}).round(3)

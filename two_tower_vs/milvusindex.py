@@ -104,6 +104,16 @@ class MilvusIndex(Index):
         self.bystanders = bystanders
         self.bystander_rows = bystander_rows
 
+# %% ../nbs/05j_milvusindex.ipynb #55ded636
+@patch
+def passing(self: MilvusIndex, where):
+    "None stays None. Raises `InputError` for a filter."
+    if where is not None:
+        raise InputError(
+            'where: an index in Milvus cannot be filtered here. '
+            'Use another index.kind, or filter in Milvus itself.'
+        )
+
 # %% ../nbs/05j_milvusindex.ipynb #db82f844
 _hits_at_once = 2**16
 
@@ -113,8 +123,10 @@ def search(
     self: MilvusIndex,
     vectors: np.ndarray,  # unit query vectors (n, d) of the model, or shorter ones
     k: int = 10,  # hits a query; fewer where there are fewer candidates
+    where=None,  # must be None: `passing` refuses filters
 ) -> tuple:  # scores (n, k), numbers of rows (n, k), best first; -1 for none
     "The nearest candidates of each query. Raises `InputError`, and `MilvusError` without answer."
+    self.passing(where)
     k = min(whole_number(k, 'k'), len(self.paths))
     vectors = self._fitting(vectors)
     scores = np.full((len(vectors), k), -np.inf, np.float32)
@@ -136,11 +148,12 @@ def batch_hits(
     k: int = 10,
     block: int = 1024,  # queries searched at once
     contents=None,  # of the queries' files, as same_picture takes them; None: not known
+    where=None,  # must be None
 ):  # yields what `hits` gives, in their order
     "The nearest candidates of many query vectors. Raises `InputError`."
     most = max(1, _hits_at_once // min(whole_number(k, 'k'), Collection.most_hits))
     block = min(whole_number(block, 'block'), most)
-    return Index.batch_hits(self, vectors, k, block, contents)
+    return Index.batch_hits(self, vectors, k, block, contents, where)
 
 # %% ../nbs/05j_milvusindex.ipynb #6db1417b
 @patch

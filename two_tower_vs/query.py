@@ -185,28 +185,35 @@ def hit_tables(
     vectors: np.ndarray,  # of queries (n, d)
     topk: int,
     pictures: list,  # theirs, of `read`, with details where hits are verified
+    where=None,  # as for Index.search
 ):  # yields the hits of each
     "Hits of several pictures. Raises `InputError`."
-    contents = [picture.content for picture in pictures]
+    options = dict(contents=[picture.content for picture in pictures], where=where)
     if self.verifier is None:
-        yield from self.index.batch_hits(vectors, topk, contents=contents)
+        yield from self.index.batch_hits(vectors, topk, **options)
         return
     most = max(topk, self.verifier.first)
-    tables = self.index.batch_hits(vectors, most, contents=contents)
+    tables = self.index.batch_hits(vectors, most, **options)
     for hits, picture in zip(tables, pictures):
         yield rescored(hits, picture.details, self.verifier, topk)
 
 # %% ../nbs/06_query.ipynb #53076a26
 @patch
-def search(self: Searcher, src, topk: int = 10) -> pd.DataFrame:
-    """Hits of one picture, in any form: `rank`, `cand_path`, `score`, and `same_picture` where
-    there is such a hit. Raises `BadImage` or `InputError`."""
+def search(
+    self: Searcher,
+    src,  # a picture, in any form
+    topk: int = 10,
+    where: str = None,  # only candidates for which this expression is true, such as 'price < 50'
+) -> pd.DataFrame:
+    """Hits of one picture: `rank`, `cand_path`, `score`, attributes where there are any, and
+    `same_picture` where there is such a hit. Raises `BadImage` or `InputError`."""
     topk = whole_number(topk, 'topk')
+    where = self.index.passing(where)
     given = given_picture(src)
     picture = self.read(given)
     picture.details = self.details(given)
     vectors = self.vectors(picture.pixels[None])
-    return next(self.hit_tables(vectors, topk, [picture]))
+    return next(self.hit_tables(vectors, topk, [picture], where))
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:

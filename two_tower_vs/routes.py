@@ -6,6 +6,7 @@
 __all__ = ['most_hits', 'add_routes']
 
 # %% ../nbs/07m_routes.ipynb #9c6f6af0
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from starlette.responses import FileResponse, Response
 
 import two_tower_vs
 from .access import Refusal, json_answer
-from .answers import Examples, Health, SearchAnswer, Stats, refusals
+from .answers import Attributes, Examples, Health, SearchAnswer, Stats, refusals
+from .attributes import described
 from .gallery import kinds_of, query_facts
 from .searches import as_example, search
 from two_tower_vs.sending import (
@@ -36,15 +38,22 @@ _found_answer = {200: dict(model=SearchAnswer, description='The hits')}
 def _hits_wanted(default):
     return Query(default, ge=1, le=most_hits, description='hits wanted')
 
+
+_filter = Query(
+    None,
+    description="only candidates for which this is true, such as `price < 50 and brand = 'A'`; "
+    '`/attributes` tells what there is',
+)
+
 # %% ../nbs/07m_routes.ipynb #0b1afd0f
-async def _search_in_time(site, source, topk, most_pixels=None):
+async def _search_in_time(site, source, topk, most_pixels=None, where=None):
     seconds = site.limits.timeout_s
     late = Refusal(504, 'too slow', f'The search took over {seconds} s (serve.timeout_s).')
     with admitted(site):
-        return await within(seconds, search(site, source, topk, most_pixels), late)
+        return await within(seconds, search(site, source, topk, most_pixels, where), late)
 
 # %% ../nbs/07m_routes.ipynb #4938a0ee
-async def _search_upload(site, request, topk):
+async def _search_upload(site, request, topk, where):
     see_room(site)
     seconds = site.limits.timeout_s
     slow = Refusal(
@@ -56,7 +65,8 @@ async def _search_upload(site, request, topk):
     data = await within(seconds, uploaded(request, site), slow)
     site.held += len(data)
     try:
-        _, answer = await _search_in_time(site, data, topk, site.limits.upload_pixels)
+        most = site.limits.upload_pixels
+        _, answer = await _search_in_time(site, data, topk, most, where)
     finally:
         site.held -= len(data)
     return json_answer(answer)
@@ -85,11 +95,17 @@ def _add_search(app, site, default_topk):
         tags=['search'],
         responses=_found_answer | refusals(400, 403, 408, 413, 415, 422, 504),
     )
-    async def search(request: Request, topk: int = _hits_wanted(default_topk)):
-        return await _search_upload(site, request, topk)
+    async def search(
+        request: Request, topk: int = _hits_wanted(default_topk), where: str = _filter
+    ):
+        return await _search_upload(site, request, topk, where)
 
 # %% ../nbs/07m_routes.ipynb #c89eadc6
-async def _search_known(site, number, query, version, topk):
+def _bytes_inside(root, path):
+    return read_inside(root, path)[0]
+
+
+async def _search_known(site, number, query, version, topk, where):
     if (number is None) == (query is None):
         raise Refusal(422, 'bad request', 'Give id or query, one of them.')
     shows = site.gallery(version)
@@ -97,7 +113,8 @@ async def _search_known(site, number, query, version, topk):
         path = await in_thread(site, candidate_path, site, number, version)
     else:
         path = query_path(site, query, version)
-    now, answer = await _search_in_time(site, lambda: read_inside(site.root, path)[0], topk)
+    source = partial(_bytes_inside, site.root, path)
+    now, answer = await _search_in_time(site, source, topk, where=where)
     if query is not None and now.shows.version == shows.version:
         answer = await in_thread(site, as_example, now, query, answer)
     return json_answer(answer)
@@ -115,9 +132,33 @@ def _add_search_again(app, site, default_topk):
         query: int = Query(None, description='search with this evaluation query'),
         v: str = Query(None, description='the version that the number belongs to'),
         topk: int = _hits_wanted(default_topk),
+        where: str = _filter,
     ):
         "Hits of a picture that the server has: a candidate, or an evaluation query."
-        return await _search_known(site, id, query, v, topk)
+        return await _search_known(site, id, query, v, topk, where)
+
+# %% ../nbs/07m_routes.ipynb #81da4a1f
+def _what_to_filter_by(now):
+    attributes = now.searcher.index.attributes
+    found = [] if attributes is None else _described(attributes)
+    return dict(version=now.shows.version, attributes=found)
+
+
+@lru_cache(1)
+def _described(attributes):
+    return described(attributes)
+
+
+def _add_attributes(app, site):
+    @app.get(
+        '/attributes',
+        summary='What to filter by',
+        tags=['search'],
+        responses={200: dict(model=Attributes, description='All of them')} | refusals(),
+    )
+    async def attributes():
+        "Name, type, and range or most frequent values of each attribute of the candidates."
+        return json_answer(await in_thread(site, _what_to_filter_by, site.now))
 
 # %% ../nbs/07m_routes.ipynb #bc1103a4
 _app_version = Query(None, description='the version that the number belongs to')
@@ -319,6 +360,7 @@ def add_routes(
     "Add all routes."
     _add_search(app, site, topk)
     _add_search_again(app, site, topk)
+    _add_attributes(app, site)
     _add_pictures(app, site)
     _add_examples(app, site)
     _add_health(app, site, topk)

@@ -22,7 +22,7 @@ from .milvusclient import MilvusError
 from .pictures import formats
 from .reloading import Served
 from .rescore import with_evidence
-from .sending import decoded_pixels
+from .sending import decoded_pixels, in_thread
 from .uploads import admitted_large
 
 # %% ../nbs/07k_searches.ipynb #440492b1
@@ -120,13 +120,14 @@ def _without_nothing(record):
     return {name: value for name, value in record.items() if value is not None}
 
 # %% ../nbs/07k_searches.ipynb #7b0a3bb1
-def _marked(now, hits, content):
+def _marked(now, hits, content, attributes):
     rows = np.array([hit['id'] for hit in hits], dtype=np.int64)
     same = now.searcher.index.same_picture(rows, content)
     marked = []
     for i, hit in enumerate(hits):
         mark = {'same_picture': True} if same[i] else _match_of(now, hit['score'])
-        marked.append({'rank': i + 1, **hit, 'score': round(hit['score'], 6), **mark})
+        more = {'attributes': attributes[i]} if attributes else {}
+        marked.append({'rank': i + 1, **hit, 'score': round(hit['score'], 6), **mark, **more})
     return marked
 
 # %% ../nbs/07k_searches.ipynb #eacd1ce5
@@ -135,13 +136,32 @@ def _match_of(now, score):
     return {} if threshold is None else {'match': bool(score >= threshold)}
 
 # %% ../nbs/07k_searches.ipynb #362d0cfc
-async def _found(site, searcher, pixels, topk):
+async def _found(site, searcher, pixels, topk, passing):
     try:
-        return await asyncio.wrap_future(site.batcher(searcher, pixels, topk))
+        return await asyncio.wrap_future(site.batcher(searcher, pixels, topk, passing))
     except MilvusError:
         raise  # Guard has an answer
     except InputError as e:
         raise Refusal(503, 'no memory', str(e)) from e
+
+# %% ../nbs/07k_searches.ipynb #20ff78fa
+async def _passing(site, searcher, where):
+    if where is None:
+        return None
+    try:
+        return await in_thread(site, searcher.index.passing, where)
+    except MilvusError:
+        raise
+    except InputError as e:
+        raise Refusal(422, 'bad filter', str(e)) from e
+
+
+async def _attributes(site, now, hits):
+    "Of each hit, as a dict; None where the index has no attributes"
+    attributes = now.searcher.index.attributes
+    if attributes is None:
+        return None
+    return await in_thread(site, attributes.records, [hit['id'] for hit in hits])
 
 # %% ../nbs/07k_searches.ipynb #6a4686b2
 async def search(
@@ -149,23 +169,27 @@ async def search(
     source,  # the bytes of a picture, or a function that reads them
     topk: int,
     most_pixels: int = None,  # a larger picture is refused
+    where: str = None,  # only candidates for which this expression is true
 ) -> tuple:  # (`Served` that was searched, answer)
     "Hits of one picture. Raises `Refusal`."
     now = site.now
     start = time.perf_counter()
     until = time.monotonic() + site.limits.timeout_s / 2
+    passing = await _passing(site, now.searcher, where)
     upload = await _pixels_of(site, now.searcher, source, most_pixels)
     verifier = now.searcher.verifier
-    found = await _found(site, now.searcher, upload.pixels, _looked_for(verifier, topk))
+    most = _looked_for(verifier, topk)
+    found = await _found(site, now.searcher, upload.pixels, most, passing)
     ms = dict(decode=upload.decode_ms, embed=found.embed_ms, search=found.search_ms)
     ranked = _ranked(now, found)
     if verifier:
         work = _verified, now.searcher, ranked, upload.details, topk, until
         ranked = await asyncio.get_running_loop().run_in_executor(site.verify_pool, *work)
         ms['verify'] = upload.details_ms + ranked.verify_ms
+    attributes = await _attributes(site, now, ranked.hits)
     ms['total'] = 1000 * (time.perf_counter() - start)
     site.measures.searched(ms, found.batch)
-    return now, _answer(now, ranked, upload.content, ms)
+    return now, _answer(now, ranked, upload.content, ms, attributes)
 
 
 def _looked_for(verifier, topk):
@@ -173,9 +197,9 @@ def _looked_for(verifier, topk):
     return max(topk, verifier.first) if verifier else topk
 
 # %% ../nbs/07k_searches.ipynb #89138a66
-def _answer(now, ranked, content, ms):
+def _answer(now, ranked, content, ms, attributes):
     answer = dict(
-        hits=_marked(now, ranked.hits, content),
+        hits=_marked(now, ranked.hits, content, attributes),
         version=now.shows.version,
         latency_ms={step: round(value, 3) for step, value in ms.items()},
     )

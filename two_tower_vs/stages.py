@@ -221,7 +221,7 @@ def _say_leaked(run):
 # %% ../nbs/09d_stages.ipynb #c6ad6c78
 def index_stage(run: Run):
     "Build the index of `candidates.csv`, or bring it up to date. Raises `InputError`."
-    from two_tower_vs.bundle import save_index, was_edited
+    from two_tower_vs.bundle import save_index, save_only_attributes, was_edited
     from two_tower_vs.saving import load_model
 
     model = load_model(run.out / 'model')
@@ -229,14 +229,32 @@ def index_stage(run: Run):
     if run.cfg['index'].get('kind') == 'milvus':
         _index_in_milvus(run, model)
         return
-    index, done = _updated(run, model, _catalogue_vectors(run, model))
+    vectors = _catalogue_vectors(run, model)
+    index, done = _updated(run, model, vectors)
     source = run.file('candidates')
     normalized = index.normalize_by(*_bystander_vectors(run, model))
     changed = done != 'up to date' or normalized
     decided = _decided_to_verify(run, model, index, changed)
-    if changed or decided or was_edited(index, source):
+    others = _with_attributes(run, model, index, vectors)
+    if others and not changed and not decided:
+        save_only_attributes(index, run.out / 'index', source)
+        done = 'attributes changed'
+    elif changed or decided or was_edited(index, source):
         save_index(index, run.out / 'index', source)
     print(_index_summary(index.manifest, done))
+
+# %% ../nbs/09d_stages.ipynb #5cbdb0fc
+def _with_attributes(run, model, index, vectors):
+    "Give the index the attributes of the table. Are they others than before?"
+    from two_tower_vs.attributes import read_attributes
+    from two_tower_vs.filtered import attach
+
+    rows = dict(zip(run.candidates.cand_path, run.candidates.index))
+    attributes = read_attributes(run.file('candidates'), [rows[path] for path in index.paths])
+    queries = None
+    if attributes is not None and 'filtered' not in index.manifest:
+        queries = _real_queries(run, model)
+    return attach(index, attributes, vectors, queries)
 
 # %% ../nbs/09d_stages.ipynb #3c5afed3
 def _index_in_milvus(run, model):
@@ -298,6 +316,16 @@ def _verify_decision(run, model, index):
     return decide(lists, verifier, index.bystanders is not None, **promise)
 
 # %% ../nbs/09d_stages.ipynb #2717cd99
+def _attribute_words(manifest):
+    columns = manifest['attributes']['columns'].items()
+    words = ', '.join(f'{name} ({kind})' for name, kind in columns)
+    few = [each for each in manifest.get('filtered') or () if each['share'] <= 0.001]
+    if not few:
+        return f'attributes {words}'
+    found = f'{100 * few[0]["recall"]:.1f} %'
+    return f'attributes {words}; a filter that keeps 0.1 % finds {found} of what is right'
+
+
 def _index_summary(manifest, done):
     line = (
         f'index: {done}; {manifest["rows"]:,} vectors of {manifest["dim"]}, '
@@ -311,6 +339,8 @@ def _index_summary(manifest, done):
             f'; finds {100 * agreement["value"]:.1f} % of what exact search finds in the first '
             f'{agreement["k"]}, on {agreement["queries"]:,} real queries'
         )
+    if 'attributes' in manifest:
+        line += f'\nindex: {_attribute_words(manifest)}'
     verify = manifest.get('verify')
     if verify:
         line += f'\nindex: hits are {"" if verify["on"] else "not "}verified ({verify["reason"]})'
@@ -447,6 +477,7 @@ def export_stage(run: Run):
 
 # %% ../nbs/09d_stages.ipynb #9ffbbd06
 def _exported(run, model):
+    from two_tower_vs.attributes import read_attributes
     from two_tower_vs.export import export
     from two_tower_vs.model_card import read_metrics
 
@@ -462,6 +493,7 @@ def _exported(run, model):
         embedding=run.embedding,
         names=(run.file('candidates'), run.file('query_gt')),
         on_bad=run.on_bad('skip'),
+        attributes=read_attributes(run.file('candidates'), run.candidates.index),
         **run.cfg['export'],
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .ann import add
 from .faissfiles import read_faiss
+from .filtered import measure, moved_attributes
 from two_tower_vs.index import (
     Index,
     build_index,
@@ -132,7 +133,9 @@ def _apply_changes(old, changes, cands, vectors):
     "Change the index and what is known of its rows. Returns what was done, in words"
     order = _row_order(old, changes, cands)
     said = _change_vectors(old, changes, vectors)
-    old.paths = [cands.paths[row] for row in order]
+    paths = [cands.paths[row] for row in order]
+    old.attributes = moved_attributes(old, paths)
+    old.paths = paths
     old.sketches = changes.sketches[order]
     old.contents = None if cands.contents is None else cands.contents[order]
     return said
@@ -149,6 +152,7 @@ def _measure_again(old, cands, vectors, queries, asked, said):
         raise _MustRebuild(f'{said}; its agreement fell to {recall["value"]:.3f}')
     found = dict(rows=len(cands), search=search, recall_vs_exact=recall)
     old.manifest |= {**found, **(cands.made_by or {})}
+    measure(old, cands, queries)
 
 # %% ../nbs/05b_update.ipynb #61f0cc6a
 def _brought_up_to_date(old, cands, model_sha256, queries, options):
@@ -183,4 +187,7 @@ def update_index(
         return old, _brought_up_to_date(old, cands, model_sha256, queries, options)
     except _MustRebuild as e:
         reason = str(e)
-    return build_index(cands, model_sha256, queries, **options), f'rebuilt: {reason}'
+    new = build_index(cands, model_sha256, queries, **options)
+    new.attributes = moved_attributes(old, new.paths)
+    measure(new, cands, queries)
+    return new, f'rebuilt: {reason}'

@@ -9,23 +9,33 @@ __all__ = ['table_files', 'save_vectors']
 import numpy as np
 import pandas as pd
 
+from .attributes import Attributes, arrow_table, as_cell
 from .sheet import write_csv
 from .vectors import Embeddings
 
 # %% ../nbs/06a_vector_files.ipynb #dd4597e8
-def _save_parquet(embeddings, name, file, rows=2**16):
+def _schema(name, size, more):
+    "Of a table of vectors; more: an Arrow table of further columns, or None"
+    import pyarrow as pa
+
+    fields = [(name, pa.string()), ('embedding', pa.list_(pa.float32(), size))]
+    return pa.schema([*fields, *(more.schema if more is not None else ())])
+
+
+def _save_parquet(embeddings, name, file, more, rows=2**16):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     size = embeddings.vectors.shape[1]
-    schema = pa.schema([(name, pa.string()), ('embedding', pa.list_(pa.float32(), size))])
+    schema = _schema(name, size, more)
     with pq.ParquetWriter(file, schema, compression='zstd', use_dictionary=False) as writer:
         for start in range(0, len(embeddings), rows):
             block = slice(start, start + rows)
             numbers = pa.array(np.asarray(embeddings.vectors[block]).ravel())
             vectors = pa.FixedSizeListArray.from_arrays(numbers, size)
             paths = pa.array(embeddings.paths[block], pa.string())
-            writer.write_table(pa.table([paths, vectors], schema=schema))
+            others = [] if more is None else more.slice(start, rows).columns
+            writer.write_table(pa.table([paths, vectors, *others], schema=schema))
 
 # %% ../nbs/06a_vector_files.ipynb #f4e62e3d
 def table_files(
@@ -36,15 +46,30 @@ def table_files(
     return [f'{stem}.parquet'] if format == 'parquet' else [f'{stem}.npy', f'{stem}.csv']
 
 # %% ../nbs/06a_vector_files.ipynb #d707facc
+def _cells(attributes, name):
+    "Attributes as columns of a CSV: lists as JSON, what is missing as empty cells"
+    if attributes is None:
+        return {}
+    records = attributes.records(range(len(attributes)))
+    columns = {}
+    for each in attributes.names:
+        cells = [record[each] for record in records]
+        column = f'column_{each}' if each == name else each
+        columns[column] = [as_cell(cell) for cell in cells]
+    return columns
+
+
 def save_vectors(
     e: Embeddings,
     name: str,  # of the column of paths
     files: list,  # to write: a .parquet, or a .npy and a .csv
+    attributes: Attributes = None,  # of these rows, to be further columns
 ):
-    "Write vectors and their paths."
+    "Write vectors and their paths, and attributes where there are any."
     if len(files) == 1:
-        _save_parquet(e, name, files[0])
+        more = None if attributes is None else arrow_table(attributes, {name, 'embedding'})
+        _save_parquet(e, name, files[0], more)
         return
     vectors, paths = files
     np.save(vectors, e.vectors)
-    write_csv(pd.DataFrame({name: e.paths}), paths)
+    write_csv(pd.DataFrame({name: e.paths, **_cells(attributes, name)}), paths)
