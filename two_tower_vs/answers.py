@@ -109,6 +109,9 @@ class SearchAnswer(BaseModel):
     query: AnsweredQuery | None = Field(
         None, description='of an evaluation query: what is known of it'
     )
+    tower: str | None = Field(
+        None, description='candidate, where the vector of a candidate was searched with'
+    )
 
 # %% ../nbs/07d_answers.ipynb #fdae6e1e
 class Example(Query):

@@ -19,6 +19,7 @@ import torch
 
 from .ann import whole_number
 from .attributes import column_names
+from .box import read_box
 from .errors import BadImage, InputError
 from .files import replacing
 from .hits import show_hits
@@ -88,6 +89,7 @@ class Answers:
     threshold: float = None  # the least score of a match, where it is known
     attributes: dict = field(default_factory=dict)  # column of hits -> attribute
     where: str = None  # the filter
+    box: str = None  # the part of the pictures
 
     def table(self) -> pd.DataFrame:
         "All hits; `image` in front where there are several, `match` where there is a threshold."
@@ -107,6 +109,7 @@ class Answers:
             **(queries[0] if len(queries) == 1 else {'queries': queries}),
             **({} if self.threshold is None else {'threshold': self.threshold}),
             **({} if self.where is None else {'where': self.where}),
+            **({} if self.box is None else {'box': self.box}),
             'latency_ms': self.latency.T.to_dict(),
             'runs': self.runs,
             'threads': self.threads,
@@ -149,11 +152,12 @@ def image_files(
     return files
 
 # %% ../nbs/06_ask.ipynb #6b72d09d
-def _read_or_reason(searcher, file):
+def _read_or_reason(searcher, file, box):
     "A picture, or why it can't be read"
     try:
-        picture = searcher.read(file)
-        picture.details = searcher.details(file)
+        given = searcher.given(file, box)
+        picture = searcher.read(given)
+        picture.details = searcher.details(given)
         return picture
     except BadImage as e:
         return str(e)
@@ -172,21 +176,21 @@ def _readable_pairs(pairs, n_files):
     return good
 
 # %% ../nbs/06_ask.ipynb #b4c47215
-def _batches(searcher, files, batch_size):
+def _batches(searcher, files, batch_size, box=None):
     "Yields the readable ones as (file, picture), batch by batch"
-    read = in_threads(lambda file: (file, _read_or_reason(searcher, file)), files)
+    read = in_threads(lambda file: (file, _read_or_reason(searcher, file, box)), files)
     while block := list(islice(read, batch_size)):
         good = _readable_pairs(block, len(files))
         if good:
             yield good
 
 # %% ../nbs/06_ask.ipynb #1d3218ea
-def _embedded(s, files, batch_size):
+def _embedded(s, files, batch_size, box):
     "Names of the readable files, their pictures without pixels, and their vectors by batch"
     names = []
     pictures = []
     vectors = []
-    for batch in _batches(s, files, batch_size):
+    for batch in _batches(s, files, batch_size, box):
         names += [file for file, _ in batch]
         pictures += [Picture(None, picture.content, picture.details) for _, picture in batch]
         vectors.append(s.vectors(np.stack([picture.pixels for _, picture in batch])))
@@ -210,22 +214,25 @@ def query(
     batch_size: int = 32,
     verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
     where: str = None,  # only candidates for which this is true, such as price < 50
+    box: str = None,  # the part of each picture to search with: x,y,w,h in shares, 0.2,0.1,0.5,0.5
 ) -> Answers:
     "Search with pictures. Raises `InputError`."
     topk = whole_number(topk, 'query.topk')
     runs = whole_number(runs, 'query.runs')
     batch_size = whole_number(batch_size, 'query.batch_size')
     s = s.with_verify(verify)
+    box = read_box(box)
     passing = _passing(s.index, where)
     files = image_files(images)
-    names, pictures, vectors = _embedded(s, files, batch_size)
+    names, pictures, vectors = _embedded(s, files, batch_size, box)
     if not names:
         raise InputError(f'None of the {len(files)} files is a readable image.')
     found = s.hit_tables(np.concatenate(vectors), topk, pictures, passing)
     hits = dict(zip(names, found))
     card = latency(s, names[:20], topk, runs, where=where)
     made = runs, torch.get_num_threads(), s.engine.name, s.threshold
-    return Answers(hits, card, *made, column_names(s.index.attributes), where)
+    part = None if box is None else str(box)
+    return Answers(hits, card, *made, column_names(s.index.attributes), where, part)
 
 # %% ../nbs/06_ask.ipynb #4bce1bef
 def save_answers(a: Answers, folder, images_root):

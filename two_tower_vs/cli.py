@@ -124,6 +124,12 @@ def parser() -> argparse.ArgumentParser:
         '"price < 50 and brand in (\'A\', \'B\')"',
     )
     flags.add_argument(
+        '--box',
+        metavar='X,Y,W,H',
+        help='for query: only this part of the picture, in shares of its width and height, '
+        'such as 0.25,0.1,0.5,0.5',
+    )
+    flags.add_argument(
         '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
     )
     flags.add_argument('--port', type=int, metavar='N', help='port for serve (default: 8000)')
@@ -248,11 +254,12 @@ def _parsed(argv):
             return parser().parse_args(argv)
 
 # %% ../nbs/09_cli.ipynb #8e21f0c2
-def _refuse_useless_filter(args):
-    "Raise `InputError` where a filter would do nothing"
-    if args.where is not None and args.stage not in ('query', 'all'):
-        problem = f'--stage {args.stage} does not filter. Use it with --stage query'
-        bad_setting('--where', problem)
+def _refuse_useless_flags(args):
+    "Raise `InputError` where a filter or a box would do nothing"
+    for flag, given in (('--where', args.where), ('--box', args.box)):
+        if given is not None and args.stage not in ('query', 'all'):
+            problem = f'--stage {args.stage} does not search. Use it with --stage query'
+            bad_setting(flag, problem)
 
 
 def _refuse_single_process():
@@ -267,8 +274,8 @@ def _refuse_single_process():
 # %% ../nbs/09_cli.ipynb #ff39e3d5
 def _run_stage(args, helper):
     "Run one stage of a config file. Raises `InputError`."
-    options = args.k, args.image, args.topk, args.host, args.port, args.verify, args.where
-    run = Run(args.config, *options)
+    options = args.k, args.image, args.topk, args.host, args.port, args.verify
+    run = Run(args.config, *options, args.where, args.box)
     reads = args.stage in ('query', 'serve')
     if reads:
         clear_up(run.out)
@@ -294,7 +301,7 @@ def main(argv=None) -> int:  # exit status
     if process_count() > 1:
         peers()  # know from now on where this process runs
     _refuse_single_process()
-    _refuse_useless_filter(args)
+    _refuse_useless_flags(args)
     if args.stage in ('demo', 'init'):
         (demo_stage if args.stage == 'demo' else init_stage)(args)
     else:

@@ -21,6 +21,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .ann import whole_number
+from .box import cut, read_box, side_for
 from .bundle import load_index
 from .bystanders import match_of
 from .coldstart import note_key, quick_model
@@ -30,6 +31,8 @@ from .incoming import Picture, decoded_picture, given_picture
 from .index import Index
 from .milvusindex import in_milvus, load_remote
 from .model import TwoTower, best_device
+from .more import neighbours, together
+from .pathcolumn import rows_of
 from .pictures import load_pixels
 from .rescore import rescored, verifier_for
 from .runners import has_bfloat16
@@ -127,6 +130,19 @@ class Searcher:
         self.verifier = None  # compares hits detail by detail; see with_verify
         self.threshold = match_threshold(model.training_info, index)  # of a match; None: not known
 
+# %% ../nbs/06_query.ipynb #27763c6a
+@patch
+def given(self: Searcher, src, box=None):
+    "Bytes or decoded pixels of a picture, or of the part in a `Box`. Raises as `read`."
+    given = given_picture(src)
+    if box is None:
+        return given
+    background = self.tower.prep.get('background', 'auto')
+    if isinstance(given, bytes):
+        side = side_for(box, self.tower.prep['size'])
+        return cut(load_pixels(given, self.max_pixels, side, background), box)
+    return cut(decoded_picture(given, self.max_pixels, background), box)
+
 # %% ../nbs/06_query.ipynb #74ab04b5
 @patch
 def read(self: Searcher, src) -> Picture:
@@ -204,16 +220,61 @@ def search(
     src,  # a picture, in any form
     topk: int = 10,
     where: str = None,  # only candidates for which this expression is true, such as 'price < 50'
+    box=None,  # the part to search with: x,y,w,h in shares of the picture
 ) -> pd.DataFrame:
     """Hits of one picture: `rank`, `cand_path`, `score`, attributes where there are any, and
     `same_picture` where there is such a hit. Raises `BadImage` or `InputError`."""
     topk = whole_number(topk, 'topk')
     where = self.index.passing(where)
-    given = given_picture(src)
+    given = self.given(src, read_box(box))
     picture = self.read(given)
     picture.details = self.details(given)
     vectors = self.vectors(picture.pixels[None])
     return next(self.hit_tables(vectors, topk, [picture], where))
+
+# %% ../nbs/06_query.ipynb #0fe72696
+@patch
+def more_like(
+    self: Searcher,
+    cand_path: str,  # of a candidate, as in candidates.csv
+    topk: int = 10,
+    where: str = None,  # only candidates for which this expression is true
+) -> pd.DataFrame:  # rank, cand_path, score, attributes where there are any
+    "Candidates that are like one of them, by the candidates' tower. Raises `InputError`."
+    topk = whole_number(topk, 'topk')
+    row = int(rows_of(self.index.paths, [cand_path])[0])
+    if row < 0:
+        raise InputError(f'{cand_path} is not in the index. Name a path of candidates.csv.')
+    scores, rows = neighbours(self.index, row, topk, where)
+    return self.index._hit_table(scores, rows, None)
+
+# %% ../nbs/06_query.ipynb #91dfba19
+def _vectors_of(searcher, sources):
+    pixels = []
+    for source in sources:
+        picture, box = source if isinstance(source, tuple) else (source, None)
+        pixels.append(searcher.read(searcher.given(picture, read_box(box))).pixels)
+    return searcher.vectors(np.stack(pixels))
+
+# %% ../nbs/06_query.ipynb #1d527579
+@patch
+def search_together(
+    self: Searcher,
+    sources,  # pictures of one thing, in any form; with a box each: (picture, box)
+    topk: int = 10,
+    less=(),  # pictures that the hits should be less like
+    weight: float = 0.5,  # of these, from 0 to 2
+    where: str = None,  # only candidates for which this expression is true
+) -> pd.DataFrame:  # rank, cand_path, score, attributes where there are any
+    "Hits of several pictures as one query. Raises `BadImage` or `InputError`."
+    topk = whole_number(topk, 'topk')
+    if not len(sources):
+        raise InputError('search_together: there is no picture. Give one at least.')
+    if not 0 <= weight <= 2:
+        raise InputError(f'weight is {weight}. Use a number from 0 to 2.')
+    vectors = _vectors_of(self, sources)
+    mixed = together(vectors, _vectors_of(self, less) if len(less) else None, weight)
+    return self.index.hits(mixed, topk, where)
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:

@@ -19,7 +19,7 @@ from .access import Refusal, json_answer
 from .answers import Attributes, Examples, Health, SearchAnswer, Stats, refusals
 from .attributes import described
 from .gallery import kinds_of, query_facts
-from .searches import as_example, search
+from .searches import as_example, more_like, search
 from two_tower_vs.sending import (
     candidate_path,
     in_thread,
@@ -44,16 +44,22 @@ _filter = Query(
     description="only candidates for which this is true, such as `price < 50 and brand = 'A'`; "
     '`/attributes` tells what there is',
 )
+_part = Query(
+    None,
+    description='only this part of the picture: x,y,w,h in shares of its width and height, '
+    'such as `0.25,0.1,0.5,0.5`',
+)
 
 # %% ../nbs/07m_routes.ipynb #0b1afd0f
-async def _search_in_time(site, source, topk, most_pixels=None, where=None):
+async def _search_in_time(site, source, topk, most_pixels=None, where=None, box=None):
     seconds = site.limits.timeout_s
     late = Refusal(504, 'too slow', f'The search took over {seconds} s (serve.timeout_s).')
     with admitted(site):
-        return await within(seconds, search(site, source, topk, most_pixels, where), late)
+        found = search(site, source, topk, most_pixels, where, box)
+        return await within(seconds, found, late)
 
 # %% ../nbs/07m_routes.ipynb #4938a0ee
-async def _search_upload(site, request, topk, where):
+async def _search_upload(site, request, topk, where, box):
     see_room(site)
     seconds = site.limits.timeout_s
     slow = Refusal(
@@ -66,7 +72,7 @@ async def _search_upload(site, request, topk, where):
     site.held += len(data)
     try:
         most = site.limits.upload_pixels
-        _, answer = await _search_in_time(site, data, topk, most, where)
+        _, answer = await _search_in_time(site, data, topk, most, where, box)
     finally:
         site.held -= len(data)
     return json_answer(answer)
@@ -96,28 +102,36 @@ def _add_search(app, site, default_topk):
         responses=_found_answer | refusals(400, 403, 408, 413, 415, 422, 504),
     )
     async def search(
-        request: Request, topk: int = _hits_wanted(default_topk), where: str = _filter
+        request: Request,
+        topk: int = _hits_wanted(default_topk),
+        where: str = _filter,
+        box: str = _part,
     ):
-        return await _search_upload(site, request, topk, where)
+        return await _search_upload(site, request, topk, where, box)
 
 # %% ../nbs/07m_routes.ipynb #c89eadc6
 def _bytes_inside(root, path):
     return read_inside(root, path)[0]
 
 
-async def _search_known(site, number, query, version, topk, where):
-    if (number is None) == (query is None):
-        raise Refusal(422, 'bad request', 'Give id or query, one of them.')
+async def _search_known(site, number, query, version, topk, where, box):
     shows = site.gallery(version)
     if query is None:
         path = await in_thread(site, candidate_path, site, number, version)
     else:
         path = query_path(site, query, version)
     source = partial(_bytes_inside, site.root, path)
-    now, answer = await _search_in_time(site, source, topk, where=where)
+    now, answer = await _search_in_time(site, source, topk, where=where, box=box)
     if query is not None and now.shows.version == shows.version:
         answer = await in_thread(site, as_example, now, query, answer)
     return json_answer(answer)
+
+# %% ../nbs/07m_routes.ipynb #af960c2a
+async def _like(site, number, version, topk, where, box):
+    if box is not None:
+        raise Refusal(422, 'bad request', 'A box cuts a picture; like asks with a vector. Use id.')
+    with admitted(site):
+        return await more_like(site, number, version, topk, where)
 
 # %% ../nbs/07m_routes.ipynb #9adf36f2
 def _add_search_again(app, site, default_topk):
@@ -131,11 +145,17 @@ def _add_search_again(app, site, default_topk):
         id: int = Query(None, description='search with this candidate'),
         query: int = Query(None, description='search with this evaluation query'),
         v: str = Query(None, description='the version that the number belongs to'),
+        like: int = Query(None, description='candidates that are like this one, by its own vector'),
         topk: int = _hits_wanted(default_topk),
         where: str = _filter,
+        box: str = _part,
     ):
         "Hits of a picture that the server has: a candidate, or an evaluation query."
-        return await _search_known(site, id, query, v, topk, where)
+        if sum(number is not None for number in (id, query, like)) != 1:
+            raise Refusal(422, 'bad request', 'Give id, query or like, one of them.')
+        if like is not None:
+            return json_answer(await _like(site, like, v, topk, where, box))
+        return await _search_known(site, id, query, v, topk, where, box)
 
 # %% ../nbs/07m_routes.ipynb #81da4a1f
 def _what_to_filter_by(now):
