@@ -1,4 +1,4 @@
-// The page keeps no data of its own: every view is an address (?id=, ?query=) or an uploaded file, and the API gives the rest.
+// The page keeps no data of its own: every view is an address (?id=, ?query=, ?like=, &where=) or an uploaded file, and the API gives the rest.
 // Names of pictures may hold anything, so all text goes in as text, never as HTML.
 const $ = id => document.getElementById(id)
 const el = (tag, props = {}, ...kids) => { const e = Object.assign(document.createElement(tag), props); e.append(...kids); return e }
@@ -26,11 +26,11 @@ const tile = (src, alt = '') => el('img', {className: 'tile', src, alt, loading:
 
 function view() {
   const p = new URLSearchParams(location.search)
-  return {id: p.get('id'), query: p.get('query'), v: p.get('v'), upload: history.state?.upload}
+  return {id: p.get('id'), query: p.get('query'), like: p.get('like'), v: p.get('v'), where: p.get('where'), upload: history.state?.upload}
 }
 
-function go(to, state = {}) {   // {id, query, v}, or {upload} as state
-  const p = new URLSearchParams(Object.entries(to).filter(([, v]) => v != null))
+function go(to, state = {}) {   // {id, query, like, v}, or {upload} as state; the filter stays
+  const p = new URLSearchParams(Object.entries({where: view().where, ...to}).filter(([, v]) => v != null))
   history.pushState(state, '', p.size ? `?${p}` : './')
   show(true)
 }
@@ -38,7 +38,9 @@ function go(to, state = {}) {   // {id, query, v}, or {upload} as state
 async function show(moved = false) {
   const now = view(), file = uploads.get(now.upload)
   under?.abort(); const mine = under = new AbortController()
-  if (now.id == null && now.query == null && !file) return empty(now.upload != null)
+  $('where-text').value = now.where ?? ''
+  if (now.where) $('filters').querySelector('details').open = true
+  if (now.id == null && now.query == null && now.like == null && !file) return empty(now.upload != null)
   document.body.classList.add('busy'); say('Searching …')
   asked(now, file)
   try {
@@ -52,11 +54,14 @@ async function show(moved = false) {
 }
 
 function search(now, file, signal) {
-  const topk = $('topk').value
-  if (!file) return get(`search?${new URLSearchParams({...(now.id != null ? {id: now.id} : {query: now.query}), ...(now.v ? {v: now.v} : {}), topk})}`, {signal})
+  const wanted = {topk: $('topk').value, ...(now.where ? {where: now.where} : {})}
+  if (!file) {
+    const [name] = ['id', 'query', 'like'].filter(name => now[name] != null)
+    return get(`search?${new URLSearchParams({[name]: now[name], ...(now.v ? {v: now.v} : {}), ...wanted})}`, {signal})
+  }
   if (file.size > limitMB * 2 ** 20) throw new Error(`${file.name || 'This picture'} is larger than ${limitMB} MB. Choose a smaller one.`)
   const body = new FormData(); body.append('image', file, 'picture')
-  return get(`search?topk=${topk}`, {method: 'POST', body, signal})
+  return get(`search?${new URLSearchParams(wanted)}`, {method: 'POST', body, signal})
 }
 
 function empty(lost) {
@@ -68,11 +73,13 @@ let objectUrl = null
 function asked(now, file) {   // the picture that is searched with
   if (objectUrl) URL.revokeObjectURL(objectUrl)
   objectUrl = file ? URL.createObjectURL(file) : null
-  const v = now.v ?? '', src = file ? objectUrl : now.id != null ? `image/${now.id}?side=256${v && '&v=' + v}` : `query/${now.query}?side=256${v && '&v=' + v}`
+  const v = now.v ?? '', candidate = now.id ?? now.like
+  const src = file ? objectUrl : `${candidate != null ? `image/${candidate}` : `query/${now.query}`}?side=256${v && '&v=' + v}`
+  const name = file ? 'Your picture' : now.like != null ? 'More like this' : candidate != null ? 'A hit of the search before' : 'An evaluation query'
+  const more = file?.name ?? (now.like != null ? 'Its own vector is searched with: the tower of the candidates answers.' : '')
   $('preview').hidden = false; $('preview').src = src
-  $('preview').alt = file ? 'Your picture' : now.id != null ? 'The candidate that was searched with' : 'The evaluation query'
-  $('told').replaceChildren(el('strong', {textContent: file ? 'Your picture' : now.id != null ? 'A hit of the search before' : 'An evaluation query'}),
-                            el('p', {className: 'soft', textContent: file?.name ?? ''}))
+  $('preview').alt = file ? name : candidate != null ? 'The candidate that was searched with' : 'The evaluation query'
+  $('told').replaceChildren(el('strong', {textContent: name}), el('p', {className: 'soft', textContent: more}))
   share(null); $('query').hidden = false
 }
 $('preview').addEventListener('error', () => { $('preview').hidden = true })   // a format that this browser can't show
@@ -142,11 +149,17 @@ function hit(h, a) {
     h.region ? el('span', {className: 'details'}, sharing(h)) : '',
     h.same_picture ? el('span', {className: 'same'}, 'The same picture') : '',
     el('span', {className: 'name'}, h.cand_path),
+    h.attributes ? el('span', {className: 'facts'}, facts(h.attributes)) : '',
     el('span', {className: 'sr'}, `${h.match == null ? '' : h.match ? ', match' : ', no match'}. Search with this picture`))
   b.addEventListener('click', () => go({id: h.id, v: a.version}))
   if (h.region) for (const when of ['focus', 'pointermove']) b.addEventListener(when, () => share(h))
-  return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b)
+  const like = el('button', {type: 'button', className: 'like'}, 'More like this', el('span', {className: 'sr'}, `: hit ${h.rank}`))
+  like.addEventListener('click', () => go({like: h.id, v: a.version}))
+  return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b, like)
 }
+
+const facts = known => Object.entries(known).filter(([, v]) => v != null && v !== '')
+  .map(([name, v]) => `${name} ${Array.isArray(v) ? v.join(', ') : v}`).join(' · ')
 
 const place = r => r == null ? 'not found' : `rank ${r}`
 function example(a) {   // what is known of an evaluation query
@@ -161,6 +174,58 @@ function example(a) {   // what is known of an evaluation query
   })))
   $('told').replaceChildren(...lines)
 }
+
+// ---- filters: chips and ranges write an expression, which can be edited, too
+
+const sqlName = name => `"${name.replaceAll('"', '""')}"`
+const sqlText = text => `'${String(text).replaceAll("'", "''")}'`
+const parts = new Map()   // attribute -> its part of the expression
+
+function filtered(text) {
+  const p = new URLSearchParams(location.search)
+  if (text) p.set('where', text); else p.delete('where')
+  history.replaceState(history.state, '', p.size ? `?${p}` : './'); show()
+}
+function put(name, part) {
+  if (part) parts.set(name, part); else parts.delete(name)
+  filtered([...parts.values()].join(' and '))
+}
+
+function range(a) {   // of a number or a date: from, to
+  const type = a.type, value = v => type === 'date' ? sqlText(v) : v
+  const ends = ['from', 'to'].map((word, i) => el('input', {type, step: 'any', ariaLabel: `${a.name} ${word}`, placeholder: String([a.low, a.high][i] ?? '')}))
+  for (const end of ends) end.addEventListener('change', () => {
+    const [from, to] = ends.map(e => e.value)
+    put(a.name, [from && `${sqlName(a.name)} >= ${value(from)}`, to && `${sqlName(a.name)} <= ${value(to)}`].filter(Boolean).join(' and '))
+  })
+  return [ends[0], ' to ', ends[1]]
+}
+
+function chips(a) {   // of a text, a yes or no, or a list: any of the values that are pressed
+  const pressed = new Set()
+  const written = {text: v => `${sqlName(a.name)} in (${v.map(sqlText).join(', ')})`, list: v => `list_has_any(${sqlName(a.name)}, [${v.map(sqlText).join(', ')}])`,
+                   bool: v => `${sqlName(a.name)} in (${v.join(', ')})`}[a.type]
+  return a.values.map(({value, count}) => {
+    const b = el('button', {type: 'button', ariaPressed: 'false'}, `${value} `, el('span', {className: 'soft'}, count.toLocaleString('en')))
+    b.addEventListener('click', () => {
+      if (!pressed.delete(value)) pressed.add(value)
+      b.ariaPressed = String(pressed.has(value)); put(a.name, pressed.size ? written([...pressed]) : '')
+    })
+    return b
+  })
+}
+
+async function filters() {
+  const {attributes} = await get('attributes')
+  $('filters').hidden = !attributes.length; $('attributes').replaceChildren()
+  for (const a of attributes) {
+    const unlike = a.values?.length === 20 && a.values[0].count === 1   // names, not kinds
+    const controls = unlike ? [] : a.values ? chips(a) : range(a)
+    if (controls.length) $('attributes').append(el('div', {className: 'row', role: 'group', ariaLabel: a.name}, el('strong', {}, a.name), ...controls))
+  }
+}
+$('filters').addEventListener('submit', e => { e.preventDefault(); parts.clear(); filtered($('where-text').value.trim()); return filters() })
+$('clear').addEventListener('click', () => { parts.clear(); filtered(''); filters() })
 
 // ---- files: chosen, photographed, dropped, pasted
 
@@ -213,7 +278,7 @@ addEventListener('keydown', e => {
   if (e.key === '/' && !e.target.closest('select')) { e.preventDefault(); $('choose').focus(); $('choose').scrollIntoView({block: 'center'}) }
   const grid = e.target.closest('.grid'), step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: 'down', ArrowUp: 'up'}[e.key]
   if (!grid || !step) return
-  const all = [...grid.querySelectorAll('button')], i = all.indexOf(e.target), x = b => b.getBoundingClientRect()
+  const all = [...grid.querySelectorAll('button:not(.like)')], i = all.indexOf(e.target.closest('li').querySelector('button')), x = b => b.getBoundingClientRect()
   const near = c => Math.abs(x(c).left - x(e.target).left) < 8
   const to = step === 'down' ? all.slice(i + 1).find(near) : step === 'up' ? all.slice(0, i).reverse().find(near) : all[i + step]
   if (to) { e.preventDefault(); to.focus() }
@@ -250,7 +315,7 @@ async function start() {
   const k = sessionStorage.topk ?? String(health.topk)
   if (![...$('topk').options].some(o => o.value === k)) $('topk').append(el('option', {textContent: k}))
   $('topk').value = k
-  show(); more(true).catch(e => say(e.message, true))
+  show(); more(true).catch(e => say(e.message, true)); filters().catch(e => say(e.message, true))
 }
 
 $('home').addEventListener('click', e => { e.preventDefault(); go({}) })

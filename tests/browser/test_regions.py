@@ -66,7 +66,7 @@ def test_the_region_is_outlined_on_both_pictures_and_said(browser, verifying, se
     # In words, as part of the button's name; the outline itself is nothing for a screen reader
     words = f'{best["inliers"]} details agree: the right part of your picture is '
     name = f'Hit 1 score {best["score"]:.3f} {words}the middle part of this one, mirrored {path}'
-    said = page.locator('#hits button').first.text_content()
+    said = page.locator('#hits button:not(.like)').first.text_content()
     assert page.get_by_role('button', name=name).count() == 1, said
     assert page.locator('.outline:not([aria-hidden=true])').count() == 0
     assert page.locator('#shared').text_content() == 'Outlined: what it shares with hit 1'
@@ -96,16 +96,16 @@ def test_the_outline_follows_the_keyboard_and_the_pointer(browser, verifying, se
     shared = page.locator('#shared')
     assert shared.text_content() == 'Outlined: what it shares with hit 1'
     is_drawn(page.locator('#frame .outline'), REGION[::-1])
-    page.locator('#hits button').nth(1).focus()
+    page.locator('#hits button:not(.like)').nth(1).focus()
     page.keyboard.press('ArrowRight')
-    assert visit.focused('#hits button') == 2
+    assert visit.focused('#hits button:not(.like)') == 2
     assert shared.text_content() == 'Outlined: what it shares with hit 3'
     is_drawn(page.locator('#frame .outline'), REGION)
     assert page.locator('#frame .outline').count() == 1
     assert 'the upper left part of the query is the upper left part of this one' in (
-        page.locator('#hits button').nth(2).text_content()
+        page.locator('#hits button:not(.like)').nth(2).text_content()
     )
-    first = page.locator('#hits button').first
+    first = page.locator('#hits button:not(.like)').first
     assert 'the upper left part of the query is nearly all of this one' in first.text_content()
     first.hover()
     assert shared.text_content() == 'Outlined: what it shares with hit 1'

@@ -28,7 +28,7 @@ def test_drop_a_picture(visit, picture):
         and f'10 hits in {ms:.0f} ms' in visit.status()
     ), visit.status()
     for i, h in enumerate(a['hits'], 1):
-        b = visit.page.locator('#hits button').nth(i - 1)
+        b = visit.page.locator('#hits button:not(.like)').nth(i - 1)
         said = b.text_content()
         assert said.startswith(f'Hit {i}score {h["score"]:.3f}'), said
     assert visit.page.get_by_role('img', name='Your picture', exact=True).is_visible()
@@ -51,7 +51,7 @@ def test_click_a_hit(visit, picture):
     first = [h['cand_path'] for h in visit.answer(lambda: visit.give(picture, 'drop'))['hits']]
     name = first[1]
     at = visit.truth.candidates.index(name)
-    a = visit.answer(lambda: visit.page.locator('#hits button').nth(1).click())
+    a = visit.answer(lambda: visit.page.locator('#hits button:not(.like)').nth(1).click())
     assert f'id={at}&v={a["version"]}' in visit.page.url, visit.page.url
     second = visit.names()
     assert second[0] == name
@@ -81,7 +81,7 @@ def test_choose_a_file(visit, picture):
     assert visit.page.locator('#file').input_value() == '', (
         'a browser would not tell of the same file once more'
     )
-    visit.page.locator('#hits button').nth(0).click()
+    visit.page.locator('#hits button:not(.like)').nth(0).click()
     visit.page.wait_for_url('**id=*')
     visit.wait(' ms')
     was = visit.names()
@@ -171,7 +171,7 @@ def test_where_matches_end(visit, picture):
         assert pale == [now is not None and i >= now for i in range(10)], pale
         spoken = [
             re.search(r'(, (no )?match)?\. Search with this picture$', b.text_content()).group(1)
-            for b in visit.page.locator('#hits button').all()
+            for b in visit.page.locator('#hits button:not(.like)').all()
         ]
         assert spoken == [
             None if now is None else ', match' if i < now else ', no match' for i in range(10)
@@ -213,7 +213,9 @@ def test_the_same_picture_is_marked(visit, picture):
             'limit'
         )
         assert at == 1 + matches
-        assert visit.page.locator('#hits button').first.text_content().count('match') == 0
+        assert (
+            visit.page.locator('#hits button:not(.like)').first.text_content().count('match') == 0
+        )
         visit.page.unroute_all()
         visit.page.route('**/*', visit._watch)
 
@@ -336,9 +338,9 @@ def test_keyboard(visit, picture):
     visit.give(picture, 'drop')
     visit.wait(' ms')
     p.keyboard.press('Tab')
-    assert visit.focused('#hits button') == 0, 'Tab does not lead to the first hit'
+    assert visit.focused('#hits button:not(.like)') == 0, 'Tab does not lead to the first hit'
     tops = p.evaluate(
-        '() => [...document.querySelectorAll("#hits button")].map(b => '
+        '() => [...document.querySelectorAll("#hits button:not(.like)")].map(b => '
         'b.getBoundingClientRect().top)'
     )
     n = tops.count(tops[0])
@@ -352,7 +354,7 @@ def test_keyboard(visit, picture):
         ('ArrowRight', 1),
     ):
         p.keyboard.press(key)
-        at = visit.focused('#hits button')
+        at = visit.focused('#hits button:not(.like)')
         assert at == want, f'{key} leads to {at}, not {want}'
     ring = p.evaluate(
         '() => { const s = getComputedStyle(document.activeElement); return '
@@ -368,7 +370,7 @@ def test_keyboard(visit, picture):
         and p.locator('#results').is_visible()
         and visit.names() == was
     ), 'the skip link does not lead to the hits'
-    p.locator('#hits button').nth(1).focus()
+    p.locator('#hits button:not(.like)').nth(1).focus()
     name = visit.names()[1]
     p.keyboard.press('Enter')
     p.wait_for_function('n => document.querySelector("#hits .name").textContent === n', arg=name)
