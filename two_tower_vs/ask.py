@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from .ann import whole_number
-from .attributes import column_names
 from .errors import BadImage, InputError
 from .files import replacing
 from .hits import show_hits
@@ -193,6 +192,10 @@ def _embedded(s, files, batch_size):
     return names, pictures, vectors
 
 # %% ../nbs/06_ask.ipynb #530c5bf7
+def _columns(attributes):
+    return {} if attributes is None else attributes.hit_columns()
+
+
 def _passing(index, where):
     "The candidates that pass; warns where there are none"
     passing = index.passing(where)
@@ -225,7 +228,7 @@ def query(
     hits = dict(zip(names, found))
     card = latency(s, names[:20], topk, runs, where=where)
     made = runs, torch.get_num_threads(), s.engine.name, s.threshold
-    return Answers(hits, card, *made, column_names(s.index.attributes), where)
+    return Answers(hits, card, *made, _columns(s.index.attributes), where)
 
 # %% ../nbs/06_ask.ipynb #4bce1bef
 def save_answers(a: Answers, folder, images_root):

@@ -94,6 +94,12 @@ def _add_picture_flags(flags):
     flags.add_argument(
         '--image', nargs='+', metavar='PATH', help='pictures or folders to search with'
     )
+    flags.add_argument(
+        '--where',
+        metavar='EXPRESSION',
+        help='for query: only candidates for which this is true, such as '
+        '"price < 50 and brand in (\'A\', \'B\')"',
+    )
     flags.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
     flags.add_argument(
         '--layout',
@@ -117,12 +123,6 @@ def parser() -> argparse.ArgumentParser:
     _add_run_flags(flags)
     _add_picture_flags(flags)
     flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
-    flags.add_argument(
-        '--where',
-        metavar='EXPRESSION',
-        help='for query: only candidates for which this is true, such as '
-        '"price < 50 and brand in (\'A\', \'B\')"',
-    )
     flags.add_argument(
         '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
     )

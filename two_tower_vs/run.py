@@ -70,15 +70,7 @@ class Settings:
     "What a config file and the flags say, with paths from the config's own folder."
 
     def __init__(
-        self,
-        config,
-        k=None,
-        image=None,
-        topk=None,
-        host=None,
-        port=None,
-        verify=False,
-        where=None,
+        self, config, k=None, image=None, topk=None, host=None, port=None, verify=False, where=None
     ):
         self.cfg = read_config(config)
         self.base = Path(config).parent

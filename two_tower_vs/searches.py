@@ -178,8 +178,7 @@ async def search(
     passing = await _passing(site, now.searcher, where)
     upload = await _pixels_of(site, now.searcher, source, most_pixels)
     verifier = now.searcher.verifier
-    most = _looked_for(verifier, topk)
-    found = await _found(site, now.searcher, upload.pixels, most, passing)
+    found = await _found(site, now.searcher, upload.pixels, _looked_for(verifier, topk), passing)
     ms = dict(decode=upload.decode_ms, embed=found.embed_ms, search=found.search_ms)
     ranked = _ranked(now, found)
     if verifier:
