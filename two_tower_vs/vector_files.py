@@ -22,7 +22,7 @@ def _schema(name, size, more):
     return pa.schema([*fields, *(more.schema if more is not None else ())])
 
 
-def _save_parquet(embeddings, name, file, more, rows=2**16):
+def _save_parquet(embeddings, name, file, more=None, rows=2**16):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
