@@ -1,4 +1,4 @@
-# A fresh machine needs python3 >= 3.10 with venv, make and git. Two first commands: make demo, make test.
+# A fresh machine needs python3 >= 3.11 with venv, make and git. Two first commands: make demo, make test.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -42,7 +42,7 @@ attacks: .venv/.dev ## bad data, crashes, misuse: minutes (ARGS="-m long": the l
 
 pins: .venv/.made ## pin the newest versions that settings.ini allows, for every platform, in constraints.txt (ARGS="--constraint FILE": no newer ones than FILE names)
 	@$(BIN)/python -m pip install -qq 'uv>=0.9,<1'
-	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.10 --upgrade --no-annotate --custom-compile-command 'make pins' \
+	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.11 --upgrade --no-annotate --custom-compile-command 'make pins' \
 	  $(ARGS) --quiet --output-file constraints.txt
 
 RESOLUTION ?= lowest-direct
@@ -64,9 +64,9 @@ clean: ## delete what the commands above wrote, except .venv
 INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
 .venv/.made:
 	@command -v "$(PYTHON)" >/dev/null || \
-	  { echo "$(PYTHON) not found: install Python 3.10 or newer, or run make PYTHON=/path/to/python3" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "$(PYTHON) is older than 3.10: install a newer one, or run make PYTHON=/path/to/python3" >&2; exit 1; }
+	  { echo "$(PYTHON) not found: install Python 3.11 or newer, or run make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: install a newer one, or run make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) lacks venv: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@"$(PYTHON)" -m venv .venv

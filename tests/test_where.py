@@ -13,8 +13,6 @@ from two_tower_vs.attributes import (
     attributes_of,
     load_attributes,
     read_attributes,
-    save_attributes,
-    taken,
 )
 from two_tower_vs.errors import InputError
 from two_tower_vs.where import rows_where
@@ -70,6 +68,7 @@ FOUND = {
     'stock < 3 /* and nothing more */': [0, 1, 2],
     'coalesce(note, \'none\') = \'none\' and stock < 4': [1, 3],
     'note != \'x\' and stock < 4': [0, 2],
+    f"brand != '{'(' * 99}' and stock < 3": [0, 1, 2],
     'false': [],
     '(' * 40 + 'stock < 2' + ')' * 40: [0, 1],
 }
@@ -136,6 +135,7 @@ FORBIDDEN = [
     '@stock = 1',
     'attributes.stock = 1',
     'main.attributes.stock = 1',
+    'stock.price = 1',
     'unnest(tags) = \'x\'',
     'random() > 0.5',
     "nextval('x') = 1",
@@ -183,7 +183,7 @@ MISTAKES = {
     "'A'": 'true or false',
     "price < 'cheap'": "Could not convert string 'cheap'",
     'brand > 5': 'VARCHAR',
-    'stock // 0 = 1': 'Division by zero',
+    'stock // 0 = 1': 'Division by zero in expression (stock // 0)',
     'stock * 9223372036854775807 > 1': 'Overflow',
     'year(stock) = 1': 'year(',
     '': 'is no expression',
@@ -203,12 +203,6 @@ def test_mistakes_are_told_in_a_line(shoes, text):
     message = str(refused.value)
     assert MISTAKES[text] in message and '\n' not in message
     assert message.startswith('where: ')
-
-
-def test_no_name_of_the_table_inside_is_shown(shoes):
-    with pytest.raises(InputError) as refused:
-        rows_where(shoes, "list_contains(tags, 1) or brand > 5")
-    assert not any(f'a{i} ' in str(refused.value) for i in range(20))
 
 
 LARGE = {
@@ -291,14 +285,10 @@ def test_the_database_itself_is_shut_off(shoes, query, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path) and len(a_frame)
 
 
-def test_a_query_that_eats_memory_fails_and_the_next_is_answered(shoes):
-    import duckdb
-
-    with pytest.raises(duckdb.Error):
-        shoes.connection.cursor().execute(
-            "select list(repeat('x', 1000000) || i) from range(10000) r(i)"
-        ).fetchall()
-    assert len(rows_where(shoes, 'price < 5')) == 10
+def test_memory_is_bounded(shoes):
+    limit = "select current_setting('memory_limit')"
+    value, unit = shoes.connection.cursor().execute(limit).fetchone()[0].split()
+    assert unit == 'MiB' and 400 < float(value) < 700
 
 
 def test_several_threads_filter_at_once(shoes):
@@ -332,7 +322,7 @@ def types_of(write, header, *rows):
 
 
 KINDS = {
-    'number': ['1', '-2.5', '3e5', ''],
+    'number': ['1', '-2.5', '3e5', '', '45.989999999999995', '0.30000000000000004', '1e-05'],
     'bool': ['true', 'False', '', ''],
     'date': ['2026-11-28', '2026-11-28 17:05', '', '2026-11-28T17:05:30.5'],
     'list': ['"[""a"",""b""]"', '[]', '', '"[""c""]"'],
@@ -374,6 +364,8 @@ def test_whole_numbers_keep_every_digit(write):
     attributes = types_of(write, 'x', 'a.png,9007199254740993', 'b.png,', 'c.png,-1')
     assert [record['x'] for record in attributes.records(range(3))] == [2**53 + 1, None, -1]
     assert rows_where(attributes, 'x = 9007199254740993').tolist() == [0]
+    hits = pd.DataFrame({'rank': [1, 2], 'cand_path': ['a.png', 'b.png'], 'score': [1.0, 0.5]})
+    assert attributes.added_to(hits, [0, 1]).x.tolist() == [2**53 + 1, None]
     assert rows_where(attributes, 'x = 9007199254740992').tolist() == []
 
 
@@ -405,27 +397,19 @@ def test_parquet_keeps_its_types(tmp_path):
     pq.write_table(table, tmp_path / 'c.parquet')
     with pytest.warns(UserWarning, match='odd'):
         attributes = read_attributes(tmp_path / 'c.parquet', [2, 1])
-    assert attributes.kinds() == {
-        'small': 'number',
-        'huge': 'number',
-        'zeros': 'text',
-        'tags': 'list',
-    }
-    assert attributes.records([1])[0] == {
-        'small': 1,
-        'huge': 2**64 - 1,
-        'zeros': '007',
-        'tags': ['x'],
-    }
+    kinds = 'small number huge number zeros text tags list'.split()
+    assert attributes.kinds() == dict(zip(kinds[::2], kinds[1::2]))
+    found = attributes.records([1])[0]
+    assert list(found.values()) == [1, 2**64 - 1, '007', ['x']]
     assert rows_where(attributes, "'x' in tags and huge > 5").tolist() == [1]
 
 
 def test_the_file_gives_back_what_was_saved(shoes, tmp_path):
-    save_attributes(shoes, tmp_path / 'a.parquet')
+    shoes.save(tmp_path / 'a.parquet')
     again = load_attributes(tmp_path / 'a.parquet')
     assert (again.names, again.types, again.data) == (shoes.names, shoes.types, shoes.data)
     assert again.records(range(50)) == shoes.records(range(50))
-    moved = taken(again, np.array([5, -1, 0]))
+    moved = again.taken(np.array([5, -1, 0]))
     assert moved.records([0, 2]) == shoes.records([5, 0])
     assert set(moved.records([1])[0].values()) == {None}
     (tmp_path / 'a.parquet').write_bytes(shoes.data[:-100])

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from .ann import whole_number
-from .attributes import column_names
 from .box import read_box
 from .errors import BadImage, InputError
 from .files import replacing
@@ -197,6 +196,10 @@ def _embedded(s, files, batch_size, box):
     return names, pictures, vectors
 
 # %% ../nbs/06_ask.ipynb #530c5bf7
+def _columns(attributes):
+    return {} if attributes is None else attributes.hit_columns()
+
+
 def _passing(index, where):
     "The candidates that pass; warns where there are none"
     passing = index.passing(where)
@@ -227,12 +230,10 @@ def query(
     names, pictures, vectors = _embedded(s, files, batch_size, box)
     if not names:
         raise InputError(f'None of the {len(files)} files is a readable image.')
-    found = s.hit_tables(np.concatenate(vectors), topk, pictures, passing)
-    hits = dict(zip(names, found))
+    hits = dict(zip(names, s.hit_tables(np.concatenate(vectors), topk, pictures, passing)))
     card = latency(s, names[:20], topk, runs, where=where)
     made = runs, torch.get_num_threads(), s.engine.name, s.threshold
-    part = None if box is None else str(box)
-    return Answers(hits, card, *made, column_names(s.index.attributes), where, part)
+    return Answers(hits, card, *made, _columns(s.index.attributes), where, box and str(box))
 
 # %% ../nbs/06_ask.ipynb #4bce1bef
 def save_answers(a: Answers, folder, images_root):

@@ -94,6 +94,18 @@ def _add_picture_flags(flags):
     flags.add_argument(
         '--image', nargs='+', metavar='PATH', help='pictures or folders to search with'
     )
+    flags.add_argument(
+        '--where',
+        metavar='EXPRESSION',
+        help='for query: only candidates for which this is true, such as '
+        '"price < 50 and brand in (\'A\', \'B\')"',
+    )
+    flags.add_argument(
+        '--box',
+        metavar='X,Y,W,H',
+        help='for query: only this part of the picture, in shares of its width and height, '
+        'such as 0.25,0.1,0.5,0.5',
+    )
     flags.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
     flags.add_argument(
         '--layout',
@@ -117,18 +129,6 @@ def parser() -> argparse.ArgumentParser:
     _add_run_flags(flags)
     _add_picture_flags(flags)
     flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
-    flags.add_argument(
-        '--where',
-        metavar='EXPRESSION',
-        help='for query: only candidates for which this is true, such as '
-        '"price < 50 and brand in (\'A\', \'B\')"',
-    )
-    flags.add_argument(
-        '--box',
-        metavar='X,Y,W,H',
-        help='for query: only this part of the picture, in shares of its width and height, '
-        'such as 0.25,0.1,0.5,0.5',
-    )
     flags.add_argument(
         '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'
     )
@@ -275,7 +275,7 @@ def _refuse_single_process():
 def _run_stage(args, helper):
     "Run one stage of a config file. Raises `InputError`."
     options = args.k, args.image, args.topk, args.host, args.port, args.verify
-    run = Run(args.config, *options, args.where, args.box)
+    run = Run(args.config, *options, where=args.where, box=args.box)
     reads = args.stage in ('query', 'serve')
     if reads:
         clear_up(run.out)

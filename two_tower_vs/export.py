@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from . import __version__
-from .attributes import Attributes, taken
+from .attributes import Attributes
 from .data import drop_bad
 from .embed import embed, first_pixels
 from .errors import InputError
@@ -93,7 +93,7 @@ def _attributes_of(table, candidates, attributes):
     "Of the candidates that were embedded"
     if attributes is None:
         return None
-    return taken(attributes, rows_of(list(candidates.cand_path), table.embeddings.paths))
+    return attributes.taken(rows_of(list(candidates.cand_path), table.embeddings.paths))
 
 
 def _vector_tables(model, candidates, queries, names, **shared):

@@ -26,7 +26,7 @@ from two_tower_vs.ann import (
     whole_number,
 )
 from .ann import factory as spec_of
-from .attributes import Attributes, with_attributes
+from .attributes import Attributes
 from .border import way_of
 from .bystanders import columns_of, levels, neighbours
 from .errors import InputError
@@ -184,7 +184,8 @@ def _hit_table(self: Index, scores, rows, content):
     paths = [self.paths[row] for row in rows]
     ranks = np.arange(1, len(rows) + 1)
     hits = pd.DataFrame({'rank': ranks, 'cand_path': paths, 'score': scores})
-    hits = with_attributes(hits, self.attributes, rows)
+    if self.attributes is not None:
+        hits = self.attributes.added_to(hits, rows)
     own = self.same_picture(rows, content)
     return hits.assign(same_picture=own) if own.any() else hits
 

@@ -17,7 +17,6 @@ from starlette.responses import FileResponse, Response
 import two_tower_vs
 from .access import Refusal, json_answer
 from .answers import Attributes, Examples, Health, SearchAnswer, Stats, refusals
-from .attributes import described
 from .gallery import kinds_of, query_facts
 from .searches import as_example, more_like, search
 from two_tower_vs.sending import (
@@ -166,7 +165,7 @@ def _what_to_filter_by(now):
 
 @lru_cache(1)
 def _described(attributes):
-    return described(attributes)
+    return attributes.described()
 
 
 def _add_attributes(app, site):

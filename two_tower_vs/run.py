@@ -70,16 +70,7 @@ class Settings:
     "What a config file and the flags say, with paths from the config's own folder."
 
     def __init__(
-        self,
-        config,
-        k=None,
-        image=None,
-        topk=None,
-        host=None,
-        port=None,
-        verify=False,
-        where=None,
-        box=None,
+        self, config, k=None, image=None, topk=None, host=None, port=None, verify=False, **query
     ):
         self.cfg = read_config(config)
         self.base = Path(config).parent
@@ -93,7 +84,7 @@ class Settings:
         self.image = image
         self.verify = verify  # is all of an index compared with its hashes before it is used?
         _set_flags(self.cfg, 'eval', k=k)
-        _set_flags(self.cfg, 'query', topk=topk, where=where, box=box)
+        _set_flags(self.cfg, 'query', topk=topk, **query)  # where, box
         _set_flags(self.cfg, 'serve', host=host, port=port)
         if self.data.on_bad not in (None, 'error', 'skip'):
             bad_setting(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')

@@ -24,9 +24,7 @@ from .weights import one_line, refuse_not_finite
 def file_sha256(path) -> str:
     "SHA-256 of a file's content, hexadecimal."
     with open(path, 'rb') as file:
-        if hasattr(hashlib, 'file_digest'):
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-        return hashlib.sha256(file.read()).hexdigest()
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 # %% ../nbs/01_saving.ipynb #cea4dd93
 def _own_tensors(model):

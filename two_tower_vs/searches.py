@@ -178,6 +178,10 @@ def _box_of(text):
     except InputError as e:
         raise Refusal(422, 'bad box', str(e)) from e
 
+
+async def _proven(site, *work):
+    return await asyncio.get_running_loop().run_in_executor(site.verify_pool, _verified, *work)
+
 # %% ../nbs/07k_searches.ipynb #6a4686b2
 async def search(
     site,
@@ -188,20 +192,17 @@ async def search(
     box: str = None,  # the part to search with: x,y,w,h in shares of the picture
 ) -> tuple:  # (`Served` that was searched, answer)
     "Hits of one picture. Raises `Refusal`."
-    box = _box_of(box)
     now = site.now
     start = time.perf_counter()
     until = time.monotonic() + site.limits.timeout_s / 2
     passing = await _passing(site, now.searcher, where)
-    upload = await _pixels_of(site, now.searcher, source, most_pixels, box)
+    upload = await _pixels_of(site, now.searcher, source, most_pixels, _box_of(box))
     verifier = now.searcher.verifier
-    most = _looked_for(verifier, topk)
-    found = await _found(site, now.searcher, upload.pixels, most, passing)
+    found = await _found(site, now.searcher, upload.pixels, _looked_for(verifier, topk), passing)
     ms = dict(decode=upload.decode_ms, embed=found.embed_ms, search=found.search_ms)
     ranked = _ranked(now, found)
     if verifier:
-        work = _verified, now.searcher, ranked, upload.details, topk, until
-        ranked = await asyncio.get_running_loop().run_in_executor(site.verify_pool, *work)
+        ranked = await _proven(site, now.searcher, ranked, upload.details, topk, until)
         ms['verify'] = upload.details_ms + ranked.verify_ms
     attributes = await _attributes(site, now, ranked.hits)
     ms['total'] = 1000 * (time.perf_counter() - start)

@@ -221,7 +221,7 @@ def _say_leaked(run):
 # %% ../nbs/09d_stages.ipynb #c6ad6c78
 def index_stage(run: Run):
     "Build the index of `candidates.csv`, or bring it up to date. Raises `InputError`."
-    from two_tower_vs.bundle import save_index, save_only_attributes, was_edited
+    from two_tower_vs.bundle import save_index, was_edited
     from two_tower_vs.saving import load_model
 
     model = load_model(run.out / 'model')
@@ -237,7 +237,7 @@ def index_stage(run: Run):
     decided = _decided_to_verify(run, model, index, changed)
     others = _with_attributes(run, model, index, vectors)
     if others and not changed and not decided:
-        save_only_attributes(index, run.out / 'index', source)
+        index.save_attributes(run.out / 'index', source)
         done = 'attributes changed'
     elif changed or decided or was_edited(index, source):
         save_index(index, run.out / 'index', source)

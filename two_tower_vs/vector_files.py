@@ -9,7 +9,7 @@ __all__ = ['table_files', 'save_vectors']
 import numpy as np
 import pandas as pd
 
-from .attributes import Attributes, arrow_table, as_cell
+from .attributes import Attributes
 from .sheet import write_csv
 from .vectors import Embeddings
 
@@ -22,7 +22,7 @@ def _schema(name, size, more):
     return pa.schema([*fields, *(more.schema if more is not None else ())])
 
 
-def _save_parquet(embeddings, name, file, more, rows=2**16):
+def _save_parquet(embeddings, name, file, more=None, rows=2**16):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -46,19 +46,6 @@ def table_files(
     return [f'{stem}.parquet'] if format == 'parquet' else [f'{stem}.npy', f'{stem}.csv']
 
 # %% ../nbs/06a_vector_files.ipynb #d707facc
-def _cells(attributes, name):
-    "Attributes as columns of a CSV: lists as JSON, what is missing as empty cells"
-    if attributes is None:
-        return {}
-    records = attributes.records(range(len(attributes)))
-    columns = {}
-    for each in attributes.names:
-        cells = [record[each] for record in records]
-        column = f'column_{each}' if each == name else each
-        columns[column] = [as_cell(cell) for cell in cells]
-    return columns
-
-
 def save_vectors(
     e: Embeddings,
     name: str,  # of the column of paths
@@ -67,9 +54,10 @@ def save_vectors(
 ):
     "Write vectors and their paths, and attributes where there are any."
     if len(files) == 1:
-        more = None if attributes is None else arrow_table(attributes, {name, 'embedding'})
+        more = None if attributes is None else attributes.arrow_table({name, 'embedding'})
         _save_parquet(e, name, files[0], more)
         return
     vectors, paths = files
     np.save(vectors, e.vectors)
-    write_csv(pd.DataFrame({name: e.paths, **_cells(attributes, name)}), paths)
+    more = {} if attributes is None else attributes.cells({name})
+    write_csv(pd.DataFrame({name: e.paths, **more}), paths)
