@@ -135,5 +135,5 @@ async def within(
     "What the work gives, in time."
     try:
         return await asyncio.wait_for(work, seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise refusal from None
