@@ -541,3 +541,19 @@ print(len(hits), 'duckdb' in sys.modules)
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.split() == ['10', 'False'], done.stderr
+
+
+def test_requests_of_one_batch_keep_their_own_filters(priced):
+    "pictures that arrive together go through the model together, and are searched apart"
+    from two_tower_vs.batching import _search_together, _Task
+    from two_tower_vs.query import load_searcher
+
+    searcher = load_searcher(priced / 'out')
+    index = searcher.index
+    pixels = searcher.pixels(next((priced / 'images').rglob('*.png')))
+    filters = [None, 'price < 5', 'price >= 5', 'price < 5']
+    tasks = [_Task(searcher, pixels, 3, index.passing(where)) for where in filters]
+    _search_together(searcher, tasks)
+    price = pd.read_csv(priced / 'candidates.csv').set_index('cand_path').price
+    found = [[price[index.paths[row]] for row in task.future.result().rows] for task in tasks]
+    assert len(found[0]) == 3 and max(found[1]) < 5 <= min(found[2]) and found[3] == found[1]

@@ -9,6 +9,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from two_tower_vs.box import read_box
+from two_tower_vs.bundle import load_index, save_index
 from two_tower_vs.errors import BadImage, InputError
 from two_tower_vs.query import load_searcher
 from two_tower_vs.serve import make_app
@@ -183,3 +184,21 @@ def test_together_with_nothing(searcher, sheet):
         searcher.search_together([sheet[1][0]], 5, [sheet[1][0]], 1.0)
     with pytest.raises(InputError, match='from 0 to 2'):
         searcher.search_together([sheet[1][0]], 5, [sheet[1][0]], 9)
+
+
+def test_a_number_of_the_list_before_means_the_same_candidate(client, ran):
+    "after a new index without the first two candidates"
+    site = client.app.state.site
+    old = site.now.shows
+    index = load_index(ran / 'out/index', writable=True)
+    rows = len(index.paths) - 2
+    flat = faiss.IndexFlatIP(index.faiss.d)
+    flat.add(index.faiss.reconstruct_n(2, rows))
+    manifest = dict(index.manifest, rows=rows)
+    save_index(type(index)(flat, list(index.paths)[2:], manifest), ran / 'out/index')
+    assert site.reload()
+    answer = client.get('/search', params=dict(like=5, v=old.version, topk=4)).json()
+    hits = load_searcher(ran / 'out').more_like(old.paths[5], 4)
+    assert [hit['cand_path'] for hit in answer['hits']] == list(hits.cand_path)
+    gone = client.get('/search', params=dict(like=0, v=old.version))
+    assert gone.status_code == 410 and 'no longer' in gone.json()['error']['detail']

@@ -517,9 +517,9 @@ def test_a_request_stays_with_the_searcher_that_it_began_with(changing, client, 
     other = client.app.state.site.now
     batcher = site.batcher
 
-    def replaced_meanwhile(searcher, pixels, topk):
+    def replaced_meanwhile(*task):
         site.now = other
-        return batcher(searcher, pixels, topk)
+        return batcher(*task)
 
     other.shows.version, version = 'another', other.shows.version
     monkeypatch.setattr(site, 'batcher', replaced_meanwhile)

@@ -50,12 +50,15 @@ _part = Query(
 )
 
 # %% ../nbs/07m_routes.ipynb #0b1afd0f
-async def _search_in_time(site, source, topk, most_pixels=None, where=None, box=None):
+async def _in_time(site, answered, *asked):
     seconds = site.limits.timeout_s
     late = Refusal(504, 'too slow', f'The search took over {seconds} s (serve.timeout_s).')
     with admitted(site):
-        found = search(site, source, topk, most_pixels, where, box)
-        return await within(seconds, found, late)
+        return await within(seconds, answered(site, *asked), late)
+
+
+async def _search_in_time(site, source, topk, most_pixels=None, where=None, box=None):
+    return await _in_time(site, search, source, topk, most_pixels, where, box)
 
 # %% ../nbs/07m_routes.ipynb #4938a0ee
 async def _search_upload(site, request, topk, where, box):
@@ -129,8 +132,7 @@ async def _search_known(site, number, query, version, topk, where, box):
 async def _like(site, number, version, topk, where, box):
     if box is not None:
         raise Refusal(422, 'bad request', 'A box cuts a picture; like asks with a vector. Use id.')
-    with admitted(site):
-        return await more_like(site, number, version, topk, where)
+    return await _in_time(site, more_like, number, version, topk, where)
 
 # %% ../nbs/07m_routes.ipynb #9adf36f2
 def _add_search_again(app, site, default_topk):

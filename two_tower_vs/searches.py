@@ -21,6 +21,7 @@ from .gallery import ids_of, query_facts
 from .keypoints import Keypoints
 from .milvusclient import MilvusError
 from .more import neighbours
+from .pathcolumn import rows_of
 from .pictures import formats
 from .reloading import Served
 from .rescore import with_evidence
@@ -243,6 +244,17 @@ def as_example(
     answers = [dict(cand_path=path, id=ids.get(path)) for path in query.answers]
     return answer | {'query': query_facts(query) | {'answers': answers}}
 
+# %% ../nbs/07k_searches.ipynb #32cf38a8
+def _row_of(site, now, number, version):
+    "The row of a candidate in the index that is searched. Raises `Refusal`"
+    path = candidate_path(site, number, version)
+    if version in (None, now.shows.version):
+        return number
+    row = int(rows_of(now.searcher.index.paths, [path])[0])
+    if row < 0:
+        raise Refusal(410, 'gone', 'This candidate is no longer in the catalogue. Search again.')
+    return row
+
 # %% ../nbs/07k_searches.ipynb #5d513706
 async def more_like(
     site,
@@ -252,12 +264,12 @@ async def more_like(
     where: str = None,  # only candidates for which this expression is true
 ) -> dict:  # the answer
     "Candidates that are like one of them. Raises `Refusal`."
-    await in_thread(site, candidate_path, site, number, version)  # is there one?
     now = site.now
     start = time.perf_counter()
+    row = await in_thread(site, _row_of, site, now, number, version)
     passing = await _passing(site, now.searcher, where)
     try:
-        scores, rows = await in_thread(site, neighbours, now.searcher.index, number, topk, passing)
+        scores, rows = await in_thread(site, neighbours, now.searcher.index, row, topk, passing)
     except InputError as e:
         raise Refusal(422, 'not here', str(e)) from e
     hits = [
