@@ -207,7 +207,7 @@ def project_of(demo, rows, index):
 ENGINES = {
     'exact': dict(kind='flat'),
     'FAISS, one file': dict(recall_target=0.95),
-    'FAISS, several files': dict(recall_target=0.95, file_mb=8),
+    'FAISS, several files': dict(recall_target=0.95, file_mb=2),
     'Milvus Lite': dict(kind='milvus', uri='milvus.db'),
 }
 
