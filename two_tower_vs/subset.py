@@ -128,6 +128,19 @@ def _exact_in(index, vectors, k, subset):
     search = _compared if subset.share <= _few else _looked_through
     return search(stored, vectors, k, subset)
 
+# %% ../nbs/04i_subset.ipynb #b9c539a8
+def _over_parts(index, subset, k, search):
+    "`search(part, its rows)` in each file; scores and rows of the whole index"
+    scores = []
+    rows = []
+    for part, start, stop in _parts(index):
+        inside = subset.between(start, stop)
+        if len(inside.rows):
+            found = search(part, inside)
+            scores.append(found[0])
+            rows.append(np.where(found[1] >= 0, found[1] + start, -1))
+    return _best(scores, rows, k)
+
 # %% ../nbs/04i_subset.ipynb #ba26c674
 def exact_among(
     index,  # a faiss.Index
@@ -136,15 +149,7 @@ def exact_among(
     subset: Subset,
 ) -> tuple:  # scores (q, k), rows (q, k); fewer than k where the subset is smaller
     "The nearest of these rows, each compared. Raises `InputError`."
-    scores = []
-    rows = []
-    for part, start, stop in _parts(index):
-        inside = subset.between(start, stop)
-        if len(inside.rows):
-            found = _exact_in(part, vectors, k, inside)
-            scores.append(found[0])
-            rows.append(np.where(found[1] >= 0, found[1] + start, -1))
-    return _best(scores, rows, k)
+    return _over_parts(index, subset, k, lambda part, rows: _exact_in(part, vectors, k, rows))
 
 # %% ../nbs/04i_subset.ipynb #5a3a26ca
 def _parameters(index, selector, times):
@@ -182,15 +187,11 @@ def selected(
     times: int = 1,  # as thorough as a search without a filter
 ) -> tuple:  # scores (q, k), rows (q, k); -1 where nothing more was found
     "What FAISS finds among these rows. Raises `InputError`."
-    scores = []
-    rows = []
-    for part, start, stop in _parts(index):
-        inside = subset.between(start, stop)
-        if len(inside.rows):
-            found = _selected_in(part, vectors, k, inside, times)
-            scores.append(found[0])
-            rows.append(np.where(found[1] >= 0, found[1] + start, -1))
-    return _best(scores, rows, k)
+
+    def search(part, rows):
+        return _selected_in(part, vectors, k, rows, times)
+
+    return _over_parts(index, subset, k, search)
 
 # %% ../nbs/04i_subset.ipynb #a04ca638
 @dataclass
