@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Region', 'Hit', 'Latency', 'Answer', 'Query', 'AnsweredQuery', 'SearchAnswer', 'Example', 'Examples', 'Health',
-           'Value', 'Attribute', 'Attributes', 'Quantiles', 'Stats', 'Reason', 'Error', 'refusals']
+           'Value', 'Attribute', 'Attributes', 'Counts', 'Clicked', 'Quantiles', 'Stats', 'Reason', 'Error', 'refusals']
 
 # %% ../nbs/07d_answers.ipynb #dd6fe846
 from pydantic import BaseModel, Field
@@ -50,6 +50,9 @@ class Hit(BaseModel):
     )
     right: bool | None = Field(
         None, description='of an evaluation query: is it one of the right answers?'
+    )
+    verdict: str | None = Field(
+        None, description='right or wrong, where somebody said so of this picture and this hit'
     )
     attributes: dict | None = Field(
         None, description='further columns of candidates.csv. Left out where there are none'
@@ -140,6 +143,8 @@ class Health(BaseModel):
     kind: str | None = Field(None, description='of the index: flat, hnsw, ivf_sq, milvus …')
     engine: str | None = None
     verifies: bool | None = Field(None, description='are hits compared detail by detail?')
+    feedback: bool | None = Field(None, description='may people say which hits are right?')
+    labels: bool | None = Field(None, description='is this a page to label pictures with?')
     threshold: float | None = None
     examples: int | None = Field(None, description='evaluation queries that are shown')
     topk: int | None = Field(None, description='hits where a request does not say')
@@ -172,6 +177,23 @@ class Attributes(BaseModel):
 
     version: str
     attributes: list[Attribute]
+
+# %% ../nbs/07d_answers.ipynb #d7523ce0
+class Counts(BaseModel):
+    "Verdicts that count."
+
+    right: int
+    wrong: int
+    queries: int = Field(description='pictures with at least one of them')
+
+
+class Clicked(BaseModel):
+    "What was written down."
+
+    verdict: str
+    cand_path: str
+    query_sha256: str = Field(description='of the picture that is kept')
+    counts: Counts
 
 # %% ../nbs/07d_answers.ipynb #cf987d5e
 class Quantiles(BaseModel):
@@ -224,6 +246,7 @@ _meanings = {
     500: 'A fault of the server',
     503: 'Too much at once, or the index does not answer: try again in a while',
     504: 'The answer took too long',
+    507: 'There is no room for what was sent',
 }
 
 

@@ -49,6 +49,8 @@ examples = """stages:
   report  the files in out/ -> out/report.html: one page for any browser
   export  vectors as Parquet or npy, towers as ONNX, a model card -> out/export
   serve   a search page and an HTTP API at http://127.0.0.1:8000, until Ctrl-C
+  label   the same page over photos without answers: say which hits are right,
+          and train on that
   all     check, train, eval, index, query (with --image) and report
 
 examples:
@@ -73,7 +75,7 @@ def _add_run_flags(flags):
         choices=['demo', 'init', *stages],
         metavar='STAGE',
         help='what to do: demo, init, check, train, eval, embed, index, query, report, '
-        'export, serve or all',
+        'export, serve, label or all',
     )
     flags.add_argument(
         '--config',
@@ -276,7 +278,7 @@ def _run_stage(args, helper):
     "Run one stage of a config file. Raises `InputError`."
     options = args.k, args.image, args.topk, args.host, args.port, args.verify
     run = Run(args.config, *options, where=args.where, box=args.box)
-    reads = args.stage in ('query', 'serve')
+    reads = args.stage in ('query', 'serve', 'label')
     if reads:
         clear_up(run.out)
     try:

@@ -14,7 +14,7 @@ from .settings import bounded, bounds_of, configured, refuse_outside, whole
 
 # %% ../nbs/09_config.ipynb #976c1b4d
 class Data:
-    "The section `data`: where the pictures and the three CSVs are."
+    "The section `data`: where the pictures and the CSVs are."
 
     @bounded(max_pixels=whole(1, 2_000_000_000))
     def __init__(
@@ -23,6 +23,7 @@ class Data:
         pairs: str = 'pairs.csv',  # query_path,cand_path: for training
         candidates: str = 'candidates.csv',  # cand_path: what is searched
         query_gt: str = 'query_gt.csv',  # query_path,gt_cand_path: for evaluation
+        queries: str = 'queries.csv',  # query_path: pictures to label; or a folder in images_root
         on_bad: str = None,  # unreadable: error or skip; default: skip in candidates, else error
         max_pixels: int = 100_000_000,  # larger pictures count as unreadable
         background: str = 'auto',  # of transparent pictures: auto, white, black or '#rrggbb'
@@ -34,6 +35,7 @@ class Data:
         self.pairs = pairs
         self.candidates = candidates
         self.query_gt = query_gt
+        self.queries = queries
         self.on_bad = on_bad
         self.max_pixels = max_pixels
 
@@ -74,10 +76,10 @@ def sections() -> dict:  # section -> the function or class that takes its keys
 _set_by_stages = set(
     'seed cache folder progress name names candidates embedding queries sizes root out desc view '
     'preset tuning strict leaked unanswered bystanders why columns milvus attributes '
-    'accelerator'.split()
+    'accelerator taught'.split()
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on
-_no_keys = {('index', 'chunk'), ('serve', 'verify')}
+_no_keys = {('index', 'chunk'), ('serve', 'verify'), ('serve', 'label')}
 
 
 def _is_key(section, name, parameter):

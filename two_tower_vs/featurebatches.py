@@ -7,6 +7,7 @@ __all__ = ['FeatureBatches']
 
 # %% ../nbs/02f_featurebatches.ipynb #0bba69b9
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from .features import PairFeatures
@@ -28,8 +29,10 @@ class FeatureBatches:
         queries = _some_views(self.features.queries, table.qi[rows], rng)
         cands = _some_views(self.features.cands, table.ci[rows], rng)
         query_vectors = F.normalize(self.model.query.head(queries), dim=-1)
+        more = table.called_wrong(rows)
+        cands = torch.cat([cands, self.features.searched[more]])
         cand_vectors = F.normalize(self.model.cand.head(cands), dim=-1)
-        loss = objective(rows, query_vectors, cand_vectors)
+        loss = objective(rows, query_vectors, cand_vectors, more)
         loss.backward()
         return loss.item()
 

@@ -64,6 +64,13 @@ class PairFeatures:
         "All candidates as they are, in the order of the table."
         return torch.cat([self.cands[0], self.others]) if len(self.others) else self.cands[0]
 
+    @cached_property
+    def searched_views(self) -> torch.Tensor:  # (1 + views, m + k, f)
+        "The same with their augmented views; the others have none, and stand for their own."
+        if not len(self.others):
+            return self.cands
+        return torch.cat([self.cands, self.others.expand(len(self.cands), -1, -1)], dim=1)
+
 # %% ../nbs/02f_features.ipynb #9c87639b
 def _other_candidates(tower, paths, contents, root, cache, options):  # Embeddings, bool (k,)
     "Further pictures, and which of them are new"
@@ -80,6 +87,7 @@ def pair_features(
     cache,  # a folder for features, or None
     views: int = 1,  # augmented copies of each picture
     others=(),  # paths of further candidates, which no pair names
+    wrongs=None,  # as in PairTable
     **options,  # of embed
 ) -> tuple:  # PairFeatures (None where a picture can't be read), path -> reason
     "Embed the pictures of pairs with the bare backbones."
@@ -92,7 +100,7 @@ def pair_features(
     found, new = _other_candidates(model.cand, others, cands.contents, root, cache, options)
     contents = np.concatenate([cands.contents, found.contents[new]])
     names = [path for path, is_new in zip(found.paths, new) if is_new]
-    table = PairTable(pairs, queries.contents, contents, names)
+    table = PairTable(pairs, queries.contents, contents, names, wrongs)
     further = torch.from_numpy(found.vectors[new]).to(cands.features.device)
     own = getattr(model.query.backbone, 'own', None) or queries.features.shape[-1]
     return PairFeatures(table, queries.features, cands.features, further, own), {}

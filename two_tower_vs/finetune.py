@@ -115,7 +115,7 @@ class PictureBatches:
         accelerator,
         tuning: dict,  # options of finetune
         embedding: dict = None,  # options of embed, for mining
-        locked: torch.Tensor = None,  # features of the candidates (1 + views, m, f)
+        locked: torch.Tensor = None,  # features of all candidates (1 + views, m + others, f)
         rows: np.ndarray = None,  # that train: other candidates are no wrong answers
         epochs: int = None,  # of the schedule; full_size counts from its end
     ):
@@ -180,13 +180,14 @@ def mine(self: PictureBatches, epoch):
 # %% ../nbs/02c_finetune.ipynb #fbd55c81
 @patch
 def hard(self: PictureBatches, rows, epoch) -> np.ndarray:  # candidate numbers
-    "Further candidates for a batch."
+    "Further candidates for a batch: what people called wrong, and what is mined."
+    judged = self.table.called_wrong(rows)
     if not self.tuning['hard_negatives']:
-        return np.empty(0, np.int64)
+        return judged
     if epoch not in self.mined:
         self.mine(epoch)
     found = np.unique(self.mined[epoch][rows])
-    return np.setdiff1d(found[found >= 0], self.table.ci[rows])
+    return np.union1d(judged, np.setdiff1d(found[found >= 0], self.table.ci[rows]))
 
 # %% ../nbs/02c_finetune.ipynb #34addf08
 most_locked = 4096  # candidates that a batch is compared with where their features are known
@@ -198,6 +199,7 @@ def from_features(self: PictureBatches, rows, epoch) -> tuple:  # numbers, vecto
     rng = np.random.default_rng([self.seed, epoch, int(rows[0])])
     own = self.table.ci[rows]
     more = np.setdiff1d(rng.permutation(self.against)[:most_locked], own)
+    more = np.union1d(more, self.table.called_wrong(rows))
     numbers = np.r_[own, more]
     features = self.locked[rng.integers(0, len(self.locked), len(numbers)), numbers]
     return more, F.normalize(self.model.cand.head(features), dim=-1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['enough_queries', 'enough_products', 'most_divisions', 'baseline_heads', 'with_baselines', 'division_answers',
-           'held_out_answers']
+           'divisions', 'joined_kinds', 'held_out_answers']
 
 # %% ../nbs/02i_judging.ipynb #a9ce866e
 import numpy as np
@@ -89,8 +89,26 @@ most_divisions = 7
 def _enough(asked, products):
     return len(asked) >= enough_queries and len(np.unique(products[asked])) >= enough_products
 
+# %% ../nbs/02i_judging.ipynb #7ae570cc
+def divisions(
+    job: Job,
+    outer: Validation,  # the first one
+):  # yields number, Validation
+    "Divisions of all pairs, until there are enough queries to judge by."
+    yield 0, outer
+    asked = outer.all_queries()
+    for number in range(1, most_divisions):
+        if _enough(asked, outer.product):
+            return
+        held = held_out(job, 10 * number).without(asked, outer.queries)
+        if held.queries:
+            asked = np.concatenate([asked, held.all_queries()])
+            yield number, held
+
 # %% ../nbs/02i_judging.ipynb #96d13609
-def _joined_kinds(parts):  # kind -> HeldOutAnswers
+def joined_kinds(
+    parts: list,  # of kind -> HeldOutAnswers
+) -> dict:  # kind -> HeldOutAnswers
     "Answers of several divisions, kind by kind"
     kinds = {}
     for part in parts:
@@ -107,14 +125,7 @@ def held_out_answers(
     "Answers to held-out queries that chose nothing."
     if choice.finetune_epochs:
         return with_baselines(job, outer, tuned_answers(job, outer))
-    parts = [division_answers(job, 0, outer, choice)]
-    asked = outer.all_queries()
-    for number in range(1, most_divisions):
-        if _enough(asked, outer.product):
-            break
-        held = held_out(job, 10 * number).without(asked, outer.queries)
-        if not held.queries:
-            continue
-        asked = np.concatenate([asked, held.all_queries()])
-        parts.append(division_answers(job, number, held))
-    return {model: _joined_kinds([part[model] for part in parts]) for model in parts[0]}
+    parts = []
+    for number, held in divisions(job, outer):
+        parts.append(division_answers(job, number, held, None if number else choice))
+    return {model: joined_kinds([part[model] for part in parts]) for model in parts[0]}

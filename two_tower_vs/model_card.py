@@ -20,6 +20,7 @@ from .joined import backbone_names
 from .model import TwoTower
 from .outcome import held_out_words, interval_unit, kept_words
 from .saving import file_sha256
+from .taught import feedback_words
 
 # %% ../nbs/06a_model_card.ipynb #e7d74b4e
 def _metrics_in(file):
@@ -225,6 +226,7 @@ def _limits(model, metrics, agreements):
         _score_limits(training.get('match')),
         kept_words(training),
         held_out_words(training),
+        feedback_words(training.get('feedback')),
     ]
     lines += [_group_limits(*item) for item in metrics.get('groups', {}).items()]
     if leaks := metrics.get('leak_free'):

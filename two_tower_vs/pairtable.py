@@ -6,6 +6,8 @@
 __all__ = ['PairTable']
 
 # %% ../nbs/02b_pairtable.ipynb #63977ab3
+from copy import copy
+
 import numpy as np
 import pandas as pd
 import torch
@@ -32,6 +34,7 @@ class PairTable:
         query_contents=None,  # uint8 (queries, 16), start of each file's SHA-256; None: use paths
         cand_contents=None,  # uint8 (candidates, 16), the others at the end
         others=(),  # paths of further candidates, which no pair names
+        wrongs: pd.DataFrame = None,  # query_path, cand_path: hits that somebody called wrong
     ):
         self.qi, queries = pd.factorize(pairs.query_path)
         self.ci, cands = pd.factorize(pairs.cand_path)
@@ -44,9 +47,31 @@ class PairTable:
         )
         self.same = SamePictures(query_pictures, cand_pictures, self.qi, self.ci)
         self.product = _products(query_pictures[self.qi], cand_pictures[self.ci], self.ci)
+        self.from_feedback = _from_feedback(pairs)
+        self.wrongs = {} if wrongs is None else self._numbered(wrongs)
 
     def __len__(self):
         return len(self.qi)
+
+# %% ../nbs/02b_pairtable.ipynb #ae6794fb
+def _from_feedback(pairs):  # bool (n,)
+    "Which rows are verdicts"
+    if 'feedback' in pairs:
+        return pairs.feedback.to_numpy(dtype=bool)
+    return np.zeros(len(pairs), dtype=bool)
+
+
+@patch
+def _numbered(self: PairTable, wrongs):  # number of a query -> candidate numbers, ascending
+    "Wrong hits by number, without those that are right after all, and without unknown pictures"
+    query_numbers = pd.Series(range(len(self.queries)), self.queries)
+    cand_numbers = pd.Series(range(len(self.cands)), self.cands)
+    known = wrongs.query_path.isin(query_numbers.index) & wrongs.cand_path.isin(cand_numbers.index)
+    qi = query_numbers[wrongs.query_path[known]].to_numpy()
+    ci = cand_numbers[wrongs.cand_path[known]].to_numpy()
+    wrong = ~self.right(qi, ci)
+    found = pd.Series(ci[wrong]).groupby(qi[wrong]).unique()
+    return {query: np.sort(cands) for query, cands in found.items()}
 
 # %% ../nbs/02b_pairtable.ipynb #9f37924f
 @patch
@@ -72,3 +97,18 @@ def known(self: PairTable, rows: np.ndarray, more=()) -> torch.Tensor:  # bool (
     itself = self.same.query_numbers[queries][:, None] == self.same.cand_numbers[cands][None]
     np.fill_diagonal(itself, False)
     return right | torch.from_numpy(itself)
+
+# %% ../nbs/02b_pairtable.ipynb #ec3a2c91
+@patch
+def called_wrong(self: PairTable, rows: np.ndarray) -> np.ndarray:  # candidate numbers, ascending
+    "What people called wrong for the queries of these rows; no candidate of the rows themselves."
+    found = [self.wrongs[query] for query in np.unique(self.qi[rows]) if query in self.wrongs]
+    return np.setdiff1d(np.concatenate([np.empty(0, np.int64), *found]), self.ci[rows])
+
+
+@patch
+def without_feedback(self: PairTable) -> 'PairTable':
+    "The same table, in which nothing was called wrong. Its rows from feedback are still there."
+    plain = copy(self)
+    plain.wrongs = {}
+    return plain

@@ -15,6 +15,7 @@ from .metric_tables import gain_words, metric_title, percent_cell
 from .outcome import held_out_words, kept_words
 from .runfiles import shown_name
 from .statistics import unit_sentence
+from .taught import feedback_words
 
 # %% ../nbs/07_progress.ipynb #c588a1e5
 _phases = {  # phase in history.csv -> class of its line, words
@@ -153,6 +154,7 @@ def held_out_part(
     validation = training.get('validation') or {}
     part = dict(
         kept_words=kept_words(training),
+        feedback=feedback_words(training.get('feedback')),
         promoted=training.get('promoted', True),
         judged=None,
         none=not validation.get('trained'),

@@ -86,7 +86,7 @@ def read_together(
     paths: list,  # as in read_stamped, all on disk or all in one store
 ):  # yields (bytes, stamp, None), or (b'', None, why it cannot be read), in their order
     "The contents of several pictures."
-    remote = bool(paths) and is_url(paths[0])
+    remote = bool(paths) and all(map(is_url, paths))  # a few at home: they are read one by one
     found = read_urls(paths) if remote else paths
     for each in found:
         try:

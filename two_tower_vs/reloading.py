@@ -79,6 +79,8 @@ class Site:
         embedding: dict = None,  # engine and precision, as for Searcher
         verify: str = 'auto',  # hits, as for Searcher.with_verify
         milvus: dict = None,  # as for load_searcher
+        feedback=None,  # a FeedbackFile, where what people say of hits is written down
+        label=None,  # what unlabelled gave: pictures that are shown instead of the evaluation's
     ):
         self.originals = _checked_originals(originals)
         self.verify = verify
@@ -90,6 +92,8 @@ class Site:
         self.access = access or Access()
         self.embedding = embedding or {}
         self.milvus = milvus
+        self.feedback = feedback
+        self.label = label
         self.most_large = max(1, self.limits.waiting // 4)
         self.busy = self.busy_large = 0  # searches under way, and those of large pictures
         self.held = self.unread = 0  # bytes of uploads, and of answers that nobody has read yet
@@ -164,8 +168,8 @@ def _load(self: Site):
     searcher = searcher.with_verify(self.verify)
     if not self.now or searcher.engine is not self.now.searcher.engine:
         warm_up(searcher, self.batcher)
-    queries = no_queries
-    if self.examples and self.gt:
+    queries = no_queries if self.label is None else self.label
+    if self.label is None and self.examples and self.gt:
         queries = evaluated(self.out, self.gt, self.root)
     version = _version(searcher.index.manifest, queries)
     return Served(searcher, Gallery(version, searcher.index.paths, queries))

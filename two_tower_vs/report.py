@@ -37,6 +37,7 @@ from .paths import expand
 from .progress import held_out_part, learning_part
 from .query import Searcher, load_searcher
 from .runfiles import RunFiles, name_tail, note_clashes, shown_name
+from .taught import feedback_words
 from .threshold_charts import threshold_part
 
 # %% ../nbs/07_report.ipynb #f0b8ce97
@@ -45,6 +46,7 @@ def _known_training(model):
     training = dict(model.get('training') or {})
     kept_words(training)
     held_out_words(training)
+    feedback_words(training.get('feedback'))
     return training
 
 # %% ../nbs/07_report.ipynb #c7dfa6a0

@@ -16,7 +16,17 @@ from starlette.responses import FileResponse, Response
 
 import two_tower_vs
 from .access import Refusal, json_answer
-from .answers import Attributes, Examples, Health, SearchAnswer, Stats, refusals
+from two_tower_vs.answers import (
+    Attributes,
+    Clicked,
+    Counts,
+    Examples,
+    Health,
+    SearchAnswer,
+    Stats,
+    refusals,
+)
+from .clicks import click, feedback_of
 from .gallery import kinds_of, query_facts
 from .searches import as_example, more_like, search
 from two_tower_vs.sending import (
@@ -242,6 +252,56 @@ def _add_examples(app, site):
         "Evaluation queries: all, found at rank 1, missed there, gained or lost by training."
         return json_answer(_some_examples(site.now.shows, kind, offset, limit))
 
+# %% ../nbs/07m_routes.ipynb #7256c2ec
+async def _clicked_picture(site, request, number, query, version):
+    "The bytes of the picture that was searched with, or a function that reads them"
+    if number is not None and query is not None:
+        raise Refusal(422, 'bad request', 'Give id or query, or send the picture: one of them.')
+    if query is not None:
+        return partial(_bytes_inside, site.root, query_path(site, query, version))
+    if number is not None:
+        path = await in_thread(site, candidate_path, site, number, version)
+        return partial(_bytes_inside, site.root, path)
+    slow = Refusal(408, 'slow upload', 'The upload took too long (serve.timeout_s).')
+    return await within(site.limits.timeout_s, uploaded(request, site), slow)
+
+# %% ../nbs/07m_routes.ipynb #21086e32
+_verdict = Query(..., pattern='^(right|wrong|none)$', description='none takes a verdict back')
+_judged_hit = Query(..., ge=0, description='the id of the hit')
+
+
+def _add_feedback(app, site):
+    @app.post(
+        '/feedback',
+        openapi_extra=_upload,
+        summary='Say that a hit is right or wrong',
+        description='With the picture that was searched with, as for `/search`, '
+        'or with `id` or `query` where the server has it.',
+        tags=['feedback'],
+        responses={200: dict(model=Clicked, description='It is written down')}
+        | refusals(400, 403, 404, 408, 410, 413, 415, 422, 504, 507),
+    )
+    async def feedback(
+        request: Request,
+        hit: int = _judged_hit,
+        verdict: str = _verdict,
+        v: str = _app_version,
+        id: int = Query(None, description='the candidate that was searched with'),
+        query: int = Query(None, description='the evaluation query that was searched with'),
+        box: str = _part,
+    ):
+        source = await _clicked_picture(site, request, id, query, v)
+        return json_answer(await _in_time(site, click, source, hit, verdict, v, box))
+
+    @app.get(
+        '/feedback',
+        summary='How many verdicts there are',
+        tags=['feedback'],
+        responses={200: dict(model=Counts, description='Those that count')} | refusals(403),
+    )
+    async def counts():
+        return json_answer(feedback_of(site).counts())
+
 # %% ../nbs/07m_routes.ipynb #4071242e
 def _health(site, topk):
     now = site.now
@@ -256,6 +316,8 @@ def _health(site, topk):
         kind=manifest['kind'],
         engine=now.searcher.engine.name,
         verifies=now.searcher.verifier is not None,
+        feedback=site.feedback is not None,
+        labels=site.label is not None,
         threshold=now.searcher.threshold,
         examples=len(now.shows.queries),
         topk=topk,
@@ -384,6 +446,7 @@ def add_routes(
     _add_attributes(app, site)
     _add_pictures(app, site)
     _add_examples(app, site)
+    _add_feedback(app, site)
     _add_health(app, site, topk)
     _add_numbers(app, site)
     _add_pages(app)

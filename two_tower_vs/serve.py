@@ -107,6 +107,12 @@ def _app_of(site, topk, every=1):
     _add_error_handlers(app)
     return app
 
+# %% ../nbs/08_serve.ipynb #0aeb91ec
+def _feedback_file(out, access, wanted, most_mb):
+    from two_tower_vs.clicks import open_feedback
+
+    return open_feedback(out, access or Access(), most_mb) if wanted else None
+
 # %% ../nbs/08_serve.ipynb #0abc6c7d
 _ranges = dict(
     topk=whole(1, 1000),
@@ -117,6 +123,7 @@ _ranges = dict(
     batch=whole(1, 1024),
     max_upload_megapixels=whole(1, 2000),
     per_address=whole(0, 100_000),
+    feedback_mb=whole(1, 1_000_000),
 )
 
 # %% ../nbs/08_serve.ipynb #7925e88a
@@ -140,6 +147,8 @@ def make_app(
     embedding: dict = None,  # engine and precision, as for Searcher
     verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
     milvus: dict = None,  # as for load_searcher
+    feedback: bool = False,  # may people say which hits are right? Into out/feedback.csv
+    feedback_mb: int = 1000,  # of pictures that this keeps
 ):  # a FastAPI app; app.state.site is its Site
     "The API and the page. Raises `InputError` where there is no model or no index."
     from two_tower_vs.reloading import Limits, Site
@@ -148,6 +157,7 @@ def make_app(
         max_pixels, max_upload_mb, timeout_s, waiting, batch, max_upload_megapixels, per_address
     )
     options = dict(embedding=embedding, verify=verify, milvus=milvus)
+    options['feedback'] = _feedback_file(out, access, feedback, feedback_mb)
     site = Site(out, root, gt, limits, examples, originals, access, **options)
     return _app_of(site, topk, every)
 
@@ -200,6 +210,9 @@ def serve(
     embedding: dict = None,  # engine and precision, as for Searcher
     verify: str = 'auto',  # hits detail by detail: auto (where it pays), always or never
     milvus: dict = None,  # as for load_searcher
+    feedback: bool = False,  # may people say which hits are right? Into out/feedback.csv
+    feedback_mb: int = 1000,  # of pictures that this keeps
+    label=None,  # pictures to label instead of the examples, as `unlabelled` gives them
 ):
     "Serve the page and the API until Ctrl-C. Raises `InputError`."
     from two_tower_vs.protocol import listening_socket
@@ -211,6 +224,8 @@ def serve(
     )
     with listening_socket(host, port) as sock:
         options = dict(embedding=embedding, verify=verify, milvus=milvus)
+        options['feedback'] = _feedback_file(out, access, feedback, feedback_mb)
+        options['label'] = label
         site = Site(out, root, gt, limits, examples, originals, access, **options)
         if access.any_address:
             warn(_open_to(host, access))

@@ -221,7 +221,7 @@ def _picture_batches(job, rows):
         job.accelerator,
         job.options['tuning'],
         job.embedding,
-        job.features.cands if _locked(job) else None,
+        job.features.searched_views if _locked(job) else None,
         rows,
         job.options['finetune_epochs'],
     )

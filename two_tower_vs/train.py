@@ -45,6 +45,8 @@ from two_tower_vs.steps import (
     repeat_heads,
     repeat_tuning,
 )
+from .taught import feedback_gain, gain_sentence
+from .teaching import Teaching, nothing, with_rights
 from .validation import Validation
 from .views import preset_by_name
 
@@ -61,6 +63,7 @@ class Training:
     kept: str  # what the model is now: trained, plain or centred
     bad: pd.DataFrame = None  # rows of the pairs that were skipped, as in bad_images.csv
     state: State = None  # clear it when the model is saved: a crash before that would cost the run
+    feedback: dict = None  # what there was of people's verdicts, and what they gained
     held_lists: list = ()  # of HeldList: hits of held-out queries, before it was trained on all
 
     @property
@@ -111,21 +114,27 @@ def _check_towers(towers, config):
 enough_candidates = 1000
 
 
-def _others(candidates, pairs):  # paths, ascending
-    "Pictures of the catalogue that no pair names, taken at random"
+def _others(candidates, pairs, wrongs=()):  # paths, ascending
+    "Pictures of the catalogue that no pair names: called wrong, or taken at random"
+    wrong = np.setdiff1d(np.array(list(wrongs), dtype=object), list(pairs.cand_path))
     if candidates is None:
-        return []
+        return sorted(wrong)
     others = np.setdiff1d(np.array(list(candidates), dtype=object), list(pairs.cand_path.unique()))
     room = max(0, enough_candidates - pairs.cand_path.nunique())
-    return sorted(np.random.default_rng(0).permutation(others)[:room])
+    return sorted({*np.random.default_rng(0).permutation(others)[:room], *wrong})
 
 # %% ../nbs/03_train.ipynb #b211fd06
+def _wrongs(taught):  # query_path, cand_path
+    return nothing if taught is None else taught.wrongs
+
+
 def _readable(options, views_options):  # PairFeatures, rows that were skipped
     "Features of the rows whose pictures can be read"
     pairs = options['pairs']
     name = options['name']
-    others = _others(options['candidates'], pairs)
-    where = options['images_root'], options['cache'], options['views'], others
+    wrongs = _wrongs(options['taught'])
+    others = _others(options['candidates'], pairs, wrongs.cand_path)
+    where = options['images_root'], options['cache'], options['views'], others, wrongs
     features, bad = pair_features(options['model'], pairs, *where, **views_options)
     if not bad:
         return features, bad_rows(pairs, {}, name)
@@ -142,7 +151,7 @@ def _known_share(candidates, table):
 
 # %% ../nbs/03_train.ipynb #9d43ad5b
 _no_part_of_key = {'model', 'pairs', 'images_root', 'cache', 'folder', 'progress', 'on_bad', 'name'}
-_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision', 'absent'}
+_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision', 'absent', 'taught'}
 
 
 def _run_key(options, pairs, features, share):
@@ -152,6 +161,7 @@ def _run_key(options, pairs, features, share):
     decides = [form, share, options['model'].config, settings]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     key.update(pairs.to_csv().encode())
+    key.update(_wrongs(options['taught']).to_csv().encode())
     for side in (features.queries, features.cands, features.others):
         key.update(side.cpu().contiguous().numpy())
     return key.hexdigest()
@@ -262,6 +272,31 @@ def _unjudged_training(job: Job) -> Training:
     history = _history(job, {'recall@1': None})
     return Training(history, nothing, nothing, None, asdict(choice), kept)
 
+# %% ../nbs/03_train.ipynb #cc94967c
+def _with_feedback(pairs, feedback, taught):  # pairs, Teaching or None
+    "All rows that train"
+    if not feedback:
+        return pairs, None
+    if taught is None:
+        raise InputError('train.feedback is set, and there are no verdicts. Give taught as well.')
+    if not (len(taught.rights) or len(taught.wrongs)):
+        warn('No verdict can teach yet, so train.feedback changes nothing.')
+        return pairs, None
+    return with_rights(pairs, taught), taught
+
+# %% ../nbs/03_train.ipynb #e3d42d2e
+def _note_feedback(training, model, taught, gain, used=True):
+    if taught is not None:
+        training.feedback = dict(taught.counts(), gain=gain, used=used)
+        model.training_info['feedback'] = training.feedback
+
+# %% ../nbs/03_train.ipynb #2b3bb236
+def _without_feedback(given, gain):  # Training; given: the parameters of train
+    warn(f'The verdicts of people are not used. {gain_sentence(gain)}')
+    training = train(**{**given, 'feedback': False})
+    _note_feedback(training, given['model'], given['taught'], gain, used=False)
+    return training
+
 # %% ../nbs/03_train.ipynb #e24704ae
 def _while_tuned(embedding):
     if (embedding or {}).get('precision') == 'int8':
@@ -309,13 +344,18 @@ def train(
     embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
     on_bad: str = 'error',  # rows with unreadable pictures: error or skip
     candidates=None,  # paths of what will be searched; held-out queries search in it too
+    feedback: bool = False,  # do people's verdicts on hits train too? (serve.feedback writes them)
+    taught: Teaching = None,  # these verdicts; without feedback, they are left out
     name: str = 'pairs.csv',  # what messages call the pairs
     seed: int = 42,
     progress: bool = None,  # progress bars; default: when somebody is watching
 ) -> Training:
     "Train two towers on pairs of pictures. Raises `InputError` for what cannot be trained."
+    given = dict(locals())
+    pairs, taught = _with_feedback(pairs, feedback, taught)
     progress = progress if main_process() else False
-    options = _check_options(dict(locals()))
+    options = {**given, 'pairs': pairs, 'taught': taught, 'progress': progress}
+    options = _check_options(options)
     device = best_device()
     accelerator = join_processes(device == 'cpu', finetune_epochs > 0)
     embedding = {**(embedding or {}), 'accelerator': accelerator}
@@ -332,7 +372,11 @@ def train(
     state = State(folder, key, accelerator)
     job = make_job(learner, features, images_root, state, options, share, accelerator)
     outer = held_out(job, 0)
+    gain = feedback_gain(job, outer, metric) if taught else None
+    if gain and gain['decision'] == 'worse':
+        return _without_feedback(given, gain)
     training = _judged_training(job, outer) if outer.queries else _unjudged_training(job)
+    _note_feedback(training, job.model, taught, gain)
     if learner is not model:
         put_learned(model, learner, bridge)
     training.bad = skipped

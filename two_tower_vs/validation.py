@@ -115,6 +115,12 @@ def gain(
     gain = balanced(new, self.weight) - balanced(old, self.weight)
     return {'gain': gain, 'gain_error': standard_error(old, self.weight, errors)}
 
+# %% ../nbs/02b_validation.ipynb #33e5c159
+def _no_verdicts(table, held):  # kind -> rows
+    "Held-out rows without those of people's verdicts, where that leaves any"
+    own = {kind: rows[~table.from_feedback[rows]] for kind, rows in held.items()}
+    return own if any(map(len, own.values())) else held
+
 # %% ../nbs/02b_validation.ipynb #ee10a856
 def hold_out(
     table: PairTable,
@@ -133,7 +139,7 @@ def hold_out(
     def some(numbers, most):
         return np.sort(rng.permutation(numbers)[:most])
 
-    held = {'new': parts.new, 'known': parts.known}
+    held = _no_verdicts(table, {'new': parts.new, 'known': parts.known})
     asked = {kind: some(np.unique(table.qi[r]), queries) for kind, r in held.items() if len(r)}
     is_asked = np.isin(table.qi, np.concatenate([*asked.values(), []]))
     searched = np.union1d(np.unique(table.ci[is_asked]), some(np.arange(len(table.cands)), cands))
