@@ -1,5 +1,7 @@
-// The page keeps no data of its own: every view is an address (?id=, ?query=, ?like=, &where=) or an uploaded file, and the API gives the rest.
+// The page keeps no data of its own: every view is an address (?id=, ?query=, ?like=, &where=, &box=) or an uploaded file, and the API gives the rest.
 // Names of pictures may hold anything, so all text goes in as text, never as HTML.
+import {PartBox, boxOf, boxText} from './box.js'
+
 const $ = id => document.getElementById(id)
 const el = (tag, props = {}, ...kids) => { const e = Object.assign(document.createElement(tag), props); e.append(...kids); return e }
 const plural = (n, what) => `${n.toLocaleString('en')} ${what}${n === 1 ? '' : 's'}`
@@ -26,7 +28,8 @@ const tile = (src, alt = '') => el('img', {className: 'tile', src, alt, loading:
 
 function view() {
   const p = new URLSearchParams(location.search)
-  return {id: p.get('id'), query: p.get('query'), like: p.get('like'), v: p.get('v'), where: p.get('where'), upload: history.state?.upload}
+  return {id: p.get('id'), query: p.get('query'), like: p.get('like'), v: p.get('v'), where: p.get('where'),
+          box: p.get('box'), upload: history.state?.upload}
 }
 
 function go(to, state = {}) {   // {id, query, like, v}, or {upload} as state; the filter stays
@@ -54,7 +57,7 @@ async function show(moved = false) {
 }
 
 function search(now, file, signal) {
-  const wanted = {topk: $('topk').value, ...(now.where ? {where: now.where} : {})}
+  const wanted = {topk: $('topk').value, ...(now.where ? {where: now.where} : {}), ...(now.box ? {box: now.box} : {})}
   if (!file) {
     const [name] = ['id', 'query', 'like'].filter(name => now[name] != null)
     return get(`search?${new URLSearchParams({[name]: now[name], ...(now.v ? {v: now.v} : {}), ...wanted})}`, {signal})
@@ -65,24 +68,54 @@ function search(now, file, signal) {
 }
 
 function empty(lost) {
-  $('query').hidden = $('results').hidden = true; document.body.classList.remove('busy')
+  $('query').hidden = $('results').hidden = true; partBox.give(null); document.body.classList.remove('busy')
   say(lost ? 'That picture is no longer here. Choose it again.' : '')
 }
 
-let objectUrl = null
+const fileUrls = new Map()   // file -> its address in this page
+function urlOf(file) {
+  if (!fileUrls.has(file)) fileUrls.set(file, URL.createObjectURL(file))
+  return fileUrls.get(file)
+}
+
 function asked(now, file) {   // the picture that is searched with
-  if (objectUrl) URL.revokeObjectURL(objectUrl)
-  objectUrl = file ? URL.createObjectURL(file) : null
   const v = now.v ?? '', candidate = now.id ?? now.like
-  const src = file ? objectUrl : `${candidate != null ? `image/${candidate}` : `query/${now.query}`}?side=256${v && '&v=' + v}`
+  const src = file ? urlOf(file) : `${candidate != null ? `image/${candidate}` : `query/${now.query}`}?side=256${v && '&v=' + v}`
   const name = file ? 'Your picture' : now.like != null ? 'More like this' : candidate != null ? 'A hit of the search before' : 'An evaluation query'
   const more = file?.name ?? (now.like != null ? 'Its own vector is searched with: the tower of the candidates answers.' : '')
-  $('preview').hidden = false; $('preview').src = src
+  if ($('preview').getAttribute('src') !== src) { $('preview').hidden = false; $('preview').src = src }
   $('preview').alt = file ? name : candidate != null ? 'The candidate that was searched with' : 'The evaluation query'
   $('told').replaceChildren(el('strong', {textContent: name}), el('p', {className: 'soft', textContent: more}))
-  share(null); $('query').hidden = false
+  share(null); $('query').hidden = false; showPart(now)
 }
-$('preview').addEventListener('error', () => { $('preview').hidden = true })   // a format that this browser can't show
+$('preview').addEventListener('error', () => { $('preview').hidden = true; $('part').hidden = true })   // a format that this browser can't show
+
+// ---- a part of the picture, in a box: it is in the address, as box=
+
+function setAddress(name, value) {   // the same view with another box, say; a step back undoes it
+  const p = new URLSearchParams(location.search)
+  if (value) p.set(name, value); else p.delete(name)
+  history.pushState(history.state, '', p.size ? `?${p}` : './'); show()
+}
+
+const partBox = new PartBox($('frame'), $('preview'), {search: b => setAddress('box', boxText(b)), remove: noPart, help: 'part-help'})
+
+function drawPart(box) {   // null: the whole picture
+  partBox.give(box)
+  $('query').classList.toggle('boxing', Boolean(box))
+  $('part-start').hidden = Boolean(box); $('part-end').hidden = $('part-help').hidden = !box
+}
+function showPart(now) {
+  partBox.off = now.like != null   // likeness asks with a vector, not with a picture
+  $('part').hidden = partBox.off || $('preview').hidden
+  drawPart(partBox.off ? null : boxOf(now.box))
+}
+function noPart() {
+  drawPart(null); $('part-start').focus()
+  if (view().box) setAddress('box', null)
+}
+$('part-start').addEventListener('click', () => { drawPart({x: .25, y: .25, w: .5, h: .5}); partBox.node.focus() })
+$('part-end').addEventListener('click', noPart)
 
 // ---- what a hit shares with the picture: outlined on both, and in words
 

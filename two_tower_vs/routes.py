@@ -340,7 +340,7 @@ def _add_login(app, site):
 def _page_files():  # address -> file
     package = Path(two_tower_vs.__file__).parent
     files = {'/': package / 'page.html', '/docs': package / 'docs.html'}
-    for name in ('page.css', 'page.js', 'docs.js'):
+    for name in ('page.css', 'page.js', 'box.js', 'docs.js'):
         files[f'/{name}'] = package / name
     swagger = find_spec('fastapi_offline')
     if swagger:
