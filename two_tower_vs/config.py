@@ -77,7 +77,7 @@ _set_by_stages = set(
     'accelerator'.split()
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on
-_no_keys = {('index', 'chunk'), ('serve', 'verify')}
+_no_keys = {('index', 'chunk'), ('serve', 'verify'), ('query', 'together'), ('query', 'less')}
 
 
 def _is_key(section, name, parameter):
