@@ -301,9 +301,9 @@ function hit(h, a) {
     el('span', {className: 'sr'}, `${h.match == null ? '' : h.match ? ', match' : ', no match'}. Search with this picture`))
   b.addEventListener('click', () => go({id: h.id, v: a.version}))
   if (h.region) for (const when of ['focus', 'pointermove']) b.addEventListener(when, () => share(h))
-  const like = el('button', {type: 'button', className: 'like'}, 'More like this', el('span', {className: 'sr'}, `: hit ${h.rank}`))
+  const like = el('button', {type: 'button', className: 'like', ariaLabel: `More like this: hit ${h.rank}`, textContent: 'More like this'})
   like.addEventListener('click', () => go({like: h.id, v: a.version}))
-  const less = el('button', {type: 'button', className: 'like'}, 'Less like this', el('span', {className: 'sr'}, `: hit ${h.rank}`))
+  const less = el('button', {type: 'button', className: 'like', ariaLabel: `Less like this: hit ${h.rank}`, textContent: 'Less like this'})
   less.addEventListener('click', () => lessLike(h.id, a.version))
   return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b, el('span', {className: 'acts'}, like, less), ...nearCopies(h, a))
 }
