@@ -202,3 +202,138 @@ def test_a_number_of_the_list_before_means_the_same_candidate(client, ran):
     assert [hit['cand_path'] for hit in answer['hits']] == list(hits.cand_path)
     gone = client.get('/search', params=dict(like=0, v=old.version))
     assert gone.status_code == 410 and 'no longer' in gone.json()['error']['detail']
+
+
+# ---- several pictures as one query, and less like others
+
+
+def paths_of(answer):
+    assert answer.status_code == 200, answer.text
+    return [hit['cand_path'] for hit in answer.json()['hits']]
+
+
+@pytest.fixture
+def three(ran):
+    "Files of three drawings"
+    return sorted((ran / 'images/line').glob('*.png'))[:3]
+
+
+def test_together_on_the_command_line(ran, cli, searcher, three):
+    one, other, third = three
+    config = ['--config', ran / 'config.yaml', '--stage', 'query', '--topk', '5']
+    status, _, said = cli(*config, '--image', one, other, '--together', '--less', third)
+    assert status == 0, said
+    found = json.loads((ran / 'out/query.json').read_text())
+    hits = searcher.search_together([one, other], 5, [third])
+    assert [hit['cand_path'] for hit in found['hits']] == list(hits.cand_path)
+    assert found['image'] == str(one) and found['together'] == [str(one), str(other)]
+    assert found['less'] == [str(third)] and found['weight'] == 0.5
+    assert 'threshold' not in found and not any('match' in hit for hit in found['hits'])
+
+
+def test_each_picture_asks_alone_unless_told(ran, cli, searcher, three):
+    "also where all should be less like another one"
+    one, other, third = three
+    config = ['--config', ran / 'config.yaml', '--stage', 'query', '--topk', '5']
+    assert cli(*config, '--image', one, other)[0] == 0
+    found = json.loads((ran / 'out/query.json').read_text())
+    assert len(found['queries']) == 2 and not {'together', 'less', 'weight'} & found.keys()
+    less = ['--less', third, '--weight', '1.5']
+    assert cli(*config, '--image', one, other, *less)[0] == 0
+    found = json.loads((ran / 'out/query.json').read_text())
+    for image, query in zip((one, other), found['queries']):
+        hits = searcher.search_together([image], 5, [third], 1.5)
+        assert [hit['cand_path'] for hit in query['hits']] == list(hits.cand_path)
+    assert found['weight'] == 1.5
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--less', 'nowhere.png'], '--less nowhere.png: no such file'),
+        (['--less', 'BAD'], 'bad.png is not a readable image'),
+        (['--weight', '1'], 'there are none'),
+        (['--less', 'IMAGE', '--weight', '3'], 'from 0 to 2'),
+        (['--less', 'IMAGE', '--weight', '1'], 'cancel each other out'),
+    ],
+)
+def test_one_line_for_each_mistake(ran, cli, three, tmp_path, flags, words):
+    (tmp_path / 'bad.png').write_text('no picture')
+    given = {'IMAGE': three[0], 'BAD': tmp_path / 'bad.png'}
+    flags = [given.get(flag, flag) for flag in flags]
+    config = ['--config', ran / 'config.yaml', '--stage', 'query', '--image', three[0]]
+    status, _, said = cli(*config, *flags)
+    assert status == 2 and words in said and said.count('\n') == 1, said
+
+
+@pytest.mark.parametrize('flag', [['--together'], ['--less', 'a.png'], ['--fold']])
+def test_other_stages_take_none_of_it(ran, cli, flag):
+    status, _, said = cli('--config', ran / 'config.yaml', '--stage', 'eval', *flag)
+    assert status == 2 and 'does not search' in said and said.count('\n') == 1, said
+
+
+def test_several_uploads_are_one_query(client, searcher, three):
+    one, other, third = three
+    files = [('image', one.read_bytes()), ('image', other.read_bytes())]
+    hits = searcher.search_together([one, other], 5)
+    both = client.post('/search?topk=5', files=files)
+    assert paths_of(both) == list(hits.cand_path)
+    assert both.json()['asked'] == {'pictures': 2, 'less': 0, 'weight': 0.5}
+    assert not any('match' in hit for hit in both.json()['hits'])
+    files.append(('less', third.read_bytes()))
+    hits = searcher.search_together([(one, '0,0,0.5,1'), other], 5, [third], 0.3)
+    less = client.post('/search?topk=5&weight=0.3&box=0,0,0.5,1', files=files)
+    assert paths_of(less) == list(hits.cand_path), 'the box is that of the first picture'
+
+
+def test_candidates_in_a_question(client, searcher, ran, three):
+    root = ran / 'images'
+    paths = [root / path for path in searcher.index.paths]
+    hits = searcher.search_together([paths[3], paths[5]], 5, [paths[7]])
+    assert paths_of(client.get('/search?id=3&id=5&less=7&topk=5')) == list(hits.cand_path)
+    hits = searcher.search_together([paths[3], three[0]], 5, [paths[7]])
+    sent = client.post('/search?id=3&less=7&topk=5', files=[('image', three[0].read_bytes())])
+    assert paths_of(sent) == list(hits.cand_path)
+    body = client.post('/search?less=7&topk=5', content=three[0].read_bytes())
+    assert paths_of(body) == list(searcher.search_together([three[0]], 5, [paths[7]]).cand_path)
+
+
+def test_more_like_and_less_like_candidates(client, searcher):
+    vectors = taken_out(searcher.index.faiss, np.array([3, 7, 9]))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    wanted = vectors[0] - 0.5 * vectors[1:].mean(0)
+    scores, rows = searcher.index.search(wanted[None] / np.linalg.norm(wanted), 10)
+    answer = client.get('/search?like=3&less=7&less=9&topk=5').json()
+    assert [hit['id'] for hit in answer['hits']] == [row for row in rows[0] if row != 3][:5]
+    assert answer['asked'] == {'pictures': 1, 'less': 2, 'weight': 0.5}
+
+
+@pytest.mark.parametrize(
+    'query, status, words',
+    [
+        ('less=3', 422, 'Give id, query or like'),
+        ('id=3&less=100000', 404, 'counted from 0'),
+        ('id=3&less=3&weight=1', 422, 'cancel each other out'),
+        ('like=3&less=3&weight=1', 422, 'cancel each other out'),
+        ('id=3&less=4&weight=9', 422, 'weight'),
+        ('id=3' + '&less=4' * 8, 422, '8 pictures at most'),
+        ('id=3' + '&less=4' * 9, 422, '8 at most'),
+        ('like=3' + '&less=4' * 8, 422, '7 at most'),
+    ],
+)
+def test_the_server_refuses_questions(client, query, status, words):
+    answer = client.get(f'/search?{query}')
+    assert answer.status_code == status and words in answer.json()['error']['detail'], answer.text
+
+
+def test_uploads_that_are_no_question(client, three):
+    picture = three[0].read_bytes()
+    for files, status, words in (
+        ([('less', picture)], 400, 'no picture to search with'),
+        ([('image', picture), ('less', b'')], 400, 'empty'),
+        ([('image', picture), ('image', b'no picture')], 422, 'not a readable image'),
+        ([('image', picture)] * 9, 400, 'Too many files'),
+    ):
+        answer = client.post('/search', files=files)
+        detail = answer.json()['error']['detail']
+        assert answer.status_code == status and words in detail, answer.text

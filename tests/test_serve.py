@@ -88,6 +88,7 @@ ADDRESSES = [
     '/metrics',
     '/page.css',
     '/page.js',
+    '/box.js',
     '/favicon.ico',
     '/docs.js',
     '/swagger-ui.css',
@@ -260,7 +261,8 @@ def test_token(project):
     bearer = {'authorization': f'Bearer {TOKEN}'}
     for address in ADDRESSES:
         path = address.partition('?')[0]
-        want = 200 if path in ('/', '/health', '/page.css', '/page.js', '/favicon.ico') else 401
+        files = '/page.css', '/page.js', '/box.js', '/favicon.ico'
+        want = 200 if path in ('/', '/health', *files) else 401
         assert client.get(address).status_code == want, address
         assert client.get(address, headers=bearer).status_code != 401
     assert post(client, PICTURE).json()['error']['reason'] == 'no token'

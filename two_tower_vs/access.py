@@ -142,7 +142,8 @@ def at_config(
 
 # %% ../nbs/07a_access.ipynb #3cf4ed5f
 # What a page needs to ask for the token
-_open_to_all = ('/', '/page.css', '/page.js', '/favicon.ico', '/health', '/login')
+_open_to_all = ('/', '/page.css', '/page.js', '/box.js', '/label.js', '/verdicts.js')
+_open_to_all += ('/favicon.ico', '/health', '/login')
 
 # %% ../nbs/07a_access.ipynb #616fac2d
 @dataclass

@@ -378,7 +378,9 @@ def records(self: Attributes, rows) -> list:
     return [of_row[int(row)] for row in rows]
 
 # %% ../nbs/00_attributes.ipynb #a4e51225
-_hit_columns = set('rank cand_path score same_picture cosine inliers region match image id'.split())
+_hit_columns = set(
+    'rank cand_path score same_picture cosine inliers region match image id folded copies'.split()
+)
 
 
 @patch

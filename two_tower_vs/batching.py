@@ -28,6 +28,7 @@ class Found:
     embed_ms: float  # for the whole batch
     search_ms: float
     batch: int  # pictures in the batch
+    vector: np.ndarray = None  # of the picture (d,)
 
 # %% ../nbs/07e_batching.ipynb #347aac7f
 @dataclass
@@ -36,7 +37,7 @@ class _Task:
 
     searcher: Searcher
     pixels: np.ndarray  # (3, s, s)
-    topk: int
+    topk: int  # 0: the vector alone is wanted
     passing: Subset = None  # candidates that pass a filter; None: all
     future: Future = field(default_factory=Future)  # of a `Found`
 
@@ -45,6 +46,14 @@ class _Task:
         return self.topk, id(self.passing)
 
 # %% ../nbs/07e_batching.ipynb #ee2c7f4b
+def _searched(index, vectors, task):
+    "Scores and rows of the hits of several pictures that ask the same"
+    if not task.topk:
+        nothing = np.zeros((len(vectors), 0))
+        return nothing, nothing.astype(int)
+    return index.search(vectors, task.topk, task.passing)
+
+
 def _search_together(searcher, tasks):
     "Embed the pictures of all tasks at once, search, and fulfil the futures"
     start = time.perf_counter()
@@ -54,11 +63,12 @@ def _search_together(searcher, tasks):
         same = [i for i, task in enumerate(tasks) if task.asks() == asked]
         start = time.perf_counter()
         one = tasks[same[0]]
-        all_scores, all_rows = searcher.index.search(vectors[same], one.topk, one.passing)
+        all_scores, all_rows = _searched(searcher.index, vectors[same], one)
         search_ms = 1000 * (time.perf_counter() - start)
         for i, scores, rows in zip(same, all_scores, all_rows):
             hits = rows >= 0
-            found = Found(scores[hits], rows[hits], embed_ms, search_ms, len(tasks))
+            made = embed_ms, search_ms, len(tasks), vectors[i]
+            found = Found(scores[hits], rows[hits], *made)
             tasks[i].future.set_result(found)
 
 # %% ../nbs/07e_batching.ipynb #0eb7e6a4
@@ -89,7 +99,7 @@ class Batcher:
         self,
         searcher: Searcher,
         pixels: np.ndarray,  # of one picture (3, s, s)
-        topk: int,
+        topk: int,  # 0: the vector alone is wanted
         passing: Subset = None,  # candidates that pass a filter; None: all
     ) -> Future:  # of a `Found`
         "Queue a picture."

@@ -59,6 +59,7 @@ examples:
   two_tower_vs --config config.yaml --stage all --k 1 5 10
   two_tower_vs --config config.yaml --stage query --image photo.jpg --topk 10
   two_tower_vs --config config.yaml --stage query --image photo.jpg --where "price < 50"
+  two_tower_vs --config config.yaml --stage query --image front.jpg side.jpg --together
   two_tower_vs --config config.yaml --stage serve --port 8000
 
 exit status:
@@ -91,6 +92,33 @@ def _add_run_flags(flags):
         help='lengths of the hit list for eval (default: 1 5 10)',
     )
 
+# %% ../nbs/09_cli.ipynb #9d73500c
+def _add_mixing_flags(flags):
+    flags.add_argument(
+        '--together',
+        action='store_true',
+        default=None,
+        help='for query: all pictures of --image are one query; without it each is one',
+    )
+    flags.add_argument(
+        '--less',
+        nargs='+',
+        metavar='PATH',
+        help='for query: pictures or folders that the hits should be less like',
+    )
+    flags.add_argument(
+        '--weight',
+        type=float,
+        metavar='W',
+        help='for query: of the pictures of --less, from 0 to 2 (default: 0.5)',
+    )
+    flags.add_argument(
+        '--fold',
+        action='store_true',
+        default=None,
+        help='for query: fold hits that are near copies of a better hit into it, with a count',
+    )
+
 # %% ../nbs/09_cli.ipynb #dd8c005e
 def _add_picture_flags(flags):
     flags.add_argument(
@@ -108,6 +136,7 @@ def _add_picture_flags(flags):
         help='for query: only this part of the picture, in shares of its width and height, '
         'such as 0.25,0.1,0.5,0.5',
     )
+    _add_mixing_flags(flags)
     flags.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
     flags.add_argument(
         '--layout',
@@ -256,12 +285,17 @@ def _parsed(argv):
             return parser().parse_args(argv)
 
 # %% ../nbs/09_cli.ipynb #8e21f0c2
+_of_query = 'where', 'box', 'together', 'less', 'weight', 'fold'
+
+
 def _refuse_useless_flags(args):
-    "Raise `InputError` where a filter or a box would do nothing"
-    for flag, given in (('--where', args.where), ('--box', args.box)):
-        if given is not None and args.stage not in ('query', 'all'):
+    "Raise `InputError` where a flag of a query would do nothing"
+    for name in _of_query:
+        if getattr(args, name) is not None and args.stage not in ('query', 'all'):
             problem = f'--stage {args.stage} does not search. Use it with --stage query'
-            bad_setting(flag, problem)
+            bad_setting(f'--{name}', problem)
+    if args.weight is not None and not args.less:
+        bad_setting('--weight', 'it weighs the pictures of --less, and there are none')
 
 
 def _refuse_single_process():
@@ -277,7 +311,7 @@ def _refuse_single_process():
 def _run_stage(args, helper):
     "Run one stage of a config file. Raises `InputError`."
     options = args.k, args.image, args.topk, args.host, args.port, args.verify
-    run = Run(args.config, *options, where=args.where, box=args.box)
+    run = Run(args.config, *options, **{name: getattr(args, name) for name in _of_query})
     reads = args.stage in ('query', 'serve', 'label')
     if reads:
         clear_up(run.out)

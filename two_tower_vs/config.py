@@ -80,6 +80,7 @@ _set_by_stages = set(
 )
 _of_data = {'on_bad', 'max_pixels', 'background'}  # in other sections they are handed on
 _no_keys = {('index', 'chunk'), ('serve', 'verify'), ('serve', 'label')}
+_no_keys |= {('query', 'together'), ('query', 'less')}
 
 
 def _is_key(section, name, parameter):

@@ -2,18 +2,17 @@
 const $ = id => document.getElementById(id)
 
 export class Labelling {
-  constructor({count, go, hits, press, none, say}) {   // go(number) shows a picture; press(rank) says right; none() says all are wrong
-    Object.assign(this, {count, go, hits, press, none, say, number: null})
+  constructor({count, go, press, none, say}) {   // go(number) shows a picture; press(rank) says right; none() says all are wrong
+    Object.assign(this, {count, go, press, none, say, number: null})
     $('labelling').hidden = false
     $('label-none').addEventListener('click', () => this.noneOfThese())
     $('label-skip').addEventListener('click', () => this.next())
     addEventListener('keydown', e => this.key(e))
   }
 
-  shown(number, counts) {   // this picture is on the page
+  shown(number) {   // this picture is on the page
     this.number = number
     $('label-place').textContent = `Picture ${(number + 1).toLocaleString('en')} of ${this.count.toLocaleString('en')}`
-    if (counts) this.counted(counts)
   }
 
   counted({queries, right}) { $('label-count').textContent = `${queries} judged, ${right} right` }

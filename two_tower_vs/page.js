@@ -1,10 +1,14 @@
-// The page keeps no data of its own: every view is an address (?id=, ?query=, ?like=, &where=) or an uploaded file, and the API gives the rest.
+// The page keeps no data of its own: every view is an address (?id=, ?query=, ?like=, &where=, &box=, &less=) or uploaded files, and the API gives the rest.
 // Names of pictures may hold anything, so all text goes in as text, never as HTML.
+import {PartBox, boxOf, boxText} from './box.js'
+import {Labelling} from './label.js'
+import {Verdicts, verdictKeys} from './verdicts.js'
+
 const $ = id => document.getElementById(id)
 const el = (tag, props = {}, ...kids) => { const e = Object.assign(document.createElement(tag), props); e.append(...kids); return e }
 const plural = (n, what) => `${n.toLocaleString('en')} ${what}${n === 1 ? '' : 's'}`
 const uploads = new Map()   // number -> file, so that Back works; a reload forgets them
-let limitMB = 20, under = null, kind = 'all', shown = 0
+let limitMB = 20, folds = false, under = null, kind = 'all', shown = 0
 
 async function get(url, options) {   // the API's answer; an Error in words otherwise
   let r
@@ -26,7 +30,15 @@ const tile = (src, alt = '') => el('img', {className: 'tile', src, alt, loading:
 
 function view() {
   const p = new URLSearchParams(location.search)
-  return {id: p.get('id'), query: p.get('query'), like: p.get('like'), v: p.get('v'), where: p.get('where'), upload: history.state?.upload}
+  return {id: p.get('id'), query: p.get('query'), like: p.get('like'), v: p.get('v'), where: p.get('where'),
+          box: p.get('box'), less: p.getAll('less'), weight: p.get('weight'),
+          upload: history.state?.upload, more: history.state?.more ?? [], lessFiles: history.state?.lessFiles ?? []}
+}
+
+function filesOf(now) {   // that were uploaded: to search with, and less like them; null where one is no longer here
+  const find = numbers => numbers.map(n => uploads.get(n))
+  const files = {images: find(now.upload == null ? now.more : [now.upload, ...now.more]), less: find(now.lessFiles)}
+  return [...files.images, ...files.less].every(Boolean) ? files : null
 }
 
 function go(to, state = {}) {   // {id, query, like, v}, or {upload} as state; the filter stays
@@ -36,53 +48,189 @@ function go(to, state = {}) {   // {id, query, like, v}, or {upload} as state; t
 }
 
 async function show(moved = false) {
-  const now = view(), file = uploads.get(now.upload)
+  const now = view(), files = filesOf(now), file = uploads.get(now.upload)
   under?.abort(); const mine = under = new AbortController()
   $('where-text').value = now.where ?? ''
   if (now.where) $('filters').querySelector('details').open = true
-  if (now.id == null && now.query == null && now.like == null && !file) return empty(now.upload != null)
+  if (!files || now.id == null && now.query == null && now.like == null && !file) return empty(!files)
   document.body.classList.add('busy'); say('Searching …')
   asked(now, file)
   try {
-    const a = await search(now, file, mine.signal)
+    const a = await search(now, files, mine.signal)
     if (mine !== under) return
-    hits(a, now); if (moved) $('results').focus({preventScroll: true})
+    hits(a, now); remember(now, file, a); if (moved) $('results').focus({preventScroll: true})
   } catch (e) {
     if (mine !== under || e.name === 'AbortError') return
     $('results').hidden = true; say(e.message, true)
   } finally { if (mine === under) document.body.classList.remove('busy') }
 }
 
-function search(now, file, signal) {
-  const wanted = {topk: $('topk').value, ...(now.where ? {where: now.where} : {})}
-  if (!file) {
-    const [name] = ['id', 'query', 'like'].filter(name => now[name] != null)
-    return get(`search?${new URLSearchParams({[name]: now[name], ...(now.v ? {v: now.v} : {}), ...wanted})}`, {signal})
-  }
-  if (file.size > limitMB * 2 ** 20) throw new Error(`${file.name || 'This picture'} is larger than ${limitMB} MB. Choose a smaller one.`)
-  const body = new FormData(); body.append('image', file, 'picture')
-  return get(`search?${new URLSearchParams(wanted)}`, {method: 'POST', body, signal})
+function wanted(now) {   // the parameters of a search
+  const p = new URLSearchParams()
+  for (const name of ['id', 'query', 'like', 'v', 'where', 'box', 'weight']) if (now[name] != null) p.set(name, now[name])
+  for (const id of now.less) p.append('less', id)
+  p.set('topk', $('topk').value)
+  if (folds && $('fold').checked) p.set('fold', 1)
+  return p
+}
+
+function search(now, files, signal) {
+  const all = [...files.images, ...files.less], large = all.find(f => f.size > limitMB * 2 ** 20)
+  if (!all.length) return get(`search?${wanted(now)}`, {signal})
+  if (large) throw new Error(`${large.name || 'This picture'} is larger than ${limitMB} MB. Choose a smaller one.`)
+  const body = new FormData()
+  for (const [field, some] of [['image', files.images], ['less', files.less]]) for (const f of some) body.append(field, f, 'picture')
+  return get(`search?${wanted(now)}`, {method: 'POST', body, signal})
 }
 
 function empty(lost) {
-  $('query').hidden = $('results').hidden = true; document.body.classList.remove('busy')
+  $('query').hidden = $('results').hidden = true; partBox.give(null); document.body.classList.remove('busy'); drawPast()
   say(lost ? 'That picture is no longer here. Choose it again.' : '')
 }
 
-let objectUrl = null
+const fileUrls = new Map()   // file -> its address in this page
+function urlOf(file) {
+  if (!fileUrls.has(file)) fileUrls.set(file, URL.createObjectURL(file))
+  return fileUrls.get(file)
+}
+
 function asked(now, file) {   // the picture that is searched with
-  if (objectUrl) URL.revokeObjectURL(objectUrl)
-  objectUrl = file ? URL.createObjectURL(file) : null
   const v = now.v ?? '', candidate = now.id ?? now.like
-  const src = file ? objectUrl : `${candidate != null ? `image/${candidate}` : `query/${now.query}`}?side=256${v && '&v=' + v}`
+  const src = file ? urlOf(file) : `${candidate != null ? `image/${candidate}` : `query/${now.query}`}?side=256${v && '&v=' + v}`
   const name = file ? 'Your picture' : now.like != null ? 'More like this' : candidate != null ? 'A hit of the search before' : 'An evaluation query'
   const more = file?.name ?? (now.like != null ? 'Its own vector is searched with: the tower of the candidates answers.' : '')
-  $('preview').hidden = false; $('preview').src = src
+  if ($('preview').getAttribute('src') !== src) { $('preview').hidden = false; $('preview').src = src }
   $('preview').alt = file ? name : candidate != null ? 'The candidate that was searched with' : 'The evaluation query'
   $('told').replaceChildren(el('strong', {textContent: name}), el('p', {className: 'soft', textContent: more}))
-  share(null); $('query').hidden = false
+  share(null); $('query').hidden = false; showPart(now); showMix(now); showLink(now)
 }
-$('preview').addEventListener('error', () => { $('preview').hidden = true })   // a format that this browser can't show
+$('preview').addEventListener('error', () => { $('preview').hidden = true; $('part').hidden = true })   // a format that this browser can't show
+
+// ---- a part of the picture, in a box: it is in the address, as box=
+
+function setAddress(name, value) {   // the same view with another box, say; a step back undoes it
+  const p = new URLSearchParams(location.search)
+  if (value) p.set(name, value); else p.delete(name)
+  history.pushState(history.state, '', p.size ? `?${p}` : './'); show()
+}
+
+const partBox = new PartBox($('frame'), $('preview'), {search: b => setAddress('box', boxText(b)), remove: noPart, help: 'part-help'})
+
+function drawPart(box) {   // null: the whole picture
+  partBox.give(box)
+  $('query').classList.toggle('boxing', Boolean(box))
+  $('part-start').hidden = Boolean(box); $('part-end').hidden = $('part-help').hidden = !box
+}
+function showPart(now) {
+  partBox.off = now.like != null   // likeness asks with a vector, not with a picture
+  $('part').hidden = partBox.off || $('preview').hidden
+  drawPart(partBox.off ? null : boxOf(now.box))
+}
+function noPart() {
+  drawPart(null); $('part-start').focus()
+  if (view().box) setAddress('box', null)
+}
+$('part-start').addEventListener('click', () => { drawPart({x: .25, y: .25, w: .5, h: .5}); partBox.node.focus() })
+$('part-end').addEventListener('click', noPart)
+
+// ---- several pictures at once, and less like others: candidates by number in the address, files as state
+
+function setFiles(change) {   // {more, lessFiles}
+  history.pushState({...history.state, ...change}, '', location.search || './'); show()
+}
+
+function addFiles(files) {
+  const numbers = [...files].map(f => { uploads.set(uploads.size, f); return uploads.size - 1 })
+  if (numbers.length) setFiles({more: [...view().more, ...numbers]})
+}
+
+function lessLike(id, version) {   // a hit: its number belongs to this version
+  const now = view(), numbered = now.id ?? now.query ?? now.like ?? now.less[0]
+  if (numbered != null && now.v && now.v !== version) return say('The catalogue has changed meanwhile. Search again first.', true)
+  const p = new URLSearchParams(location.search)
+  p.set('v', version)
+  if (!now.less.includes(String(id))) p.append('less', id)
+  history.pushState(history.state, '', `?${p}`); show(true)
+}
+
+function unlike(id) {
+  const p = new URLSearchParams(location.search), kept = p.getAll('less').filter(n => n !== id)
+  p.delete('less'); for (const n of kept) p.append('less', n)
+  history.pushState(history.state, '', p.size ? `?${p}` : './'); show()
+}
+
+function mixItem(src, words, ...controls) {
+  return el('li', {}, tile(src), el('span', {}, words), ...controls.map(([textContent, does, what = words]) => {
+    const b = el('button', {type: 'button', textContent, ariaLabel: `${textContent}: ${what}`})
+    b.addEventListener('click', () => { does(); $('add').hidden ? $('copy').focus() : $('add').focus() }); return b
+  }))
+}
+
+function showMix(now) {
+  const drop = (list, n) => list.filter(m => m !== n)
+  const items = now.more.map(n => mixItem(urlOf(uploads.get(n)), `Also like ${uploads.get(n).name}`,
+    ['Less like it', () => setFiles({more: drop(now.more, n), lessFiles: [...now.lessFiles, n]})], ['Remove', () => setFiles({more: drop(now.more, n)})]))
+  items.push(...now.lessFiles.map(n => mixItem(urlOf(uploads.get(n)), `Less like ${uploads.get(n).name}`,
+    ['More like it', () => setFiles({more: [...now.more, n], lessFiles: drop(now.lessFiles, n)})], ['Remove', () => setFiles({lessFiles: drop(now.lessFiles, n)})])))
+  items.push(...now.less.map(id => mixItem(image(id, now.v ?? '', 128), `Less like ${nameOf(id, now.v)}`, ['Remove', () => unlike(id)])))
+  $('mixed').replaceChildren(...items); $('mixed').hidden = !items.length
+  $('add').hidden = now.like != null   // likeness asks with vectors of candidates
+}
+$('add').addEventListener('click', () => $('add-file').click())
+$('add-file').addEventListener('change', () => { addFiles($('add-file').files); $('add-file').value = '' })
+
+// ---- the searches of this visit, in the memory of this page alone
+
+const names = new Map()   // version and number -> path of a candidate that was shown
+const nameOf = (id, v) => names.get(`${v} ${id}`) ?? `candidate ${id}`
+const past = new Map()    // address and state -> {url, state, src, words}, the newest last
+
+function inWords(now, file, a) {
+  const what = file ? file.name || 'Your picture' : now.query != null ? a.query?.query_path ?? `Query ${now.query}` :
+    `${now.like != null ? 'More like ' : ''}${nameOf(now.id ?? now.like, now.v ?? a.version)}`
+  const less = now.less.length + now.lessFiles.length
+  return [what, now.box && 'a part', now.more.length && `and ${plural(now.more.length, 'more picture')}`,
+          less && `less like ${less}`, now.where && `where ${now.where}`].filter(Boolean).join(', ')
+}
+
+const keyOf = () => JSON.stringify([location.search, history.state])
+function remember(now, file, a) {
+  for (const h of a.hits) names.set(`${a.version} ${h.id}`, h.cand_path)
+  const key = keyOf()
+  past.delete(key); past.set(key, {url: location.search || './', state: history.state, src: $('preview').src, words: inWords(now, file, a)})
+  if (past.size > 24) past.delete(past.keys().next().value)
+  drawPast()
+}
+
+function drawPast() {
+  $('past').hidden = past.size < (past.has(keyOf()) ? 2 : 1)
+  $('past-list').replaceChildren(...[...past].reverse().map(([key, {url, state, src, words}]) => {
+    const b = el('button', {type: 'button', title: words}, tile(src), el('span', {className: 'name'}, words))
+    if (key === keyOf()) b.setAttribute('aria-current', 'true')
+    b.addEventListener('click', () => { history.pushState(state, '', url); show(true); scrollTo({top: 0}) }); return el('li', {}, b)
+  }))
+}
+
+// ---- a link that brings a search back, for others too: it holds numbers and words, no uploaded picture
+
+const onlyNumbers = now => now.upload == null && !now.more.length && !now.lessFiles.length
+function showLink(now) { $('copy').hidden = !onlyNumbers(now); $('no-link').hidden = onlyNumbers(now); $('copied').textContent = '' }
+
+let lastVersion = ''
+$('copy').addEventListener('click', async () => {
+  const url = new URL(location.href)
+  if (!url.searchParams.has('v')) url.searchParams.set('v', lastVersion)
+  url.searchParams.set('topk', $('topk').value); url.searchParams.set('fold', Number($('fold').checked))
+  try { await navigator.clipboard.writeText(url.href); $('copied').textContent = 'The link is copied.' }
+  catch { history.replaceState(history.state, '', url.search); $('copied').textContent = 'The address of this page is the link now.' }
+})
+function fromLink() {   // a link says how many hits, and whether near copies are folded: these are controls here
+  const p = new URLSearchParams(location.search)
+  if (p.has('topk')) sessionStorage.topk = Math.min(1000, Math.max(1, Math.trunc(Number(p.get('topk'))) || 10))
+  if (p.has('fold')) sessionStorage.fold = p.get('fold')
+  p.delete('topk'); p.delete('fold')
+  history.replaceState(history.state, '', p.size ? `?${p}` : './')
+}
 
 // ---- what a hit shares with the picture: outlined on both, and in words
 
@@ -124,11 +272,14 @@ function share(h) {   // outline on the picture what this hit has of it
 
 function hits(a, now) {
   const none = a.hits.findIndex(h => h.match === false), list = a.hits.map(h => hit(h, a))
-  const copies = a.hits.filter(h => h.region)
+  const copies = a.hits.filter(h => h.region), foldedIn = a.hits.reduce((sum, h) => sum + (h.folded ?? 0), 0)
+  lastVersion = a.version; lastHits = a.hits
+  if (now.query != null) labelling?.shown(Number(now.query))
   const matches = a.hits.filter(h => h.match).length   // the same picture is none, and not "no match" either
   if (none >= 0) list.splice(none, 0, el('li', {className: 'limit'}, `${matches ? 'No match from here on' : 'No match'}: scores under ${a.threshold.toFixed(2)}`))
   $('hits').replaceChildren(...list); $('results').hidden = false
   say(`${plural(a.hits.length, 'hit')} in ${a.latency_ms.total.toFixed(a.latency_ms.total < 10 ? 1 : 0)} ms` +
+      (foldedIn ? `, ${foldedIn === 1 ? '1 near copy' : `${foldedIn} near copies`} folded into them` : '') +
       (a.threshold == null ? '' : matches ? `, ${matches} of them a match` : ', none of them a match') +
       (a.verified == null ? '' : copies.length ? `, ${copies.length} with the same details` : ', none with the same details') +
       (a.verified < a.hits.length ? `; only ${a.verified} could be compared in time` : ''))
@@ -153,9 +304,63 @@ function hit(h, a) {
     el('span', {className: 'sr'}, `${h.match == null ? '' : h.match ? ', match' : ', no match'}. Search with this picture`))
   b.addEventListener('click', () => go({id: h.id, v: a.version}))
   if (h.region) for (const when of ['focus', 'pointermove']) b.addEventListener(when, () => share(h))
-  const like = el('button', {type: 'button', className: 'like'}, 'More like this', el('span', {className: 'sr'}, `: hit ${h.rank}`))
+  const like = el('button', {type: 'button', className: 'like', ariaLabel: `More like this: hit ${h.rank}`, textContent: 'More like this'})
   like.addEventListener('click', () => go({like: h.id, v: a.version}))
-  return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b, like)
+  const less = el('button', {type: 'button', className: 'like', ariaLabel: `Less like this: hit ${h.rank}`, textContent: 'Less like this'})
+  less.addEventListener('click', () => lessLike(h.id, a.version))
+  return el('li', {className: `${h.match === false ? 'nomatch' : ''} ${h.right ? 'isright' : ''}`}, b, el('span', {className: 'acts'}, like, less), judge && oneAsked(view()) ? judge.buttons(h) : '', ...nearCopies(h, a))
+}
+
+function nearCopies(h, a) {   // that were folded into a hit: a count, which opens
+  if (!h.folded) return []
+  const list = el('div', {className: 'copies', hidden: true}, ...h.copies.map(c => {
+    const words = `Near copy ${c.cand_path}, score ${c.score.toFixed(3)}${c.right ? ', right' : ''}. Search with it`
+    const b = el('button', {type: 'button', className: 'like', title: c.cand_path}, tile(image(c.id, a.version, 128), words))
+    b.addEventListener('click', () => go({id: c.id, v: a.version})); return b
+  }))
+  const right = h.copies.some(c => c.right) ? ', ✓ a right one' : ''
+  const count = el('button', {type: 'button', className: 'like', ariaExpanded: 'false'},
+    h.folded === 1 ? '+ 1 near copy' : `+ ${h.folded} near copies`, right, el('span', {className: 'sr'}, ` of hit ${h.rank}`))
+  count.addEventListener('click', () => { list.hidden = !list.hidden; count.ariaExpanded = String(!list.hidden) })
+  return [count, list]
+}
+
+// ---- what people say of hits, where the server takes it: verdicts are about one picture that was searched with
+
+let judge = null, labelling = null, lastHits = []
+const oneAsked = now => now.like == null && !now.more.length && !now.less.length && !now.lessFiles.length
+
+async function sendVerdict(h, verdict) {   // the picture goes along: the server keeps no uploads
+  const now = view(), p = new URLSearchParams({hit: h.id, verdict, v: lastVersion})
+  if (now.v && now.v !== lastVersion) throw new Error('The catalogue has changed meanwhile. Search again first.')
+  for (const name of ['id', 'query', 'box']) if (now[name] != null) p.set(name, now[name])
+  if (now.upload == null) return get(`feedback?${p}`, {method: 'POST'})
+  const body = new FormData(); body.append('image', uploads.get(now.upload), 'picture')
+  return get(`feedback?${p}`, {method: 'POST', body})
+}
+
+async function allWrong() {   // none of the hits on the page is right
+  try {
+    for (const h of lastHits) labelling.counted((await sendVerdict(h, 'wrong')).counts)
+    return true
+  } catch (e) { say(e.message, true); return false }
+}
+
+function pressRight(rank) {
+  document.querySelectorAll('#hits [data-verdict=right]')[rank - 1]?.click()
+}
+
+async function startFeedback(health) {
+  judge = new Verdicts({send: sendVerdict, say, after: (verdict, counts) => {
+    labelling?.counted(counts)
+    if (verdict === 'right') labelling?.next()
+  }})
+  addEventListener('keydown', verdictKeys)
+  if (!health.labels) return
+  labelling = new Labelling({count: health.examples, go: n => go({query: n, v: health.version}), press: pressRight, none: allWrong, say})
+  $('examples-title').textContent = 'Pictures to label'
+  labelling.counted(await get('feedback'))
+  if (view().query == null) history.replaceState(null, '', `?query=0&v=${health.version}`)
 }
 
 const facts = known => Object.entries(known).filter(([, v]) => v != null && v !== '')
@@ -163,7 +368,9 @@ const facts = known => Object.entries(known).filter(([, v]) => v != null && v !=
 
 const place = r => r == null ? 'not found' : `rank ${r}`
 function example(a) {   // what is known of an evaluation query
-  const q = a.query, missing = q.answers.filter(c => c.id != null && !a.hits.some(h => h.id === c.id))
+  if (labelling) return $('told').replaceChildren(el('strong', {}, 'Which hits are right?'), el('p', {className: 'soft'}, a.query.query_path))
+  const q = a.query, shown = a.hits.flatMap(h => [h, ...h.copies ?? []])
+  const missing = q.answers.filter(c => c.id != null && !shown.some(h => h.id === c.id))
   const lines = [el('strong', {}, 'Evaluation query'), el('p', {className: 'soft'}, q.query_path),
                  el('p', {}, `In the evaluation: ${place(q.rank)}; before training: ${place(q.baseline_rank)}`)]
   const n = a.hits.filter(h => h.right).length
@@ -311,6 +518,9 @@ async function start() {
   if (!health) return
   if (health.needs_token) return login()
   $('ask').hidden = false
+  fromLink()
+  if (health.feedback) await startFeedback(health)
+  folds = health.folds; $('folding').hidden = !folds; $('fold').checked = sessionStorage.fold !== '0'
   limitMB = health.max_upload_mb; $('about').textContent = `among ${plural(health.candidates, 'picture')}`
   const k = sessionStorage.topk ?? String(health.topk)
   if (![...$('topk').options].some(o => o.value === k)) $('topk').append(el('option', {textContent: k}))
@@ -320,6 +530,7 @@ async function start() {
 
 $('home').addEventListener('click', e => { e.preventDefault(); go({}) })
 $('topk').addEventListener('change', () => { sessionStorage.topk = $('topk').value; show() })
+$('fold').addEventListener('change', () => { sessionStorage.fold = Number($('fold').checked); show() })
 addEventListener('popstate', () => show())
 $('where').textContent = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname) ? 'this machine' : location.host
 start()

@@ -27,16 +27,18 @@ from .bystanders import match_of
 from .coldstart import note_key, quick_model
 from .engine import Engine
 from .errors import InputError
+from .folding import NearCopies, enough, folded_table, grouped
 from .incoming import Picture, decoded_picture, given_picture
 from .index import Index
 from .milvusindex import in_milvus, load_remote
 from .model import TwoTower, best_device
-from .more import neighbours, together
+from .more import neighbours, together, weights
 from .pathcolumn import rows_of
 from .pictures import load_pixels
 from .rescore import rescored, verifier_for
 from .runners import has_bfloat16
 from .saving import steady
+from .settings import refuse_outside
 from .vectors import apply_head
 
 # %% ../nbs/06_query.ipynb #6ec562a0
@@ -105,6 +107,10 @@ def _query_engine(tower, index, kind, precision, cache, key):
     )
     return engine
 
+# %% ../nbs/06_query.ipynb #b984fdd7
+def _near_copies(images_root, max_pixels):
+    return None if images_root is None else NearCopies(images_root, max_pixels=max_pixels)
+
 # %% ../nbs/06_query.ipynb #f90ef6f9
 class Searcher:
     "Answers pictures with candidates; loads once, then answers several threads at once."
@@ -118,7 +124,7 @@ class Searcher:
         key: str = None,  # backbone_key(model.query), if it is known
         engine: str = 'auto',  # as for embed
         precision: str = 'auto',  # as for embed
-        images_root=None,  # the folder of the candidates, for with_verify
+        images_root=None,  # the folder of the candidates, for with_verify and fold
     ):
         device = 'cpu' if engine == 'openvino' else best_device()
         self.max_pixels = max_pixels
@@ -127,6 +133,7 @@ class Searcher:
         self.engine = _query_engine(self.tower, index, engine, precision, cache, key)
         self.source = None  # (folder, options) of load_searcher
         self.images_root = images_root
+        self.copies = _near_copies(images_root, max_pixels)  # finds them among hits, to fold them
         self.verifier = None  # compares hits detail by detail; see with_verify
         self.threshold = match_threshold(model.training_info, index)  # of a match; None: not known
 
@@ -202,8 +209,14 @@ def hit_tables(
     topk: int,
     pictures: list,  # theirs, of `read`, with details where hits are verified
     where=None,  # as for Index.search
+    fold: bool = False,  # near copies of a better hit into it
 ):  # yields the hits of each
     "Hits of several pictures. Raises `InputError`."
+    if fold:
+        for vector, picture in zip(vectors, pictures):
+            search = partial(self._one_table, vector, picture, where)
+            yield self.with_folding(search, topk, True)
+        return
     options = dict(contents=[picture.content for picture in pictures], where=where)
     if self.verifier is None:
         yield from self.index.batch_hits(vectors, topk, **options)
@@ -213,6 +226,35 @@ def hit_tables(
     for hits, picture in zip(tables, pictures):
         yield rescored(hits, picture.details, self.verifier, topk)
 
+# %% ../nbs/06_query.ipynb #82a34b93
+@patch
+def _one_table(self: Searcher, vector, picture, where, topk):
+    return next(self.hit_tables(vector[None], topk, [picture], where))
+
+
+@patch
+def _groups(self: Searcher, hits):
+    "Near copies among hits, as `grouped` gives them"
+    rows = np.asarray(rows_of(self.index.paths, hits.cand_path.tolist()), np.int64)
+    own = hits.same_picture.to_numpy(bool) if 'same_picture' in hits else None
+    return grouped(self.copies, self.index, rows, own)
+
+
+@patch
+def with_folding(
+    self: Searcher,
+    search,  # of a number of hits: a table of them
+    topk: int,
+    fold: bool,  # else what `search` gives for topk
+) -> pd.DataFrame:  # with `folded` and `copies`, where it was asked for
+    "Hits, with near copies of a better one folded into it. Raises `InputError`."
+    if not fold:
+        return search(topk)
+    if self.copies is None:
+        raise InputError('Hits can be folded only with images_root, where the candidates are.')
+    hits, groups = enough(search, self._groups, topk, len(self.index.paths))
+    return folded_table(hits, groups)
+
 # %% ../nbs/06_query.ipynb #53076a26
 @patch
 def search(
@@ -221,6 +263,7 @@ def search(
     topk: int = 10,
     where: str = None,  # only candidates for which this expression is true, such as 'price < 50'
     box=None,  # the part to search with: x,y,w,h in shares of the picture
+    fold: bool = False,  # near copies of a better hit into it: columns `folded` and `copies`
 ) -> pd.DataFrame:
     """Hits of one picture: `rank`, `cand_path`, `score`, attributes where there are any, and
     `same_picture` where there is such a hit. Raises `BadImage` or `InputError`."""
@@ -230,7 +273,7 @@ def search(
     picture = self.read(given)
     picture.details = self.details(given)
     vectors = self.vectors(picture.pixels[None])
-    return next(self.hit_tables(vectors, topk, [picture], where))
+    return next(self.hit_tables(vectors, topk, [picture], where, fold))
 
 # %% ../nbs/06_query.ipynb #0fe72696
 @patch
@@ -239,14 +282,19 @@ def more_like(
     cand_path: str,  # of a candidate, as in candidates.csv
     topk: int = 10,
     where: str = None,  # only candidates for which this expression is true
+    fold: bool = False,  # near copies of a better hit into it
 ) -> pd.DataFrame:  # rank, cand_path, score, attributes where there are any
     "Candidates that are like one of them, by the candidates' tower. Raises `InputError`."
     topk = whole_number(topk, 'topk')
     row = int(rows_of(self.index.paths, [cand_path])[0])
     if row < 0:
         raise InputError(f'{cand_path} is not in the index. Name a path of candidates.csv.')
-    scores, rows = neighbours(self.index, row, topk, where)
-    return self.index._hit_table(scores, rows, None)
+    where = self.index.passing(where)
+
+    def search(length):
+        return self.index._hit_table(*neighbours(self.index, row, length, where), None)
+
+    return self.with_folding(search, topk, fold)
 
 # %% ../nbs/06_query.ipynb #91dfba19
 def _vectors_of(searcher, sources):
@@ -265,16 +313,17 @@ def search_together(
     less=(),  # pictures that the hits should be less like
     weight: float = 0.5,  # of these, from 0 to 2
     where: str = None,  # only candidates for which this expression is true
+    fold: bool = False,  # near copies of a better hit into it
 ) -> pd.DataFrame:  # rank, cand_path, score, attributes where there are any
     "Hits of several pictures as one query. Raises `BadImage` or `InputError`."
     topk = whole_number(topk, 'topk')
     if not len(sources):
         raise InputError('search_together: there is no picture. Give one at least.')
-    if not 0 <= weight <= 2:
-        raise InputError(f'weight is {weight}. Use a number from 0 to 2.')
+    refuse_outside('weight', weight, weights)
     vectors = _vectors_of(self, sources)
     mixed = together(vectors, _vectors_of(self, less) if len(less) else None, weight)
-    return self.index.hits(mixed, topk, where)
+    where = self.index.passing(where)
+    return self.with_folding(lambda length: self.index.hits(mixed, length, where), topk, fold)
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:

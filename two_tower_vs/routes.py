@@ -6,6 +6,7 @@
 __all__ = ['most_hits', 'add_routes']
 
 # %% ../nbs/07m_routes.ipynb #9c6f6af0
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +28,11 @@ from two_tower_vs.answers import (
     refusals,
 )
 from .clicks import click, feedback_of
-from .gallery import kinds_of, query_facts
-from .searches import as_example, more_like, search
+from .folding import can_fold
+from .gallery import Gallery, kinds_of, query_facts
+from .more import weights
+from .questions import Question, asked_together, more_like, refuse_too_many
+from .searches import as_example, search
 from two_tower_vs.sending import (
     candidate_path,
     in_thread,
@@ -37,7 +41,7 @@ from two_tower_vs.sending import (
     query_path,
     read_inside,
 )
-from .uploads import admitted, see_room, uploaded, within
+from .uploads import admitted, most_pictures, see_room, uploaded, within
 
 # %% ../nbs/07m_routes.ipynb #1e5c093b
 most_hits = 1000
@@ -55,9 +59,17 @@ _filter = Query(
 )
 _part = Query(
     None,
-    description='only this part of the picture: x,y,w,h in shares of its width and height, '
-    'such as `0.25,0.1,0.5,0.5`',
+    description='only this part of the (first) picture: x,y,w,h in shares of its width and '
+    'height, such as `0.25,0.1,0.5,0.5`',
 )
+_ids = Query([], description='search with these candidates; several are one query')
+_example = Query(None, description='search with this evaluation query')
+_less = Query([], description='candidates that the hits should be less like')
+_weight = Query(
+    0.5, ge=weights.low, le=weights.high, description='of what the hits should be less like'
+)
+_folding = Query(False, description='fold hits that are near copies of a better hit into it')
+_version = Query(None, description='the version that the numbers belong to')
 
 # %% ../nbs/07m_routes.ipynb #0b1afd0f
 async def _in_time(site, answered, *asked):
@@ -67,12 +79,59 @@ async def _in_time(site, answered, *asked):
         return await within(seconds, answered(site, *asked), late)
 
 
-async def _search_in_time(site, source, topk, most_pixels=None, where=None, box=None):
-    return await _in_time(site, search, source, topk, most_pixels, where, box)
+async def _searched(site, question):
+    "What the server that was asked found: (`Served`, answer)"
+    refuse_too_many(question)
+    if not question.is_plain:
+        return await _in_time(site, asked_together, question)
+    source = question.pictures[0]
+    most = None if callable(source) else site.limits.upload_pixels
+    asked = question.topk, most, question.where, question.box, question.fold
+    return await _in_time(site, search, source, *asked)
+
+# %% ../nbs/07m_routes.ipynb #8eef466c
+def _bytes_inside(root, path):
+    return read_inside(root, path)[0]
+
+
+@dataclass
+class _Known:
+    "Pictures of a question that the server has, by their numbers"
+
+    ids: list  # of candidates
+    query: int  # an evaluation query; None: none
+    less: list  # candidates that the hits should be less like
+    version: str  # that the numbers belong to; None: of now
+    shows: Gallery = None  # of that version, once the pictures are asked for
+
+    async def _candidates(self, site, numbers):
+        if len(numbers) > most_pictures:
+            raise Refusal(422, 'too many pictures', f'Name {most_pictures} at most.')
+        paths = [await in_thread(site, candidate_path, site, n, self.version) for n in numbers]
+        return [partial(_bytes_inside, site.root, path) for path in paths]
+
+    async def pictures(self, site):
+        "Functions that read those to search with"
+        self.shows = site.gallery(self.version)
+        known = await self._candidates(site, self.ids)
+        if self.query is not None:
+            path = query_path(site, self.query, self.version)
+            known.append(partial(_bytes_inside, site.root, path))
+        return known
+
+    async def less_pictures(self, site):
+        "Functions that read the others"
+        return await self._candidates(site, self.less)
+
+    async def told(self, site, now, answer):
+        "The answer, with the evaluation query where there is one"
+        if self.query is None or now.shows.version != self.shows.version:
+            return answer
+        return await in_thread(site, as_example, now, self.query, answer)
 
 # %% ../nbs/07m_routes.ipynb #4938a0ee
-async def _search_upload(site, request, topk, where, box):
-    see_room(site)
+async def _arrived(site, request):
+    "The pictures in a request, within its time"
     seconds = site.limits.timeout_s
     slow = Refusal(
         408,
@@ -80,18 +139,25 @@ async def _search_upload(site, request, topk, where, box):
         f'The upload took over {seconds} s (serve.timeout_s).',
         Connection='close',
     )
-    data = await within(seconds, uploaded(request, site), slow)
-    site.held += len(data)
+    return await within(seconds, uploaded(request, site), slow)
+
+
+async def _search_upload(site, request, known, options):
+    see_room(site)
+    sent = await _arrived(site, request)
+    site.held += sent.size
     try:
-        most = site.limits.upload_pixels
-        _, answer = await _search_in_time(site, data, topk, most, where, box)
+        pictures = [*await known.pictures(site), *sent.images]
+        less = [*await known.less_pictures(site), *sent.less]
+        now, answer = await _searched(site, Question(pictures, less, **options))
     finally:
-        site.held -= len(data)
-    return json_answer(answer)
+        site.held -= sent.size
+    return json_answer(await known.told(site, now, answer))
 
 # %% ../nbs/07m_routes.ipynb #e02ef2ac
 _binary = {'type': 'string', 'format': 'binary'}
-_form = {'type': 'object', 'required': ['image'], 'properties': {'image': _binary}}
+_files = {'type': 'array', 'items': _binary}
+_form = {'type': 'object', 'properties': {'image': _files, 'less': _files}}
 _upload = {
     'requestBody': {
         'required': True,
@@ -108,8 +174,9 @@ def _add_search(app, site, default_topk):
         '/search',
         openapi_extra=_upload,
         summary='Search with a picture',
-        description='Hits of a picture: a form with one file in the field `image`, '
-        'or the picture itself as the body.',
+        description='Hits of a picture: a form with a file in the field `image`, '
+        'or the picture itself as the body. Several files in `image` are one query; those in '
+        f'`less` are what the hits should be less like: {most_pictures} pictures at most.',
         tags=['search'],
         responses=_found_answer | refusals(400, 403, 408, 413, 415, 422, 504),
     )
@@ -118,31 +185,31 @@ def _add_search(app, site, default_topk):
         topk: int = _hits_wanted(default_topk),
         where: str = _filter,
         box: str = _part,
+        id: list[int] = _ids,
+        query: int = _example,
+        less: list[int] = _less,
+        v: str = _version,
+        weight: float = _weight,
+        fold: bool = _folding,
     ):
-        return await _search_upload(site, request, topk, where, box)
+        options = dict(topk=topk, where=where, box=box, weight=weight, fold=fold)
+        known = _Known(id, query, less, v)
+        return await _search_upload(site, request, known, options)
 
 # %% ../nbs/07m_routes.ipynb #c89eadc6
-def _bytes_inside(root, path):
-    return read_inside(root, path)[0]
-
-
-async def _search_known(site, number, query, version, topk, where, box):
-    shows = site.gallery(version)
-    if query is None:
-        path = await in_thread(site, candidate_path, site, number, version)
-    else:
-        path = query_path(site, query, version)
-    source = partial(_bytes_inside, site.root, path)
-    now, answer = await _search_in_time(site, source, topk, where=where, box=box)
-    if query is not None and now.shows.version == shows.version:
-        answer = await in_thread(site, as_example, now, query, answer)
-    return json_answer(answer)
+async def _search_known(site, known, options):
+    question = Question(await known.pictures(site), await known.less_pictures(site), **options)
+    now, answer = await _searched(site, question)
+    return json_answer(await known.told(site, now, answer))
 
 # %% ../nbs/07m_routes.ipynb #af960c2a
-async def _like(site, number, version, topk, where, box):
-    if box is not None:
+async def _like(site, number, version, less, options):
+    if options['box'] is not None:
         raise Refusal(422, 'bad request', 'A box cuts a picture; like asks with a vector. Use id.')
-    return await _in_time(site, more_like, number, version, topk, where)
+    if len(less) >= most_pictures:
+        raise Refusal(422, 'too many pictures', f'Name {most_pictures - 1} at most.')
+    question = Question([], **options)
+    return await _in_time(site, more_like, number, version, question, less)
 
 # %% ../nbs/07m_routes.ipynb #9adf36f2
 def _add_search_again(app, site, default_topk):
@@ -153,20 +220,24 @@ def _add_search_again(app, site, default_topk):
         responses=_found_answer | refusals(404, 410, 422, 504),
     )
     async def search_again(
-        id: int = Query(None, description='search with this candidate'),
-        query: int = Query(None, description='search with this evaluation query'),
-        v: str = Query(None, description='the version that the number belongs to'),
+        id: list[int] = _ids,
+        query: int = _example,
+        v: str = _version,
         like: int = Query(None, description='candidates that are like this one, by its own vector'),
         topk: int = _hits_wanted(default_topk),
         where: str = _filter,
         box: str = _part,
+        less: list[int] = _less,
+        weight: float = _weight,
+        fold: bool = _folding,
     ):
         "Hits of a picture that the server has: a candidate, or an evaluation query."
-        if sum(number is not None for number in (id, query, like)) != 1:
+        if sum(number is not None for number in (id or None, query, like)) != 1:
             raise Refusal(422, 'bad request', 'Give id, query or like, one of them.')
+        options = dict(topk=topk, where=where, box=box, weight=weight, fold=fold)
         if like is not None:
-            return json_answer(await _like(site, like, v, topk, where, box))
-        return await _search_known(site, id, query, v, topk, where, box)
+            return json_answer(await _like(site, like, v, less, options))
+        return await _search_known(site, _Known(id, query, less, v), options)
 
 # %% ../nbs/07m_routes.ipynb #81da4a1f
 def _what_to_filter_by(now):
@@ -262,8 +333,10 @@ async def _clicked_picture(site, request, number, query, version):
     if number is not None:
         path = await in_thread(site, candidate_path, site, number, version)
         return partial(_bytes_inside, site.root, path)
-    slow = Refusal(408, 'slow upload', 'The upload took too long (serve.timeout_s).')
-    return await within(site.limits.timeout_s, uploaded(request, site), slow)
+    sent = await _arrived(site, request)
+    if sent.less or len(sent.images) != 1:
+        raise Refusal(422, 'bad request', 'A verdict is about one picture. Send one.')
+    return sent.images[0]
 
 # %% ../nbs/07m_routes.ipynb #21086e32
 _verdict = Query(..., pattern='^(right|wrong|none)$', description='none takes a verdict back')
@@ -319,6 +392,7 @@ def _health(site, topk):
         feedback=site.feedback is not None,
         labels=site.label is not None,
         threshold=now.searcher.threshold,
+        folds=can_fold(now.searcher.index),
         examples=len(now.shows.queries),
         topk=topk,
         max_upload_mb=site.limits.max_upload_mb,
@@ -402,7 +476,7 @@ def _add_login(app, site):
 def _page_files():  # address -> file
     package = Path(two_tower_vs.__file__).parent
     files = {'/': package / 'page.html', '/docs': package / 'docs.html'}
-    for name in ('page.css', 'page.js', 'docs.js'):
+    for name in ('page.css', 'page.js', 'box.js', 'label.js', 'verdicts.js', 'docs.js'):
         files[f'/{name}'] = package / name
     swagger = find_spec('fastapi_offline')
     if swagger:

@@ -84,7 +84,9 @@ class Settings:
         self.image = image
         self.verify = verify  # is all of an index compared with its hashes before it is used?
         _set_flags(self.cfg, 'eval', k=k)
-        _set_flags(self.cfg, 'query', topk=topk, **query)  # where, box
+        _set_flags(
+            self.cfg, 'query', topk=topk, **query
+        )  # where, box, together, less, weight, fold
         _set_flags(self.cfg, 'serve', host=host, port=port)
         if self.data.on_bad not in (None, 'error', 'skip'):
             bad_setting(config, f'data.on_bad is {self.data.on_bad!r}. Use error or skip')

@@ -3,7 +3,7 @@ const el = (tag, props = {}, ...kids) => { const e = Object.assign(document.crea
 const words = {right: '✓ Right', wrong: '✗ Wrong'}
 
 export class Verdicts {
-  constructor({send, say, after}) {   // send(hit, verdict): a promise; after(verdict): called when it is written
+  constructor({send, say, after}) {   // send(hit, verdict): a promise; after(verdict, counts): called when it is written
     Object.assign(this, {send, say, after})
   }
 
@@ -31,7 +31,7 @@ export class Verdicts {
       this.show(hit, box)
       const {right, wrong} = answer.counts
       this.say(`${said === 'none' ? 'Taken back' : 'Written down'}: ${right} right and ${wrong} wrong so far`)
-      this.after?.(said)
+      this.after?.(said, answer.counts)
     } catch (e) { this.say(e.message, true) }
   }
 }

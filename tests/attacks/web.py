@@ -170,7 +170,7 @@ def bodies(s):
             400,
             '',
         ),
-        ('two files', form(ok * 2), FORM, 400, 'Too many files'),
+        ('nine files', form(ok * 9), FORM, 400, 'Too many files'),
         (
             'a hundred fields',
             form([('Content-Disposition: form-data; name="x"', b'y')] * 100),

@@ -98,7 +98,7 @@ def test_more_like_a_hit(visit, shop, picture):
     page = visit.page
     visit.answer(lambda: visit.give(picture, 'drop'))
     first = visit.names()
-    answer = visit.answer(lambda: page.locator('#hits .like').nth(1).click())
+    answer = visit.answer(lambda: page.get_by_role('button', name='More like this: hit 2').click())
     assert answer['tower'] == 'candidate' and 'like=' in page.url
     assert first[1] not in visit.names() == [hit['cand_path'] for hit in answer['hits']]
     assert 'the tower of the candidates answers' in page.locator('#told').text_content()
