@@ -23,7 +23,7 @@ TOKEN = 'a token of the browser test'.replace(' ', '-')
 
 
 @contextlib.contextmanager
-def server(config):  # its address
+def server(config, stage='serve'):  # its address
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
     p = subprocess.Popen(
         [
@@ -33,7 +33,7 @@ def server(config):  # its address
             '--config',
             str(config),
             '--stage',
-            'serve',
+            stage,
             '--port',
             '0',
         ],
@@ -42,9 +42,13 @@ def server(config):  # its address
         env=env,
     )
     try:
-        line = p.stdout.readline()
-        if not (m := re.search(r'http://\S+', line)):
-            raise RuntimeError(f'the server did not start: {line}')
+        said = []
+        for line in p.stdout:
+            said.append(line)
+            if m := re.search(r'http://\S+', line):
+                break
+        else:
+            raise RuntimeError(f'the server did not start: {"".join(said)}')
         yield m[0]
     finally:
         p.send_signal(signal.SIGTERM)

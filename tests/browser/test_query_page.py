@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 import pages
 import pandas as pd
 import pytest
-from PIL import Image
 from pages import Look, Visit
+from PIL import Image
 
 
 @pytest.fixture
