@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 import pages
 import pandas as pd
 import pytest
-from PIL import Image
 from pages import Look, Visit
+from PIL import Image
 
 
 @pytest.fixture
@@ -242,7 +242,9 @@ def test_less_like_a_hit(visit, picture):
     assert visit.names() == [hit['cand_path'] for hit in answer['hits']]
     visit.answer(lambda: page.get_by_role('button', name='More like this: hit 2').click())
     assert page.get_by_role('button', name='Add another picture').is_hidden()
-    visit.answer(lambda: page.get_by_role('button', name='Less like this: hit 1', exact=True).click())
+    visit.answer(
+        lambda: page.get_by_role('button', name='Less like this: hit 1', exact=True).click()
+    )
     at = asked(visit)
     query = f'like={at["like"][0]}&less={at["less"][0]}&topk=10&fold=1'
     assert visit.names() == from_api(visit, query)
@@ -308,6 +310,8 @@ def test_near_copies_are_folded(folding):
 
 # ---- the searches of this visit, and links
 
+STORED = 'JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])'
+
 
 def test_searches_of_this_visit(visit, picture):
     "each once, the newest first; a click brings one back with its picture, box and filter"
@@ -316,7 +320,9 @@ def test_searches_of_this_visit(visit, picture):
     assert page.locator('#past').is_hidden(), 'there is nothing to go back to'
     dropped = visit.names()
     visit.answer(lambda: page.locator('#strip button').nth(1).click())
-    visit.answer(lambda: page.get_by_role('button', name='More like this: hit 1', exact=True).click())
+    visit.answer(
+        lambda: page.get_by_role('button', name='More like this: hit 1', exact=True).click()
+    )
     liked = visit.names()
     words = page.locator('#past-list .name').all_text_contents()
     assert len(words) == 3 and words[2] == 'mine.png' and words[0].startswith('More like color/')
@@ -328,9 +334,7 @@ def test_searches_of_this_visit(visit, picture):
     assert visit.names() == liked and page.locator('#past-list button').count() == 3
     page.locator('#home').click()
     page.locator('#results').wait_for(state='hidden')
-    assert page.locator('#past').is_visible()
-    stored = 'JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])'
-    assert 'mine.png' not in page.evaluate(stored)
+    assert page.locator('#past').is_visible() and 'mine.png' not in page.evaluate(STORED)
     page.reload()
     page.locator('#strip button').first.wait_for()
     assert page.locator('#past-list button').count() == 0
