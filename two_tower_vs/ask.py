@@ -24,7 +24,8 @@ from .files import replacing
 from .hits import show_hits
 from .incoming import Picture
 from .latency import latency, path_list
-from .more import together as joined, weights
+from .more import together as joined
+from .more import weights
 from .query import Searcher
 from .reading import file_stamp
 from .settings import bounded, whole

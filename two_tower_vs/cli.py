@@ -136,7 +136,6 @@ def _add_picture_flags(flags):
         help='for query: only this part of the picture, in shares of its width and height, '
         'such as 0.25,0.1,0.5,0.5',
     )
-    _add_mixing_flags(flags)
     flags.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
     flags.add_argument(
         '--layout',
@@ -159,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_run_flags(flags)
     _add_picture_flags(flags)
+    _add_mixing_flags(flags)
     flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
     flags.add_argument(
         '--host', metavar='NAME', help='address for serve (default: 127.0.0.1, this machine alone)'

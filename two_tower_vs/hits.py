@@ -100,8 +100,7 @@ def show_hits(
         shown = hits if len(answers) == 1 else hits.head(per_row)
         first = [_query_image(query, hits, side)], [_query_head(hits, least)]
         for start in range(0, max(1, len(shown)), per_row):
-            part = shown.iloc[start : start + per_row]
-            images, names = _hit_row(part, root, side, least)
+            images, names = _hit_row(shown.iloc[start : start + per_row], root, side, least)
             rows.append([*first[0], *images])
             titles.append([*first[1], *names])
             first = [None], ['']  # further rows of a query have no picture of it

@@ -169,14 +169,19 @@ _upload = {
 }
 
 # %% ../nbs/07m_routes.ipynb #15af59d4
+_about_uploads = (
+    'Hits of a picture: a form with a file in the field `image`, or the picture itself as the '
+    'body. Several files in `image` are one query; those in `less` are what the hits should be '
+    f'less like: {most_pictures} pictures at most.'
+)
+
+
 def _add_search(app, site, default_topk):
     @app.post(
         '/search',
         openapi_extra=_upload,
         summary='Search with a picture',
-        description='Hits of a picture: a form with a file in the field `image`, '
-        'or the picture itself as the body. Several files in `image` are one query; those in '
-        f'`less` are what the hits should be less like: {most_pictures} pictures at most.',
+        description=_about_uploads,
         tags=['search'],
         responses=_found_answer | refusals(400, 403, 408, 413, 415, 422, 504),
     )
@@ -212,6 +217,11 @@ async def _like(site, number, version, less, options):
     return await _in_time(site, more_like, number, version, question, less)
 
 # %% ../nbs/07m_routes.ipynb #9adf36f2
+def _refuse_unless_one(*numbers):
+    if sum(number is not None for number in numbers) != 1:
+        raise Refusal(422, 'bad request', 'Give id, query or like, one of them.')
+
+
 def _add_search_again(app, site, default_topk):
     @app.get(
         '/search',
@@ -232,8 +242,7 @@ def _add_search_again(app, site, default_topk):
         fold: bool = _folding,
     ):
         "Hits of a picture that the server has: a candidate, or an evaluation query."
-        if sum(number is not None for number in (id or None, query, like)) != 1:
-            raise Refusal(422, 'bad request', 'Give id, query or like, one of them.')
+        _refuse_unless_one(id or None, query, like)
         options = dict(topk=topk, where=where, box=box, weight=weight, fold=fold)
         if like is not None:
             return json_answer(await _like(site, like, v, less, options))

@@ -45,7 +45,7 @@ from two_tower_vs.steps import (
     repeat_heads,
     repeat_tuning,
 )
-from .taught import feedback_gain, gain_sentence
+from .taught import feedback_gain, gain_words
 from .teaching import Teaching, nothing, with_rights
 from .validation import Validation
 from .views import preset_by_name
@@ -292,7 +292,7 @@ def _note_feedback(training, model, taught, gain, used=True):
 
 # %% ../nbs/03_train.ipynb #2b3bb236
 def _without_feedback(given, gain):  # Training; given: the parameters of train
-    warn(f'The verdicts of people are not used. {gain_sentence(gain)}')
+    warn(f'The verdicts of people are not used. {gain_words(gain)}')
     training = train(**{**given, 'feedback': False})
     _note_feedback(training, given['model'], given['taught'], gain, used=False)
     return training

@@ -118,3 +118,13 @@ def test_filters_fit(browser, filtered_server, shots, axe, view):
     visit.answer(lambda: visit.page.locator('#attributes button').first.click())
     look('open')
     look.judge()
+
+
+def test_a_box_keeps_the_filter(visit, shop):
+    page = visit.page
+    visit.answer(lambda: page.goto(f'{visit.url}/?id=3&where=price+%3C+30'))
+    page.get_by_role('button', name='Search with a part').press('Enter')
+    visit.answer(lambda: page.keyboard.press('Enter'))
+    assert 'box=' in page.url and max(prices(visit, shop[1])) < 30
+    visit.answer(lambda: page.locator('#clear').evaluate('button => button.click()'))
+    assert 'box=' in page.url and 'where=' not in page.url

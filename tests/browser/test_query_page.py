@@ -310,6 +310,8 @@ def test_near_copies_are_folded(folding):
 
 # ---- the searches of this visit, and links
 
+STORED = 'JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])'
+
 
 def test_searches_of_this_visit(visit, picture):
     "each once, the newest first; a click brings one back with its picture, box and filter"
@@ -332,9 +334,7 @@ def test_searches_of_this_visit(visit, picture):
     assert visit.names() == liked and page.locator('#past-list button').count() == 3
     page.locator('#home').click()
     page.locator('#results').wait_for(state='hidden')
-    assert page.locator('#past').is_visible()
-    stored = 'JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])'
-    assert 'mine.png' not in page.evaluate(stored)
+    assert page.locator('#past').is_visible() and 'mine.png' not in page.evaluate(STORED)
     page.reload()
     page.locator('#strip button').first.wait_for()
     assert page.locator('#past-list button').count() == 0
