@@ -24,6 +24,7 @@ from .files import replacing
 from .hits import show_hits
 from .incoming import Picture
 from .latency import latency, path_list
+from .pictured import Asked, answers_html
 from .query import Searcher
 from .reading import file_stamp
 from .settings import bounded, whole
@@ -89,6 +90,7 @@ class Answers:
     attributes: dict = field(default_factory=dict)  # column of hits -> attribute
     where: str = None  # the filter
     box: str = None  # the part of the pictures
+    images_root: object = None  # the folder of the candidates; None: not known
 
     def table(self) -> pd.DataFrame:
         "All hits; `image` in front where there are several, `match` where there is a threshold."
@@ -97,6 +99,10 @@ class Answers:
         table = first if one else _one_table(self.hits, self.attributes)
         table = table.drop(columns='region', errors='ignore')
         return _with_match(table, self.threshold)
+
+    def _repr_html_(self):
+        asked = Asked([], self.images_root, self.threshold, self.where)
+        return answers_html(self.hits, asked, read_box(self.box))
 
     def json(self) -> dict:
         "As query.json; several pictures are listed under `queries`."
@@ -233,7 +239,8 @@ def query(
     hits = dict(zip(names, s.hit_tables(np.concatenate(vectors), topk, pictures, passing)))
     card = latency(s, names[:20], topk, runs, where=where)
     made = runs, torch.get_num_threads(), s.engine.name, s.threshold
-    return Answers(hits, card, *made, _columns(s.index.attributes), where, box and str(box))
+    asked = where, box and str(box), s.images_root
+    return Answers(hits, card, *made, _columns(s.index.attributes), *asked)
 
 # %% ../nbs/06_ask.ipynb #4bce1bef
 def save_answers(a: Answers, folder, images_root):

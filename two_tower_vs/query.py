@@ -33,6 +33,8 @@ from .milvusindex import in_milvus, load_remote
 from .model import TwoTower, best_device
 from .more import neighbours, together
 from .pathcolumn import rows_of
+from .paths import expand
+from .pictured import Asked, Hits
 from .pictures import load_pixels
 from .rescore import rescored, verifier_for
 from .runners import has_bfloat16
@@ -118,7 +120,7 @@ class Searcher:
         key: str = None,  # backbone_key(model.query), if it is known
         engine: str = 'auto',  # as for embed
         precision: str = 'auto',  # as for embed
-        images_root=None,  # the folder of the candidates, for with_verify
+        images_root=None,  # the folder of the candidates, to show hits and verify them
     ):
         device = 'cpu' if engine == 'openvino' else best_device()
         self.max_pixels = max_pixels
@@ -213,6 +215,16 @@ def hit_tables(
     for hits, picture in zip(tables, pictures):
         yield rescored(hits, picture.details, self.verifier, topk)
 
+# %% ../nbs/06_query.ipynb #b919bf4f
+def _as_kept(src):
+    "A picture to show later: a path as it is, an open file as its bytes"
+    return src if isinstance(src, (str, os.PathLike)) else given_picture(src)
+
+
+def _hits(searcher, table, pictures, threshold=None, **asked):
+    "A table that shows itself"
+    return Hits(table, asked=Asked(pictures, searcher.images_root, threshold, **asked))
+
 # %% ../nbs/06_query.ipynb #53076a26
 @patch
 def search(
@@ -225,12 +237,15 @@ def search(
     """Hits of one picture: `rank`, `cand_path`, `score`, attributes where there are any, and
     `same_picture` where there is such a hit. Raises `BadImage` or `InputError`."""
     topk = whole_number(topk, 'topk')
-    where = self.index.passing(where)
-    given = self.given(src, read_box(box))
+    passing = self.index.passing(where)
+    box = read_box(box)
+    src = _as_kept(src)
+    given = self.given(src, box)
     picture = self.read(given)
     picture.details = self.details(given)
     vectors = self.vectors(picture.pixels[None])
-    return next(self.hit_tables(vectors, topk, [picture], where))
+    table = next(self.hit_tables(vectors, topk, [picture], passing))
+    return _hits(self, table, [(src, box)], self.threshold, where=where)
 
 # %% ../nbs/06_query.ipynb #0fe72696
 @patch
@@ -246,14 +261,21 @@ def more_like(
     if row < 0:
         raise InputError(f'{cand_path} is not in the index. Name a path of candidates.csv.')
     scores, rows = neighbours(self.index, row, topk, where)
-    return self.index._hit_table(scores, rows, None)
+    source = cand_path if self.images_root is None else expand(self.images_root) / cand_path
+    return _hits(self, self.index._hit_table(scores, rows, None), [(source, None)], where=where)
 
 # %% ../nbs/06_query.ipynb #91dfba19
-def _vectors_of(searcher, sources):
-    pixels = []
+def _with_boxes(sources):
+    "Pictures to ask with, each with its box or None"
+    pictures = []
     for source in sources:
         picture, box = source if isinstance(source, tuple) else (source, None)
-        pixels.append(searcher.read(searcher.given(picture, read_box(box))).pixels)
+        pictures.append((_as_kept(picture), read_box(box)))
+    return pictures
+
+
+def _vectors_of(searcher, pictures):
+    pixels = [searcher.read(searcher.given(*each)).pixels for each in pictures]
     return searcher.vectors(np.stack(pixels))
 
 # %% ../nbs/06_query.ipynb #1d527579
@@ -272,9 +294,11 @@ def search_together(
         raise InputError('search_together: there is no picture. Give one at least.')
     if not 0 <= weight <= 2:
         raise InputError(f'weight is {weight}. Use a number from 0 to 2.')
-    vectors = _vectors_of(self, sources)
-    mixed = together(vectors, _vectors_of(self, less) if len(less) else None, weight)
-    return self.index.hits(mixed, topk, where)
+    pictures = _with_boxes(sources)
+    others = _with_boxes(less)
+    vectors = _vectors_of(self, pictures)
+    mixed = together(vectors, _vectors_of(self, others) if others else None, weight)
+    return _hits(self, self.index.hits(mixed, topk, where), pictures, where=where, less=others)
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:
@@ -379,7 +403,7 @@ def demo_searcher(
     out = demo / 'quick'
     if not (out / 'index/manifest.json').exists():
         _quick_run(demo, out)
-    return load_searcher(out), demo / 'images'
+    return load_searcher(out, images_root=demo / 'images'), demo / 'images'
 
 # %% ../nbs/06_query.ipynb #58a781cd
 @patch

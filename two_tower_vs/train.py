@@ -19,6 +19,7 @@ import torch
 from .baselines import put_heads
 from .blending import put
 from .choosing import choose
+from .curve import check_log, open_curve
 from .data import bad_rows, drop_bad, read_candidates, read_pairs
 from .distilled import distilled, one_space, put_learned
 from .errors import InputError
@@ -80,6 +81,7 @@ def _check_options(options):
     if options['metric'] not in promotion_metrics:
         known = ', '.join(promotion_metrics)
         raise InputError(f'train.metric is {options["metric"]!r}. Use {known}.')
+    check_log(options['log'])
     model = options['model']
     if isinstance(model.query.head, Own):
         raise InputError(
@@ -142,7 +144,7 @@ def _known_share(candidates, table):
 
 # %% ../nbs/03_train.ipynb #9d43ad5b
 _no_part_of_key = {'model', 'pairs', 'images_root', 'cache', 'folder', 'progress', 'on_bad', 'name'}
-_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision', 'absent'}
+_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision', 'absent', 'log'}
 
 
 def _run_key(options, pairs, features, share):
@@ -305,6 +307,7 @@ def train(
     promote: str = 'better',  # better: keep the better baseline unless it is beaten; or always
     metric: str = 'mrr',  # must be better: mrr, hit@1, hit@5 or hit@10; hit@1 must not be worse
     finetune_epochs: int = 0,  # over the pictures, at most, with gradients to the backbone
+    log: str = None,  # also write the learning curve for another program: tensorboard
     tuning: dict = None,  # options of finetune
     embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
     on_bad: str = 'error',  # rows with unreadable pictures: error or skip
@@ -330,6 +333,7 @@ def train(
     pairs = pairs[~pairs.index.isin(skipped.row)]
     key = _run_key(options, pairs, features, share)
     state = State(folder, key, accelerator)
+    state.curve = open_curve(log, folder, key)
     job = make_job(learner, features, images_root, state, options, share, accelerator)
     outer = held_out(job, 0)
     training = _judged_training(job, outer) if outer.queries else _unjudged_training(job)
@@ -337,6 +341,8 @@ def train(
         put_learned(model, learner, bridge)
     training.bad = skipped
     training.state = state
+    if state.curve:
+        state.curve.close(training.history.iloc[0].to_dict())
     model.to('cpu').eval()
     return training
 
