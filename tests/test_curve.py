@@ -118,12 +118,20 @@ def test_another_setting_is_another_run(fresh, cli, reader):
     assert len(runs(fresh)) == 2
 
 
-def test_the_curve_changes_no_result(fresh, cli, reader):
+def test_the_curve_changes_no_result_and_no_key(fresh, cli, reader, monkeypatch):
     models = []
+    keys = set()
+    begin = State.__init__
+
+    def noted(self, folder, key, *rest):
+        keys.add(key)  # an interrupted run with another key would begin again
+        begin(self, folder, key, *rest)
+
+    monkeypatch.setattr(State, '__init__', noted)
     for log in (None, 'tensorboard'):
         assert train(cli, fresh, log=log)[0] == 0
         models.append((fresh / 'out/model/model.safetensors').read_bytes())
-    assert models[0] == models[1]
+    assert models[0] == models[1] and len(keys) == 1
 
 
 def test_what_is_not_installed_is_refused_before_training(fresh, cli, monkeypatch):

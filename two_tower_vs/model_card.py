@@ -10,11 +10,13 @@ import json
 import os
 import re
 from pathlib import Path
+from reprlib import repr as shorter
 from warnings import warn
 
 import pandas as pd
 
 from . import __version__
+from .errors import InputError
 from .evidence import column_names, percent_of
 from .joined import backbone_names
 from .model import TwoTower
@@ -115,16 +117,25 @@ def _model_index(metrics):
     return [dict(name='two towers', results=[result])]
 
 # %% ../nbs/06a_model_card.ipynb #5d225985
-def _card_header(metrics, hub):
+_tags = ['image-retrieval', 'image-similarity', 'two-tower', 'two_tower_vs']
+
+
+def _check_license(license):
+    if license and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]{0,60}', license):
+        raise InputError(
+            f'export.license is {shorter(license)}. Use an identifier of Hugging Face, '
+            'such as apache-2.0, mit or other, or leave it out.'
+        )
+
+
+def _card_header(metrics, hub, license, has_onnx):
     import yaml
 
-    header = dict(
-        license='other',
-        license_name='not-stated',
-        pipeline_tag='image-feature-extraction',
-        metrics=['recall'],
-        tags=['image-retrieval', 'image-similarity', 'two-tower', 'onnx', 'two_tower_vs'],
-    )
+    header = {'license': license} if license else {}
+    header['library_name'] = 'two_tower_vs'
+    header['pipeline_tag'] = 'image-feature-extraction'
+    header['metrics'] = ['recall']
+    header['tags'] = [*_tags, 'onnx'] if has_onnx else list(_tags)
     if hub:
         header['base_model'] = hub
     if metrics:
@@ -270,8 +281,7 @@ as uint8 (b, 3, {size}, {size}); normalisation happens inside.
 
 ## Credit and licence
 
-Backbone: {weights}. The licence of this model is for whoever trained it to state: \
-replace `license` above.
+Backbone: {weights}. {licence}
 """
 
 # %% ../nbs/06a_model_card.ipynb #c0ca3aaf
@@ -294,6 +304,15 @@ def _training_data(pairs):
     candidates = pairs.cand_path.nunique()
     return f'{len(pairs):,} pairs of {queries:,} queries and {candidates:,} candidates.'
 
+
+def _licence_words(license):
+    if license:
+        return f'The licence of this model: {license}.'
+    return (
+        'The licence of this model is for whoever trained it to state: '
+        'add `license` to the header above.'
+    )
+
 # %% ../nbs/06a_model_card.ipynb #edd2b431
 def _usage_words(prep, has_onnx, format):
     if format == 'npy':
@@ -309,13 +328,16 @@ def model_card(
     metrics: dict = None,  # of this model, as metrics.json has them
     agree: dict = None,  # ONNX file -> as onnx_agreement gives it
     format: str = 'parquet',  # of the vectors
+    license: str = None,  # its identifier at Hugging Face; None: not known
+    usage: str = None,  # how to use it, in Markdown; default: by vectors and ONNX files
 ) -> str:
-    "A model card in Markdown."
+    "A model card in Markdown. Raises `InputError` for what is no licence."
+    _check_license(license)
     prep = model.query.prep
     weights, hub = weights_origin(model.config)
     agree = agree or {}
     return _card.format(
-        header=_card_header(metrics, hub),
+        header=_card_header(metrics, hub, license, bool(agree)),
         dim=model.config['embed_dim'] or model.query.head.n,
         version=__version__,
         sha=getattr(model, 'sha256', ''),
@@ -324,6 +346,7 @@ def model_card(
         limits=_limits(model, metrics, agree),
         size=prep['size'],
         interpolation=prep['interpolation'],
-        usage=_usage_words(prep, bool(agree), format),
+        usage=usage or _usage_words(prep, bool(agree), format),
         weights=weights,
+        licence=_licence_words(license),
     )
