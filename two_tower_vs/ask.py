@@ -238,9 +238,8 @@ def query(
         raise InputError(f'None of the {len(files)} files is a readable image.')
     hits = dict(zip(names, s.hit_tables(np.concatenate(vectors), topk, pictures, passing)))
     card = latency(s, names[:20], topk, runs, where=where)
-    made = runs, torch.get_num_threads(), s.engine.name, s.threshold
-    asked = where, box and str(box), s.images_root
-    return Answers(hits, card, *made, _columns(s.index.attributes), *asked)
+    made = runs, torch.get_num_threads(), s.engine.name, s.threshold, _columns(s.index.attributes)
+    return Answers(hits, card, *made, where, box and str(box), s.images_root)
 
 # %% ../nbs/06_ask.ipynb #4bce1bef
 def save_answers(a: Answers, folder, images_root):

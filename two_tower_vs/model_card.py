@@ -131,6 +131,7 @@ def _check_license(license):
 def _card_header(metrics, hub, license, has_onnx):
     import yaml
 
+    _check_license(license)
     header = {'license': license} if license else {}
     header['library_name'] = 'two_tower_vs'
     header['pipeline_tag'] = 'image-feature-extraction'
@@ -273,15 +274,15 @@ Who trained it, and for whom, is not recorded: please add it.
 
 ## How to use
 
-Pixels are the bytes of an upright RGB picture, resized to {size} x {size} \
-({interpolation}, aspect ratio not kept),
-as uint8 (b, 3, {size}, {size}); normalisation happens inside.
+Pixels are the bytes of an upright RGB picture, resized to {prep[size]} x {prep[size]} \
+({prep[interpolation]}, aspect ratio not kept),
+as uint8 (b, 3, {prep[size]}, {prep[size]}); normalisation happens inside.
 
 {usage}
 
 ## Credit and licence
 
-Backbone: {weights}. {licence}
+{credit}
 """
 
 # %% ../nbs/06a_model_card.ipynb #c0ca3aaf
@@ -305,11 +306,12 @@ def _training_data(pairs):
     return f'{len(pairs):,} pairs of {queries:,} queries and {candidates:,} candidates.'
 
 
-def _licence_words(license):
+def _credit_words(weights, license):
+    words = f'Backbone: {weights}.'
     if license:
-        return f'The licence of this model: {license}.'
+        return f'{words} The licence of this model: {license}.'
     return (
-        'The licence of this model is for whoever trained it to state: '
+        f'{words} The licence of this model is for whoever trained it to state: '
         'add `license` to the header above.'
     )
 
@@ -332,7 +334,6 @@ def model_card(
     usage: str = None,  # how to use it, in Markdown; default: by vectors and ONNX files
 ) -> str:
     "A model card in Markdown. Raises `InputError` for what is no licence."
-    _check_license(license)
     prep = model.query.prep
     weights, hub = weights_origin(model.config)
     agree = agree or {}
@@ -344,9 +345,7 @@ def model_card(
         data=_training_data(pairs),
         figures=_figures(metrics),
         limits=_limits(model, metrics, agree),
-        size=prep['size'],
-        interpolation=prep['interpolation'],
+        prep=prep,
         usage=usage or _usage_words(prep, bool(agree), format),
-        weights=weights,
-        licence=_licence_words(license),
+        credit=_credit_words(weights, license),
     )
