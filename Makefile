@@ -46,7 +46,7 @@ pins: .venv/.made ## pin the newest versions that settings.ini allows, for every
 	  $(ARGS) --quiet --output-file constraints.txt
 
 RESOLUTION ?= lowest-direct
-EXTRAS := parquet,onnx,explore,tiff,jxl,verify,int8
+EXTRAS := parquet,onnx,explore,tiff,jxl,verify,int8,tensorboard
 bounds: ## tests and demo with the oldest versions that settings.ini allows (RESOLUTION=highest: the newest), in ./.bounds
 	"$(PYTHON)" -m venv --clear .bounds
 	.bounds/bin/python -m pip install -qq 'uv>=0.9,<1'

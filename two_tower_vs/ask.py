@@ -26,6 +26,7 @@ from .incoming import Picture
 from .latency import latency, path_list
 from .more import together as joined
 from .more import weights
+from .pictured import Asked, answers_html
 from .query import Searcher
 from .reading import file_stamp
 from .settings import bounded, whole
@@ -93,6 +94,7 @@ class Answers:
     box: str = None  # the part of the pictures
     mixed: dict = field(default_factory=dict)  # as `mixed_words` gives it: what else was asked
     fold: bool = False  # were near copies folded into a better hit?
+    images_root: object = None  # the folder of the candidates; None: not known
 
     def table(self) -> pd.DataFrame:
         "All hits; `image` in front where there are several, `match` where there is a threshold."
@@ -101,6 +103,10 @@ class Answers:
         table = first if one else _one_table(self.hits, self.attributes)
         table = table.drop(columns=['region', 'copies'], errors='ignore')
         return _with_match(table, self.threshold)
+
+    def _repr_html_(self):
+        asked = Asked([], self.images_root, self.threshold, self.where)
+        return answers_html(self.hits, asked, read_box(self.box))
 
     def json(self) -> dict:
         "As query.json; several pictures are listed under `queries`."
@@ -289,7 +295,7 @@ def query(
     card = latency(s, names[:20], topk, runs, where=where)
     made = runs, torch.get_num_threads(), s.engine.name, s.threshold
     asked = where, box and str(box), mixed_words(names, together, less, weight), fold
-    return Answers(hits, card, *made, _columns(s.index.attributes), *asked)
+    return Answers(hits, card, *made, _columns(s.index.attributes), *asked, s.images_root)
 
 # %% ../nbs/06_ask.ipynb #4bce1bef
 def save_answers(a: Answers, folder, images_root):

@@ -223,7 +223,8 @@ def export(
     cache=None,  # a folder for features
     format: str = 'parquet',  # of vectors and paths: parquet, or npy with a CSV
     onnx: bool = True,  # the towers, too?
-    to: str = 'files',  # files; of --stage export also milvus, a collection there instead
+    to: str = 'files',  # files; of --stage export also milvus or huggingface
+    license: str = None,  # of the model, for its card: an identifier such as mit
     embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
     names: tuple = ('candidates.csv', 'query_gt.csv'),  # what messages call the two tables
     on_bad: str = 'skip',  # unreadable pictures: error, or skip them with a warning
@@ -231,7 +232,9 @@ def export(
 ) -> dict:  # as export.json
     "Write vectors, towers and a model card for other programs. Raises `InputError`."
     if to != 'files':
-        raise InputError(f'export.to is {to!r}. Use files, or milvus in the command line.')
+        raise InputError(
+            f'export.to is {to!r}. Use files; in the command line also milvus or huggingface.'
+        )
     format = _possible_format(format)
     onnx = onnx and _can_write_onnx(model)
     options = embedding or {}
@@ -243,7 +246,7 @@ def export(
     def write(places):
         max_pixels = options.get('max_pixels', 100_000_000)
         agreements = _save_towers(model, towers, places, images_root, max_pixels)
-        card = model_card(model, pairs, metrics, agreements, format)
+        card = model_card(model, pairs, metrics, agreements, format, license)
         places['MODEL_CARD.md'].write_text(card, encoding='utf-8')
         return agreements
 

@@ -10,11 +10,13 @@ import json
 import os
 import re
 from pathlib import Path
+from reprlib import repr as shorter
 from warnings import warn
 
 import pandas as pd
 
 from . import __version__
+from .errors import InputError
 from .evidence import column_names, percent_of
 from .joined import backbone_names
 from .model import TwoTower
@@ -116,16 +118,26 @@ def _model_index(metrics):
     return [dict(name='two towers', results=[result])]
 
 # %% ../nbs/06a_model_card.ipynb #5d225985
-def _card_header(metrics, hub):
+_tags = ['image-retrieval', 'image-similarity', 'two-tower', 'two_tower_vs']
+
+
+def _check_license(license):
+    if license and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]{0,60}', license):
+        raise InputError(
+            f'export.license is {shorter(license)}. Use an identifier of Hugging Face, '
+            'such as apache-2.0, mit or other, or leave it out.'
+        )
+
+
+def _card_header(metrics, hub, license, has_onnx):
     import yaml
 
-    header = dict(
-        license='other',
-        license_name='not-stated',
-        pipeline_tag='image-feature-extraction',
-        metrics=['recall'],
-        tags=['image-retrieval', 'image-similarity', 'two-tower', 'onnx', 'two_tower_vs'],
-    )
+    _check_license(license)
+    header = {'license': license} if license else {}
+    header['library_name'] = 'two_tower_vs'
+    header['pipeline_tag'] = 'image-feature-extraction'
+    header['metrics'] = ['recall']
+    header['tags'] = [*_tags, 'onnx'] if has_onnx else list(_tags)
     if hub:
         header['base_model'] = hub
     if metrics:
@@ -264,16 +276,15 @@ Who trained it, and for whom, is not recorded: please add it.
 
 ## How to use
 
-Pixels are the bytes of an upright RGB picture, resized to {size} x {size} \
-({interpolation}, aspect ratio not kept),
-as uint8 (b, 3, {size}, {size}); normalisation happens inside.
+Pixels are the bytes of an upright RGB picture, resized to {prep[size]} x {prep[size]} \
+({prep[interpolation]}, aspect ratio not kept),
+as uint8 (b, 3, {prep[size]}, {prep[size]}); normalisation happens inside.
 
 {usage}
 
 ## Credit and licence
 
-Backbone: {weights}. The licence of this model is for whoever trained it to state: \
-replace `license` above.
+{credit}
 """
 
 # %% ../nbs/06a_model_card.ipynb #c0ca3aaf
@@ -296,6 +307,16 @@ def _training_data(pairs):
     candidates = pairs.cand_path.nunique()
     return f'{len(pairs):,} pairs of {queries:,} queries and {candidates:,} candidates.'
 
+
+def _credit_words(weights, license):
+    words = f'Backbone: {weights}.'
+    if license:
+        return f'{words} The licence of this model: {license}.'
+    return (
+        f'{words} The licence of this model is for whoever trained it to state: '
+        'add `license` to the header above.'
+    )
+
 # %% ../nbs/06a_model_card.ipynb #edd2b431
 def _usage_words(prep, has_onnx, format):
     if format == 'npy':
@@ -311,21 +332,22 @@ def model_card(
     metrics: dict = None,  # of this model, as metrics.json has them
     agree: dict = None,  # ONNX file -> as onnx_agreement gives it
     format: str = 'parquet',  # of the vectors
+    license: str = None,  # its identifier at Hugging Face; None: not known
+    usage: str = None,  # how to use it, in Markdown; default: by vectors and ONNX files
 ) -> str:
-    "A model card in Markdown."
+    "A model card in Markdown. Raises `InputError` for what is no licence."
     prep = model.query.prep
     weights, hub = weights_origin(model.config)
     agree = agree or {}
     return _card.format(
-        header=_card_header(metrics, hub),
+        header=_card_header(metrics, hub, license, bool(agree)),
         dim=model.config['embed_dim'] or model.query.head.n,
         version=__version__,
         sha=getattr(model, 'sha256', ''),
         data=_training_data(pairs),
         figures=_figures(metrics),
         limits=_limits(model, metrics, agree),
-        size=prep['size'],
-        interpolation=prep['interpolation'],
-        usage=_usage_words(prep, bool(agree), format),
-        weights=weights,
+        prep=prep,
+        usage=usage or _usage_words(prep, bool(agree), format),
+        credit=_credit_words(weights, license),
     )

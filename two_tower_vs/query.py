@@ -34,6 +34,8 @@ from .milvusindex import in_milvus, load_remote
 from .model import TwoTower, best_device
 from .more import neighbours, together, weights
 from .pathcolumn import rows_of
+from .paths import expand
+from .pictured import Asked, Hits
 from .pictures import load_pixels
 from .rescore import rescored, verifier_for
 from .runners import has_bfloat16
@@ -124,7 +126,7 @@ class Searcher:
         key: str = None,  # backbone_key(model.query), if it is known
         engine: str = 'auto',  # as for embed
         precision: str = 'auto',  # as for embed
-        images_root=None,  # the folder of the candidates, for with_verify and fold
+        images_root=None,  # the folder of the candidates: to show, verify and fold hits
     ):
         device = 'cpu' if engine == 'openvino' else best_device()
         self.max_pixels = max_pixels
@@ -255,6 +257,16 @@ def with_folding(
     hits, groups = enough(search, self._groups, topk, len(self.index.paths))
     return folded_table(hits, groups)
 
+# %% ../nbs/06_query.ipynb #b919bf4f
+def _as_kept(src):
+    "A picture to show later: a path as it is, an open file as its bytes"
+    return src if isinstance(src, (str, os.PathLike)) else given_picture(src)
+
+
+def _hits(searcher, table, pictures, threshold=None, **asked):
+    "A table that shows itself"
+    return Hits(table, asked=Asked(pictures, searcher.images_root, threshold, **asked))
+
 # %% ../nbs/06_query.ipynb #53076a26
 @patch
 def search(
@@ -268,12 +280,15 @@ def search(
     """Hits of one picture: `rank`, `cand_path`, `score`, attributes where there are any, and
     `same_picture` where there is such a hit. Raises `BadImage` or `InputError`."""
     topk = whole_number(topk, 'topk')
-    where = self.index.passing(where)
-    given = self.given(src, read_box(box))
+    passing = self.index.passing(where)
+    box = read_box(box)
+    src = _as_kept(src)
+    given = self.given(src, box)
     picture = self.read(given)
     picture.details = self.details(given)
     vectors = self.vectors(picture.pixels[None])
-    return next(self.hit_tables(vectors, topk, [picture], where, fold))
+    table = next(self.hit_tables(vectors, topk, [picture], passing, fold))
+    return _hits(self, table, [(src, box)], self.threshold, where=where)
 
 # %% ../nbs/06_query.ipynb #0fe72696
 @patch
@@ -289,19 +304,27 @@ def more_like(
     row = int(rows_of(self.index.paths, [cand_path])[0])
     if row < 0:
         raise InputError(f'{cand_path} is not in the index. Name a path of candidates.csv.')
-    where = self.index.passing(where)
+    passing = self.index.passing(where)
 
     def search(length):
-        return self.index._hit_table(*neighbours(self.index, row, length, where), None)
+        return self.index._hit_table(*neighbours(self.index, row, length, passing), None)
 
-    return self.with_folding(search, topk, fold)
+    table = self.with_folding(search, topk, fold)
+    source = cand_path if self.images_root is None else expand(self.images_root) / cand_path
+    return _hits(self, table, [(source, None)], where=where)
 
 # %% ../nbs/06_query.ipynb #91dfba19
-def _vectors_of(searcher, sources):
-    pixels = []
+def _with_boxes(sources):
+    "Pictures to ask with, each with its box or None"
+    pictures = []
     for source in sources:
         picture, box = source if isinstance(source, tuple) else (source, None)
-        pixels.append(searcher.read(searcher.given(picture, read_box(box))).pixels)
+        pictures.append((_as_kept(picture), read_box(box)))
+    return pictures
+
+
+def _vectors_of(searcher, pictures):
+    pixels = [searcher.read(searcher.given(*each)).pixels for each in pictures]
     return searcher.vectors(np.stack(pixels))
 
 # %% ../nbs/06_query.ipynb #1d527579
@@ -320,10 +343,13 @@ def search_together(
     if not len(sources):
         raise InputError('search_together: there is no picture. Give one at least.')
     refuse_outside('weight', weight, weights)
-    vectors = _vectors_of(self, sources)
-    mixed = together(vectors, _vectors_of(self, less) if len(less) else None, weight)
-    where = self.index.passing(where)
-    return self.with_folding(lambda length: self.index.hits(mixed, length, where), topk, fold)
+    pictures = _with_boxes(sources)
+    others = _with_boxes(less)
+    vectors = _vectors_of(self, pictures)
+    mixed = together(vectors, _vectors_of(self, others) if others else None, weight)
+    passing = self.index.passing(where)
+    table = self.with_folding(lambda length: self.index.hits(mixed, length, passing), topk, fold)
+    return _hits(self, table, pictures, where=where, less=others)
 
 # %% ../nbs/06_query.ipynb #4d39d633
 class _OnGpu:
@@ -428,7 +454,7 @@ def demo_searcher(
     out = demo / 'quick'
     if not (out / 'index/manifest.json').exists():
         _quick_run(demo, out)
-    return load_searcher(out), demo / 'images'
+    return load_searcher(out, images_root=demo / 'images'), demo / 'images'
 
 # %% ../nbs/06_query.ipynb #58a781cd
 @patch

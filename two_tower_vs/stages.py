@@ -512,24 +512,47 @@ def export_stage(run: Run):
 
     model = load_model(run.out / 'model')
     _same_settings(run, model)
-    if run.cfg['export'].get('to') == 'milvus':
+    target = run.cfg['export'].get('to')
+    if target == 'milvus':
         vectors = _catalogue_vectors(run, model)
         send_stage(run, model, vectors, _real_queries(run, model))
-        return
-    print(_export_summary(run, _exported(run, model)))
+    elif target == 'huggingface':
+        print(_hub_summary(run, _hub_folder(run, model)))
+    else:
+        print(_export_summary(run, _exported(run, model)))
+
+# %% ../nbs/09d_stages.ipynb #e3106f09
+def _run_metrics(run):
+    from two_tower_vs.model_card import read_metrics
+
+    return read_metrics(run.out / 'metrics.json', run.out / 'model/model.safetensors')
+
+
+def _hub_folder(run, model):  # names of the files
+    from two_tower_vs.hub import save_hub_folder
+
+    folders = run.out / 'model', run.out / 'huggingface'
+    known = _pair_paths(run), _run_metrics(run), run.cfg['export'].get('license')
+    return save_hub_folder(model, *folders, *known)
+
+
+def _hub_summary(run, names):
+    return (
+        f'export: {", ".join(names)} in {run.out}/huggingface; read README.md, '
+        f'then: hf upload OWNER/NAME {run.out}/huggingface'
+    )
 
 # %% ../nbs/09d_stages.ipynb #9ffbbd06
 def _exported(run, model):
     from two_tower_vs.attributes import read_attributes
     from two_tower_vs.export import export
-    from two_tower_vs.model_card import read_metrics
 
     return export(
         model,
         run.candidates,
         run.gt.query_path.unique() if run.file('query_gt').exists() else None,
         _pair_paths(run),
-        read_metrics(run.out / 'metrics.json', run.out / 'model/model.safetensors'),
+        _run_metrics(run),
         run.root,
         run.out / 'export',
         run.cache,

@@ -76,9 +76,12 @@ class State:
         self.done = found.get('done', {})  # name of a finished step -> what it found
         self.history = found.get('history', [])  # rows: phase, epoch and what was measured
         self.now = _unpacked(found.get('now'))  # a Checkpoint, in the middle of a phase
+        self.curve = None  # a Curve that new rows of the history go to
 
     def save(self, force=False):
         "Write the file, at most every few seconds."
+        if self.curve:
+            self.curve.write(self.history)
         if not self.file or not main_process():
             return
         if not force and time.monotonic() - self.last < self.seconds_between_saves:

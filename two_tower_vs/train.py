@@ -19,6 +19,7 @@ import torch
 from .baselines import put_heads
 from .blending import put
 from .choosing import choose
+from .curve import check_log, open_curve
 from .data import bad_rows, drop_bad, read_candidates, read_pairs
 from .distilled import distilled, one_space, put_learned
 from .errors import InputError
@@ -45,7 +46,7 @@ from two_tower_vs.steps import (
     repeat_heads,
     repeat_tuning,
 )
-from .taught import feedback_gain, gain_words
+from .taught import feedback_gain, gain_sentence
 from .teaching import Teaching, nothing, with_rights
 from .validation import Validation
 from .views import preset_by_name
@@ -83,6 +84,7 @@ def _check_options(options):
     if options['metric'] not in promotion_metrics:
         known = ', '.join(promotion_metrics)
         raise InputError(f'train.metric is {options["metric"]!r}. Use {known}.')
+    check_log(options['log'])
     model = options['model']
     if isinstance(model.query.head, Own):
         raise InputError(
@@ -151,7 +153,8 @@ def _known_share(candidates, table):
 
 # %% ../nbs/03_train.ipynb #9d43ad5b
 _no_part_of_key = {'model', 'pairs', 'images_root', 'cache', 'folder', 'progress', 'on_bad', 'name'}
-_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision', 'absent', 'taught'}
+_no_part_of_key |= {'candidates', 'embedding', 'promote', 'metric', 'precision', 'absent'}
+_no_part_of_key |= {'taught', 'log'}
 
 
 def _run_key(options, pairs, features, share):
@@ -292,7 +295,7 @@ def _note_feedback(training, model, taught, gain, used=True):
 
 # %% ../nbs/03_train.ipynb #2b3bb236
 def _without_feedback(given, gain):  # Training; given: the parameters of train
-    warn(f'The verdicts of people are not used. {gain_words(gain)}')
+    warn(f'The verdicts of people are not used. {gain_sentence(gain)}')
     training = train(**{**given, 'feedback': False})
     _note_feedback(training, given['model'], given['taught'], gain, used=False)
     return training
@@ -340,6 +343,7 @@ def train(
     promote: str = 'better',  # better: keep the better baseline unless it is beaten; or always
     metric: str = 'mrr',  # must be better: mrr, hit@1, hit@5 or hit@10; hit@1 must not be worse
     finetune_epochs: int = 0,  # over the pictures, at most, with gradients to the backbone
+    log: str = None,  # also write the learning curve for another program: tensorboard
     tuning: dict = None,  # options of finetune
     embedding: dict = None,  # options of embed: batch_size, engine, max_pixels
     on_bad: str = 'error',  # rows with unreadable pictures: error or skip
@@ -370,6 +374,7 @@ def train(
     pairs = pairs[~pairs.index.isin(skipped.row)]
     key = _run_key(options, pairs, features, share)
     state = State(folder, key, accelerator)
+    state.curve = open_curve(log, folder, key)
     job = make_job(learner, features, images_root, state, options, share, accelerator)
     outer = held_out(job, 0)
     gain = feedback_gain(job, outer, metric) if taught else None
@@ -381,6 +386,8 @@ def train(
         put_learned(model, learner, bridge)
     training.bad = skipped
     training.state = state
+    if state.curve:
+        state.curve.close(training.history.iloc[0].to_dict())
     model.to('cpu').eval()
     return training
 
