@@ -138,7 +138,7 @@ def test_it_is_off_by_default_and_strangers_need_the_token(project):
     with pytest.raises(InputError, match='Set serve.token as well'):
         make_app(*folder, feedback=True, access=make_access('0.0.0.0'))
     with_token = make_app(*folder, feedback=True, access=make_access('0.0.0.0', token=TOKEN))
-    client = TestClient(with_token)
+    client = TestClient(with_token, base_url='http://localhost')
     assert client.post('/feedback?hit=1&verdict=right&id=1').status_code == 401
     own = {'authorization': f'Bearer {TOKEN}'}
     assert client.post('/feedback?hit=1&verdict=right&id=1', headers=own).status_code == 200
@@ -347,6 +347,7 @@ def test_held_out_pairs_tell_what_verdicts_gained(rights, decision):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.rest
 def test_verdicts_that_do_harm_are_left_out(tmp_path, monkeypatch):
     from two_tower_vs.model import TwoTower
     from two_tower_vs.teaching import Teaching, nothing

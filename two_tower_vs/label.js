@@ -5,6 +5,7 @@ export class Labelling {
   constructor({count, go, press, none, say}) {   // go(number) shows a picture; press(rank) says right; none() says all are wrong
     Object.assign(this, {count, go, press, none, say, number: null})
     $('labelling').hidden = false
+    document.body.classList.add('labelling')   // what only searching needs is out of the way
     $('label-none').addEventListener('click', () => this.noneOfThese())
     $('label-skip').addEventListener('click', () => this.next())
     addEventListener('keydown', e => this.key(e))

@@ -382,6 +382,7 @@ def _add_feedback(app, site):
         responses={200: dict(model=Counts, description='Those that count')} | refusals(403),
     )
     async def counts():
+        "Right and wrong, and pictures with at least one of them."
         return json_answer(feedback_of(site).counts())
 
 # %% ../nbs/07m_routes.ipynb #4071242e
