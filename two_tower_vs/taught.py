@@ -8,8 +8,6 @@ __all__ = ['feedback_gain', 'gain_sentence', 'feedback_words']
 # %% ../nbs/02k_taught.ipynb #3734ef7b
 from dataclasses import asdict, replace
 
-import numpy as np
-
 from .choosing import choose
 from .comparison import compare
 from .judging import divisions, joined_kinds
