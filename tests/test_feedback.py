@@ -246,7 +246,8 @@ def test_python_needs_the_verdicts_too(project):
 # ---- the loss
 
 
-def test_what_people_called_wrong_is_pushed_away():
+def loss_of_two_pairs(wrongs):
+    "Of a and b with their answers, all at right angles, where W has the direction of a"
     from fastcore.basics import NS
 
     from two_tower_vs.featurebatches import FeatureBatches
@@ -254,26 +255,24 @@ def test_what_people_called_wrong_is_pushed_away():
     from two_tower_vs.objective import Objective
     from two_tower_vs.pairtable import PairTable
 
-    torch.manual_seed(0)
     pairs = pd.DataFrame({'query_path': list('ab'), 'cand_path': list('AB')})
+    table = PairTable(pairs, others=['W'], wrongs=wrongs)
+    eye = torch.eye(4)
+    features = PairFeatures(table, eye[None, [0, 1]], eye[None, [2, 3]], eye[[0]], 4)
+    head = torch.nn.Linear(4, 4, bias=False)
+    head.weight.data = torch.eye(4)
+    model = NS(query=NS(head=torch.nn.Identity()), cand=NS(head=head))
+    return FeatureBatches(model, features, 0)(np.arange(2), 1, Objective(table, temperature=1.0))
+
+
+def test_what_people_called_wrong_is_pushed_away():
     wrongs = pd.DataFrame({'query_path': ['a'], 'cand_path': ['W']})
-    queries, cands, others = torch.eye(4)[[0, 1]], torch.eye(4)[[2, 3]], torch.eye(4)[[0]]
-
-    def loss(wrongs):
-        table = PairTable(pairs, others=['W'], wrongs=wrongs)
-        features = PairFeatures(table, queries[None], cands[None], others, 4)
-        tower = NS(head=torch.nn.Identity())
-        learner = FeatureBatches(NS(query=tower, cand=NS(head=torch.nn.Linear(4, 4))), features, 0)
-        learner.model.cand.head.weight.data = torch.eye(4)
-        learner.model.cand.head.bias.data.zero_()
-        return learner(np.arange(2), 1, Objective(table, temperature=1.0))
-
-    e = np.e
-    without = np.log(2)  # both directions: two candidates that are equally unlike
-    first_row = np.log(2 + e)  # W is the query's own direction: cosine 1
+    without = np.log(2)  # both ways: two answers that are equally unlike
+    first_row = np.log(2 + np.e)  # W is the query's own direction: cosine 1
     second_row = np.log(3)
-    assert loss(None) == pytest.approx(without, abs=1e-5)
-    assert loss(wrongs) == pytest.approx(((first_row + second_row) / 2 + without) / 2, abs=1e-5)
+    with_it = ((first_row + second_row) / 2 + without) / 2
+    assert loss_of_two_pairs(None) == pytest.approx(without, abs=1e-5)
+    assert loss_of_two_pairs(wrongs) == pytest.approx(with_it, abs=1e-5)
 
 
 def test_verdicts_are_not_asked_about_where_there_are_other_pairs():
@@ -299,41 +298,39 @@ def unit(x):
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def job_of(rights):
-    """A run over 120 pairs of made-up features, whose sides differ by a rotation, and 120
-    verdicts: right ones, or ones that are right by chance alone
+def made_up(rights):
+    """Features of 120 pairs, whose sides differ by a rotation, and of 120 verdicts: right ones, or
+    ones that are right by chance alone
     """
-    from fastcore.basics import NS
-
     from two_tower_vs.features import PairFeatures
     from two_tower_vs.pairtable import PairTable
-    from two_tower_vs.state import State
-    from two_tower_vs.steps import make_job
 
     chance = torch.Generator().manual_seed(0)
     cands = unit(torch.randn(240, WIDTH, generator=chance))
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=chance))[0]
-    noise = 1.2 * unit(torch.randn(240, WIDTH, generator=chance))
-    queries = unit(cands @ turn + noise)
+    queries = unit(cands @ turn + 1.2 * unit(torch.randn(240, WIDTH, generator=chance)))
     answers = np.arange(240)
     if not rights:
         answers[120:] = np.random.default_rng(0).permutation(answers[120:])
-    frame = pd.DataFrame(
-        {
-            'query_path': [f'q{i}' for i in range(240)],
-            'cand_path': [f'c{i}' for i in answers],
-            'feedback': np.arange(240) >= 120,
-        }
-    )
-    order = torch.from_numpy(answers)
-    features = PairFeatures(PairTable(frame), queries[None], cands[order][None], cands[:0], WIDTH)
+    names = {'query_path': [f'q{i}' for i in range(240)], 'cand_path': [f'c{i}' for i in answers]}
+    table = PairTable(pd.DataFrame(names).assign(feedback=np.arange(240) >= 120))
+    own = cands[torch.from_numpy(answers)]
+    return PairFeatures(table, queries[None], own[None], cands[:0], WIDTH)
+
+
+def job_of(features):
+    from fastcore.basics import NS
+
+    from two_tower_vs.state import State
+    from two_tower_vs.steps import make_job
+
     towers = [NS(head=torch.nn.Linear(WIDTH, 32), backbone=torch.nn.Identity()) for _ in 'qc']
-    model = NS(query=towers[0], cand=towers[1])
     options = dict(
         seed=42, val_frac=0.15, epochs=0, batch_size=64, weight_decay=0.0, lr=1e-3, progress=False
     )
     options |= dict(loss='info_nce', temperature=0.07, logq=False, matryoshka=None)
-    return make_job(model, features, '', State(None, ''), options | dict(finetune_epochs=0))
+    options |= dict(finetune_epochs=0)
+    return make_job(NS(query=towers[0], cand=towers[1]), features, '', State(None, ''), options)
 
 
 @pytest.mark.parametrize('rights, decision', [(True, 'better'), (False, 'worse')])
@@ -341,40 +338,48 @@ def test_held_out_pairs_tell_what_verdicts_gained(rights, decision):
     from two_tower_vs.steps import held_out
     from two_tower_vs.taught import feedback_gain
 
-    job = job_of(rights)
+    job = job_of(made_up(rights))
     found = feedback_gain(job, held_out(job, 0))
     assert found['decision'] == decision
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.rest
-def test_verdicts_that_do_harm_are_left_out(tmp_path, monkeypatch):
+@pytest.fixture
+def trained(tmp_path):
+    "A function: options of train -> a model of a small project, and what training did"
     from two_tower_vs.model import TwoTower
-    from two_tower_vs.teaching import Teaching, nothing
     from two_tower_vs.train import train
 
     folder = attack.project(tmp_path, run=False)
     pairs = pd.read_csv(folder / 'pairs.csv')
     pairs.index += 2
-    asked = pd.read_csv(folder / 'query_gt.csv').query_path[:5]
-    bad = pd.DataFrame({'query_path': asked, 'cand_path': pairs.cand_path[:5].to_numpy()})
 
-    def trained(**options):
+    def of(**options):
         model = TwoTower(image_size=64)
         where = folder / 'images', tmp_path / 'cache'
         options |= dict(epochs=0, views=0, promote='always', progress=False)
         return model, train(model, pairs, *where, **options)
 
+    asked = pd.read_csv(folder / 'query_gt.csv').query_path[:5]
+    of.wrong_pairs = pd.DataFrame({'query_path': asked, 'cand_path': pairs.cand_path[:5].values})
+    return of
+
+
+@pytest.mark.rest
+def test_verdicts_that_do_harm_are_left_out(trained, monkeypatch):
+    from two_tower_vs.teaching import Teaching, nothing
+
+    given = dict(feedback=True, taught=Teaching(trained.wrong_pairs, nothing))
     gain = dict(metric='mrr', value=-0.1, ci95=[-0.2, -0.05], decision='worse', unit='product')
     gain |= {'with': 0.5, 'without': 0.6, 'clusters': 30, 'queries': 30}
     plain, _ = trained()
     monkeypatch.setattr('two_tower_vs.train.feedback_gain', lambda *args: gain)
     with pytest.warns(UserWarning, match='The verdicts of people are not used. They make held-out'):
-        model, training = trained(feedback=True, taught=Teaching(bad, nothing))
+        model, training = trained(**given)
     assert torch.equal(model.query.head.weight, plain.query.head.weight)
     assert training.feedback['used'] is False
     assert model.training_info['feedback']['right'] == 5
     monkeypatch.setattr('two_tower_vs.train.feedback_gain', lambda *args: None)
-    taught, training = trained(feedback=True, taught=Teaching(bad, nothing))
+    taught, training = trained(**given)
     assert not torch.equal(taught.query.head.weight, plain.query.head.weight)
     assert training.feedback['used'] is True

@@ -1,4 +1,4 @@
-"""Steps of the docs build (`procs` in settings.ini), written by hand since no notebook is about them.
+"""Steps of the docs build (`procs` in settings.ini), written by hand: no notebook is about them.
 
 nbdev names a page after its notebook without the number: 05_index would replace the home page.
 """

@@ -236,7 +236,7 @@ def _mixed_vectors(vectors, together, less, weight):
     groups = [vectors] if together else vectors[:, None]
     return np.stack([joined(group, less, weight) for group in groups])
 
-# %% ../nbs/06_ask.ipynb #530c5bf7
+# %% ../nbs/06_ask.ipynb #d56c3909
 def _columns(attributes):
     return {} if attributes is None else attributes.hit_columns()
 
@@ -248,7 +248,7 @@ def _passing(index, where):
         warn(f'where: none of the {len(index.paths):,} candidates passes this filter.')
     return passing
 
-
+# %% ../nbs/06_ask.ipynb #4aaaa031
 def _unverified(s, verify):
     "A searcher without details and threshold; warns where hits should always be verified"
     if verify == 'always':
@@ -257,7 +257,20 @@ def _unverified(s, verify):
     s.threshold = None
     return s
 
+# %% ../nbs/06_ask.ipynb #dd7fe55c
+def _queries(s, files, batch_size, box, mix):  # names, pictures, vectors (n, d)
+    "What is searched with; mix: (together, less, weight), None where each picture is a query"
+    names, pictures, vectors = _embedded(s, files, batch_size, box)
+    if not names:
+        raise InputError(f'None of the {len(files)} files is a readable image.')
+    vectors = np.concatenate(vectors)
+    if mix is None:
+        return names, pictures, vectors
+    together, less, weight = mix
+    vectors = _mixed_vectors(vectors, together, _vectors_less(s, less), weight)
+    return names, [Picture(None, None)] * len(vectors), vectors
 
+# %% ../nbs/06_ask.ipynb #003b81aa
 @bounded(
     topk=whole(1, 1_000_000), runs=whole(1, 100_000), batch_size=whole(1, 4096), weight=weights
 )
@@ -276,21 +289,13 @@ def query(
     fold: bool = False,  # near copies of a better hit into it: folded (a count) and copies (paths)
 ) -> Answers:
     "Search with pictures. Raises `InputError`."
-    topk = whole_number(topk, 'query.topk')
-    runs = whole_number(runs, 'query.runs')
-    batch_size = whole_number(batch_size, 'query.batch_size')
-    is_mixed = together or bool(less)
-    s = _unverified(s, verify) if is_mixed else s.with_verify(verify)
+    counts = dict(topk=topk, runs=runs, batch_size=batch_size)
+    topk, runs, batch_size = (whole_number(counts[name], f'query.{name}') for name in counts)
+    mix = (together, less, weight) if together or less else None
+    s = _unverified(s, verify) if mix else s.with_verify(verify)
     box = read_box(box)
     passing = _passing(s.index, where)
-    files = image_files(images)
-    names, pictures, vectors = _embedded(s, files, batch_size, box)
-    if not names:
-        raise InputError(f'None of the {len(files)} files is a readable image.')
-    vectors = np.concatenate(vectors)
-    if is_mixed:
-        vectors = _mixed_vectors(vectors, together, _vectors_less(s, less), weight)
-        pictures = [Picture(None, None)] * len(vectors)
+    names, pictures, vectors = _queries(s, image_files(images), batch_size, box, mix)
     hits = dict(zip(names, s.hit_tables(vectors, topk, pictures, passing, fold)))
     card = latency(s, names[:20], topk, runs, where=where)
     made = runs, torch.get_num_threads(), s.engine.name, s.threshold

@@ -55,7 +55,7 @@ def _read_part(data, box, most):
     Image.fromarray(cut(load_pixels(data, most), box)).save(part, 'PNG')
     return part.getvalue()
 
-
+# %% ../nbs/07k_clicks.ipynb #31c808a9
 def _kept_bytes(data, box, most):
     try:
         return _read_part(data, box, most)
@@ -82,7 +82,7 @@ def _written(feedback, *verdict):
     except InputError as error:
         raise Refusal(422, 'bad request', str(error)) from error
 
-
+# %% ../nbs/07k_clicks.ipynb #4003b9ae
 def _box_of(text) -> Box:
     try:
         return read_box(text)

@@ -48,7 +48,7 @@ def _sound(table):  # bool (n,)
     inside = table.query_picture.str.fullmatch(r'feedback/[0-9a-f]{64}(\.[0-9a-z]{1,8})?')
     return named & inside & table.verdict.isin(verdicts)
 
-
+# %% ../nbs/00c_feedback.ipynb #c753ca72
 def _read(file):
     try:
         options = dict(dtype=str, keep_default_na=False, encoding='utf-8')
@@ -102,7 +102,7 @@ def _append(file, cells):
             os.truncate(file, before)
             raise
 
-
+# %% ../nbs/00c_feedback.ipynb #50039961
 def _mend(file):
     "Cut off a line that was not finished"
     content = file.read_bytes()
@@ -114,7 +114,7 @@ def _mend(file):
 class FeedbackFull(InputError):
     "There is no room for another picture."
 
-
+# %% ../nbs/00c_feedback.ipynb #939a4cff
 class FeedbackFile:
     "Verdicts on hits, read once and then added one by one, from any thread."
 
@@ -156,7 +156,7 @@ def _keep(self: FeedbackFile, data, sha256):
     self.bytes += len(data)
     return place
 
-
+# %% ../nbs/00c_feedback.ipynb #70ab5a1d
 @patch
 def add(
     self: FeedbackFile,
@@ -190,7 +190,7 @@ def on(
     found = self.known.get(content.hex(), {})
     return {path: verdict for path, verdict in found.items() if verdict != 'none'}
 
-
+# %% ../nbs/00c_feedback.ipynb #4841393a
 @patch
 def counts(self: FeedbackFile) -> dict:  # right, wrong, and queries with at least one of them
     "How many verdicts count."

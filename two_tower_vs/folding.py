@@ -12,6 +12,7 @@ from os.path import join
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from .errors import BadImage, InputError
 from .fingerprints import perceptual_hash
@@ -46,6 +47,13 @@ def _cosines_among(
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return vectors @ vectors.T
 
+# %% ../nbs/06g_folding.ipynb #4a3b094d
+def _colours(pixels):  # float32 (8, 8, 3)
+    "How far 8 x 8 fields of a picture are from grey"
+    fields = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX)
+    values = np.asarray(fields).astype(np.float32)
+    return values - values.mean(2, keepdims=True)
+
 # %% ../nbs/06g_folding.ipynb #f43a5cf2
 class NearCopies:
     "Tells near copies among candidates; several threads may use it."
@@ -55,31 +63,38 @@ class NearCopies:
         root,  # the folder that the candidates' paths start from
         near: int = 8,  # bits that the hashes of near copies may differ in, as for check
         cosine: float = 0.95,  # that their vectors have at least
+        colour: float = 6.0,  # by which their colours differ at most, in steps of 255
         keep: int = 100_000,  # candidates whose hashes are kept
         max_pixels: int = 100_000_000,  # larger pictures are not read
     ):
         self.root = str(expand(root))
         self.near = near
         self.cosine = cosine
+        self.colour = colour
         self.max_pixels = max_pixels
         self.look = lru_cache(keep)(self._look)
 
     def _look(self, path):
-        "(hash, spread); None for a picture that cannot be compared"
+        "(hash, colours); None for a picture that cannot be compared"
         try:
-            hash, spread = perceptual_hash(load_pixels(join(self.root, path), self.max_pixels, 128))
+            pixels = load_pixels(join(self.root, path), self.max_pixels, 128)
         except BadImage:
             return None
-        return None if spread < blank else hash
+        hash, spread = perceptual_hash(pixels)
+        return None if spread < blank else (hash, _colours(pixels))
 
     def look_alike(self, path: str, other: str) -> bool:
-        "Are the hashes of two candidates nearly the same?"
+        "Are hashes and colours of two candidates nearly the same?"
         one, two = self.look(path), self.look(other)
-        return None not in (one, two) and (one ^ two).bit_count() <= self.near
+        if one is None or two is None:
+            return False
+        same_shapes = (one[0] ^ two[0]).bit_count() <= self.near
+        return same_shapes and np.abs(one[1] - two[1]).mean() <= self.colour
 
     def __reduce__(self):
         keep = self.look.cache_parameters()['maxsize']
-        return partial(NearCopies, self.root, self.near, self.cosine, keep, self.max_pixels), ()
+        options = self.near, self.cosine, self.colour, keep, self.max_pixels
+        return partial(NearCopies, self.root, *options), ()
 
 # %% ../nbs/06g_folding.ipynb #4be7cc90
 def _same_bytes(index: Index, row: int, other: int) -> bool:

@@ -6,6 +6,7 @@
 __all__ = ['kept_names', 'why_not_better', 'interval_unit', 'held_out_words', 'kept_words']
 
 # %% ../nbs/06a_outcome.ipynb #9f017fe3
+from .comparison import difference_words
 from .statistics import unit_sentence
 
 # %% ../nbs/06a_outcome.ipynb #de44a566
@@ -43,13 +44,10 @@ def held_out_words(
     name = gain['metric']
     trained = validation['metrics']['trained'][name]['value']
     baseline = validation['metrics'][gain['baseline']][name]['value']
-    low, high = gain['ci95']
-    products = f' of {gain["clusters"]:,} products' if gain['unit'] == 'product' else ''
     return (
         f'On held-out pairs that chose nothing, {name.replace("mrr", "MRR")} is {trained:.3f} '
         f'after training and {baseline:.3f} for {kept_names[gain["baseline"]]}; '
-        f'the 95 % interval of the difference is {low:+.3f} to {high:+.3f} '
-        f'({gain["queries"]:,} queries{products}).'
+        f'{difference_words(gain)}.'
     )
 
 # %% ../nbs/06a_outcome.ipynb #10e27d27

@@ -60,7 +60,7 @@ def _from_feedback(pairs):  # bool (n,)
         return pairs.feedback.to_numpy(dtype=bool)
     return np.zeros(len(pairs), dtype=bool)
 
-
+# %% ../nbs/02b_pairtable.ipynb #128ee061
 @patch
 def _numbered(self: PairTable, wrongs):  # number of a query -> candidate numbers, ascending
     "Wrong hits by number, without those that are right after all, and without unknown pictures"
@@ -105,7 +105,7 @@ def called_wrong(self: PairTable, rows: np.ndarray) -> np.ndarray:  # candidate 
     found = [self.wrongs[query] for query in np.unique(self.qi[rows]) if query in self.wrongs]
     return np.setdiff1d(np.concatenate([np.empty(0, np.int64), *found]), self.ci[rows])
 
-
+# %% ../nbs/02b_pairtable.ipynb #44eefc6c
 @patch
 def without_feedback(self: PairTable) -> 'PairTable':
     "The same table, in which nothing was called wrong. Its rows from feedback are still there."

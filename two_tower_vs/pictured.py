@@ -104,6 +104,7 @@ def _query_figure(source, box, role='query'):
 
 # %% ../nbs/06g_pictured.ipynb #2881a359
 _own_columns = set('rank cand_path score same_picture cosine inliers region match verified'.split())
+_own_columns |= {'folded', 'copies'}
 
 
 def _is_missing(value):
@@ -116,6 +117,11 @@ def _attribute_lines(hit, most=4):
         if name not in _own_columns and not _is_missing(value):
             lines.append(f'{_text(name, 20)}: {_text(value, 40)}')
     return lines[:most]
+
+
+def _folded_lines(hit):
+    count = hit.get('folded')
+    return [f'+ {count} near {"copy" if count == 1 else "copies"}'] if count else []
 
 # %% ../nbs/06g_pictured.ipynb #578757c4
 def _hit_title(hit, threshold):
@@ -130,7 +136,7 @@ def _hit_title(hit, threshold):
 def _hit_figure(hit, asked):
     title, is_pale = _hit_title(hit, asked.threshold)
     path = _text(hit['cand_path'])
-    lines = [title, path, *_attribute_lines(hit)]
+    lines = [title, path, *_folded_lines(hit), *_attribute_lines(hit)]
     if asked.root is None:
         return _figure('', lines)
     image = _small(expand(asked.root) / hit['cand_path'])

@@ -145,6 +145,14 @@ def _recall_before_and_after(validation):
             parts.append(f'{where} {100 * before[key]:.1f} → {100 * after[key]:.1f} %')
     return ', '.join(parts)
 
+# %% ../nbs/07_progress.ipynb #b3b7a26b
+def _chosen_words(chosen):
+    return dict(
+        epochs=chosen.get('epochs'),
+        blend=f'{100 * chosen.get("blend", 0):.0f}',
+        tuned=chosen.get('finetune_epochs'),
+    )
+
 # %% ../nbs/07_progress.ipynb #bb9d5cea
 def held_out_part(
     model: dict,  # as model.json
@@ -161,16 +169,13 @@ def held_out_part(
     )
     if part['none']:
         return part
-    chosen = training.get('chosen') or {}
     gain = validation.get('gain')
     of_older_version = gain and 'reason' not in gain
     return part | dict(
         judged=_judgement(training) if validation.get('metrics') else None,
         rows=_recall_before_and_after(validation),
         gain=gain_words(gain) if of_older_version else None,
-        epochs=chosen.get('epochs'),
-        blend=f'{100 * chosen.get("blend", 0):.0f}',
-        tuned=chosen.get('finetune_epochs'),
+        **_chosen_words(training.get('chosen') or {}),
     )
 
 # %% ../nbs/07_progress.ipynb #f27d6729

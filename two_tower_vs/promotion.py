@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .comparison import promotion
+from .comparison import difference_words, promotion
 from .errors import InputError
 from .statistics import interval
 from .threshold import threshold
@@ -132,12 +132,10 @@ def verdict_sentence(
     metric = gain['metric']
     trained = judgement.metrics['trained'][metric]['value']
     rival = judgement.metrics[judgement.baseline][metric]['value']
-    low, high = gain['ci95']
     return (
         f'{_reasons[gain["reason"]].format(**gain)}: {metric} of held-out pairs is {trained:.3f}, '
         f'of {_baselines[judgement.baseline]} {rival:.3f}; '
-        f'the 95 % interval of the difference is {low:+.3f} to {high:+.3f} '
-        f'({gain["queries"]:,} queries of {gain["clusters"]:,} products). {_remedy(kept)}'
+        f'{difference_words(gain)}. {_remedy(kept)}'
     )
 
 # %% ../nbs/02d_promotion.ipynb #6dd70654

@@ -455,7 +455,7 @@ def serve_stage(run: Run):
     _refuse_damaged(run)
     _serve(run, **run.cfg['serve'])
 
-
+# %% ../nbs/09d_stages.ipynb #ab04575c
 def _serve(run, **options):
     from two_tower_vs.access import at_config
     from two_tower_vs.serve import serve

@@ -9,7 +9,7 @@ __all__ = ['feedback_gain', 'gain_sentence', 'feedback_words']
 from dataclasses import asdict, replace
 
 from .choosing import choose
-from .comparison import compare
+from .comparison import compare, difference_words
 from .judging import divisions, joined_kinds
 from .promotion import products_of, query_weights, values
 from .state import State
@@ -24,7 +24,7 @@ def _answers(job, held, rows):  # kind -> HeldOutAnswers
     repeat_heads(job, 'judged heads', rows, choice)
     return job.features.answers(held, job.model)
 
-
+# %% ../nbs/02k_taught.ipynb #615ce4e3
 def _with_and_without(job, held):  # two of kind -> HeldOutAnswers
     rows = held.rows
     taught = _answers(job, held, rows)
@@ -74,12 +74,9 @@ def gain_sentence(
     if gain is None:
         return 'There are no other pairs to tell what they gain.'
     name = {'mrr': 'MRR', 'hit@1': 'Recall@1'}.get(gain['metric'], gain['metric'])
-    low, high = gain['ci95']
-    products = f' of {gain["clusters"]:,} products' if gain['unit'] == 'product' else ''
     return (
         f'{_decisions[gain["decision"]]}: {name} of held-out pairs is {gain["with"]:.3f} with '
-        f'them and {gain["without"]:.3f} without; the 95 % interval of the difference is '
-        f'{low:+.3f} to {high:+.3f} ({gain["queries"]:,} queries{products}).'
+        f'them and {gain["without"]:.3f} without; {difference_words(gain)}.'
     )
 
 # %% ../nbs/02k_taught.ipynb #88ddef9e

@@ -86,7 +86,7 @@ def _sort_by_pairs(sorting, pairs):
     known = _among(sorting.table, pairs)
     sorting.leave_out(known, 'called wrong, and right in pairs.csv')
 
-
+# %% ../nbs/02b_teaching.ipynb #e0101c34
 def _split(table, pairs):  # rights, wrongs, bool (n,): wrongs that wait
     paths = table[['query_path', 'cand_path']].reset_index(drop=True)
     right = (table.verdict == 'right').to_numpy()

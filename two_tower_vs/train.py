@@ -306,6 +306,33 @@ def _while_tuned(embedding):
         return {**embedding, 'precision': 'auto'}
     return embedding
 
+# %% ../nbs/03_train.ipynb #586b676f
+def _prepared(options, views_options, accelerator):  # Job, Bridge or None, rows that were skipped
+    model = options['model']
+    where = options['images_root'], options['cache']
+    learner = one_space(model)
+    features, skipped = _readable({**options, 'model': learner}, views_options)
+    bridge = None
+    if learner is not model:
+        features, bridge = distilled(model, features, *where, **views_options)
+    share = _known_share(options['candidates'], features.table)
+    pairs = options['pairs']
+    key = _run_key(options, pairs[~pairs.index.isin(skipped.row)], features, share)
+    state = State(options['folder'], key, accelerator)
+    job = make_job(learner, features, where[0], state, options, share, accelerator)
+    return job, bridge, skipped
+
+# %% ../nbs/03_train.ipynb #f8c6ccf6
+def _trained(job, outer):  # Training
+    state = job.state
+    key = state.key.split()[-1]  # without the version in front
+    state.curve = open_curve(job.options['log'], job.options['folder'], key)
+    training = _judged_training(job, outer) if outer.queries else _unjudged_training(job)
+    if state.curve:
+        state.curve.close(training.history.iloc[0].to_dict())
+    training.state = state
+    return training
+
 # %% ../nbs/03_train.ipynb #8ad1f286
 @bounded(
     epochs=whole(0, 100_000),
@@ -365,29 +392,17 @@ def train(
     embedding = {**(embedding or {}), 'accelerator': accelerator}
     options['embedding'] = _while_tuned(embedding)
     model.to(device)
-    of_views = {**embedding, 'preset': augmentation, 'progress': progress}
-    learner = one_space(model)
-    features, skipped = _readable({**options, 'model': learner}, of_views)
-    if learner is not model:
-        features, bridge = distilled(model, features, images_root, cache, **of_views)
-    share = _known_share(candidates, features.table)
-    pairs = pairs[~pairs.index.isin(skipped.row)]
-    key = _run_key(options, pairs, features, share)
-    state = State(folder, key, accelerator)
-    state.curve = open_curve(log, folder, key)
-    job = make_job(learner, features, images_root, state, options, share, accelerator)
+    views_options = {**embedding, 'preset': augmentation, 'progress': progress}
+    job, bridge, skipped = _prepared(options, views_options, accelerator)
     outer = held_out(job, 0)
     gain = feedback_gain(job, outer, metric) if taught else None
     if gain and gain['decision'] == 'worse':
         return _without_feedback(given, gain)
-    training = _judged_training(job, outer) if outer.queries else _unjudged_training(job)
+    training = _trained(job, outer)
     _note_feedback(training, job.model, taught, gain)
-    if learner is not model:
-        put_learned(model, learner, bridge)
+    if bridge:
+        put_learned(model, job.model, bridge)
     training.bad = skipped
-    training.state = state
-    if state.curve:
-        state.curve.close(training.history.iloc[0].to_dict())
     model.to('cpu').eval()
     return training
 
