@@ -113,7 +113,8 @@ def test_more_is_asked_for_until_it_suffices(searcher, drawing, monkeypatch):
     "where the first 50 hits are copies of each other: 12 and 48 are too few for three"
     plain = list(searcher.search(drawing, 100).cand_path)
     alike = set(plain[:50])
-    monkeypatch.setattr(searcher.copies, 'look', lambda path: 0 if path in alike else None)
+    grey = 0, np.zeros((8, 8, 3))
+    monkeypatch.setattr(searcher.copies, 'look', lambda path: grey if path in alike else None)
     monkeypatch.setattr(searcher.copies, 'cosine', -2)
     hits = searcher.search(drawing, 3, fold=True)
     assert list(hits.cand_path) == [plain[0], plain[50], plain[51]]
