@@ -275,6 +275,24 @@ def test_what_people_called_wrong_is_pushed_away():
     assert loss_of_two_pairs(wrongs) == pytest.approx(with_it, abs=1e-5)
 
 
+def test_fine_tuning_pushes_them_away_too():
+    from fastcore.basics import NS
+
+    from two_tower_vs.finetune import PictureBatches, finetune
+    from two_tower_vs.pairtable import PairTable
+
+    pairs = pd.DataFrame({'query_path': list('ab'), 'cand_path': list('AB')})
+    wrongs = pd.DataFrame({'query_path': ['a'], 'cand_path': ['W']})
+    table = PairTable(pairs, others=['V', 'W'], wrongs=wrongs)
+    model = NS(cand=NS(head=torch.nn.Identity()))
+    learner = PictureBatches(model, table, '', 0, None, finetune(), locked=torch.eye(4)[None])
+    assert list(learner.hard(np.array([0]), 1)) == [3]
+    assert list(learner.hard(np.array([1]), 1)) == []
+    more, vectors = learner.from_features(np.arange(2), 1)
+    assert list(more) == [3]
+    assert torch.equal(vectors, torch.eye(4)[[0, 1, 3]])
+
+
 def test_verdicts_are_not_asked_about_where_there_are_other_pairs():
     from two_tower_vs.pairtable import PairTable
     from two_tower_vs.validation import hold_out
