@@ -178,6 +178,7 @@ def test_names_that_a_spreadsheet_would_compute_come_back_as_they_were(tmp_path)
     for name in names:
         feedback.add(b'photo', name, 'right', 'm')
     assert sorted(read_feedback(tmp_path).cand_path) == sorted(names)
+    assert not any(cell in feedback.file.read_text() for cell in (',=1+1', ',@x', ',-1'))
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
