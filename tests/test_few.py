@@ -8,10 +8,13 @@ import torch.nn.functional as F
 from fastcore.basics import NS
 
 from two_tower_vs.baselines import centred_heads, plain_heads
+from two_tower_vs.division import divide
 from two_tower_vs.features import PairFeatures
 from two_tower_vs.heads import PairHeads, principal_axes
 from two_tower_vs.negatives import hard_negatives
 from two_tower_vs.pairtable import PairTable
+from two_tower_vs.promotion import best_of
+from two_tower_vs.ranking import HeldOutAnswers
 from two_tower_vs.validation import hold_out
 
 WIDTH = 900
@@ -59,6 +62,49 @@ def test_centring_keeps_what_no_picture_spans(pictures, pairs, most):
     whole_cands = unit(cands - cands[:pairs].mean(0))
     missed = heads.query(queries) @ heads.cand(cands).T - whole_queries @ whole_cands.T
     assert missed.abs().mean() < most
+
+
+def shares(queries, cands):
+    "Share of the last 200 queries that find their partner"
+    return (
+        (unit(queries) @ unit(cands).T).argmax(1)[-200:].eq(torch.arange(600, 800)).float().mean()
+    )
+
+
+@pytest.mark.parametrize('pairs', [20, 100, 600])
+def test_the_centred_rival_is_not_weakened_by_its_length(pairs):
+    "However many pictures there are: main directions alone would lose what is small"
+    chance = torch.Generator().manual_seed(4)
+    many = torch.arange(2000) < 64
+    things = torch.where(many, 1.0, 0.2) * torch.randn(800, 2000, generator=chance)
+    seen = things + torch.where(many, 3.0, 0.02) * torch.randn(800, 2000, generator=chance)
+    queries, cands = unit(seen), unit(things)
+    features = PairFeatures(table(800), queries[None], cands[None], None, 256)
+    heads = features.baseline('centred', np.arange(pairs), 64, False)
+    assert heads.weight.shape == (256, 2000)
+    whole = shares(queries - queries[:pairs].mean(0), cands - cands[:pairs].mean(0))
+    assert shares(heads.query(queries), heads.cand(cands)) > whole - 0.1
+
+
+def answered(rank):
+    ones = np.ones(30)
+    return HeldOutAnswers(np.arange(30), ones, rank * ones.astype(int), ones)
+
+
+def test_the_form_that_is_kept_is_the_better_one_on_held_out_pairs():
+    ranks = {'plain short': 3, 'centred short': 2, 'centred mixed': 1}
+    answers = {form: {'new': answered(rank)} for form, rank in ranks.items()}
+    assert best_of(answers, {'new': 1.0}, np.arange(30)) == 'centred mixed'
+    answers['centred short'] = answers['centred mixed']
+    assert best_of(answers, {'new': 1.0}, np.arange(30)) == 'centred short'  # the first of equals
+
+
+def test_divisions_ask_products_that_were_not_asked():
+    pairs = table(100)
+    first = divide(pairs, frac=0.5).new
+    second = divide(pairs, frac=0.5, seed=43, last=pairs.product[first]).new
+    assert not set(first) & set(second)
+    assert len(first) + len(second) == 100
 
 
 def test_copies_of_one_picture_span_one_direction(pictures):

@@ -7,6 +7,7 @@ from inspect import signature
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image, ImageEnhance
 from starlette.testclient import TestClient
 
@@ -37,7 +38,11 @@ def burst(workshop, tmp_path_factory):
     ImageEnhance.Brightness(image).enhance(0.97).save(dim)
     more = pd.DataFrame({'cand_path': COPIES})
     pd.concat([table[['cand_path']], more]).to_csv(folder / 'candidates.csv', index=False)
-    status, _, said = attack.cli('--config', folder / 'config.yaml', '--stage', 'index')
+    config = folder / 'config.yaml'
+    settings = yaml.safe_load(config.read_text())
+    settings['query'] = dict(settings.get('query') or {}, verify='never')  # see the test with it
+    config.write_text(yaml.safe_dump(settings))
+    status, _, said = attack.cli('--config', config, '--stage', 'index')
     assert status == 0, said
     return folder, first
 

@@ -261,4 +261,5 @@ def test_the_command_normalises_evaluation_index_and_query_alike(ran, monkeypatc
 def set_normalize(config, value):
     settings = yaml.safe_load(config.read_text())
     settings['index'] = {**(settings.get('index') or {}), 'normalize': value}
+    settings['query'] = {**(settings.get('query') or {}), 'verify': 'never'}
     config.write_text(yaml.safe_dump(settings))

@@ -141,5 +141,5 @@ def put_learned(
 
 def _before(bridge, weight, bias):
     "A head on the features that the bridge starts from"
-    weight = weight.cpu()
+    weight = weight.cpu().float()
     return weight @ bridge.weight, weight @ bridge.bias + bias.cpu()

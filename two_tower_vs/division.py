@@ -24,8 +24,9 @@ class Division:
     known: np.ndarray  # further queries of products that it does see
 
 # %% ../nbs/02b_division.ipynb #c53e779c
-def _held_products(products, frac, rng):  # products: of each row
+def _held_products(products, frac, rng, last):  # products: of each row
     order = rng.permutation(pd.unique(products))
+    order = order[np.argsort(np.isin(order, last), kind='stable')]
     if len(order) < 2:
         return order[:0]
     count = np.bincount(products)
@@ -55,13 +56,14 @@ def divide(
     frac: float = 0.15,  # share of the products, then of the other queries, to hold out
     seed: int = 42,
     series=None,  # int (queries,): held out together; default: each query is its own series
+    last=(),  # products that are held out after all others
 ) -> Division:
     "Divide pairs: by product, then by query where a candidate keeps another query."
     rows = np.arange(len(table)) if rows is None else rows
     series = np.arange(len(table.queries)) if series is None else series
     rng = np.random.default_rng(seed)
     products = table.product[rows]
-    is_new = np.isin(products, _held_products(products, frac, rng))
+    is_new = np.isin(products, _held_products(products, frac, rng, last))
     new = rows[is_new]
     rest = rows[~is_new & ~np.isin(table.qi[rows], table.qi[new])]
     if not len(rest):

@@ -53,15 +53,17 @@ def principal_axes(
     most: int = 20_000,  # rows that are looked at
     centre: bool = True,  # directions of the differences; False: of the vectors themselves
     stretch: float = 0.0,  # of random directions, where the pictures span too few
+    main: int = None,  # directions of largest variance; the others are random; default: all
 ) -> torch.Tensor:  # (f, count), orthogonal columns, largest variance first
     "Directions in which features differ most."
     _refuse_not_finite(features=features)
     rows = np.random.default_rng(0).permutation(len(features))[:most]
     some = features[torch.from_numpy(rows)]
     count = min(count, some.shape[1])
+    main = min(main or count, count, len(some))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = torch.pca_lowrank(some, min(count, len(some)), center=centre, niter=2)
+        found = torch.pca_lowrank(some, main, center=centre, niter=2)
     _, spread, axes = found
     seen = int((spread > 1e-5 * spread[0]).sum())
     return _with_random_axes(axes[:, :seen], count, stretch)

@@ -12,13 +12,18 @@ import torch
 
 from .baselines import LinearHeads
 from .choosing import choose
+from .features import short_forms
 from .ranking import HeldOutAnswers, joined
 from .steps import Choice, Job, held_out, repeat_heads, tuned_answers
 from .validation import Validation
 
 # %% ../nbs/02i_judging.ipynb #3c404107
-def baseline_heads(job: Job, kind: str, rows: np.ndarray) -> LinearHeads:
-    "The heads of the baseline `plain` or `centred`, of the size of the model's own."
+def baseline_heads(
+    job: Job,
+    kind: str,  # centred, or one of short_forms
+    rows: np.ndarray,  # whose pictures may be looked at
+) -> LinearHeads:
+    "The heads of a baseline; those of a short form are of the size of the model's own."
     model = job.model
     size = model.query.head.out_features
     return job.features.baseline(kind, rows, size, model.query is model.cand)
@@ -28,16 +33,18 @@ def with_baselines(
     job: Job,
     held: Validation,
     trained: dict,  # kind -> HeldOutAnswers
-) -> dict:  # trained, plain, short, centred -> kind -> HeldOutAnswers
+) -> dict:  # trained, plain, centred, and each of short_forms -> kind -> HeldOutAnswers
     "Answers of the trained model and of the baselines, from the rows that the division leaves."
-    plain = baseline_heads(job, 'plain', held.rows)
-    centred = baseline_heads(job, 'centred', held.rows)
-    return {
+    common = job.model.query is job.model.cand
+    answers = {
         'trained': trained,
         'plain': job.features.plain_answers(held),
-        'short': job.features.answered(held, plain.query, plain.cand),
-        'centred': job.features.answered(held, centred.query, centred.cand),
+        'centred': job.features.centred_answers(held, common),
     }
+    for kind in short_forms:
+        heads = baseline_heads(job, kind, held.rows)
+        answers[kind] = job.features.answered(held, heads.query, heads.cand)
+    return answers
 
 # %% ../nbs/02i_judging.ipynb #da842a03
 def _as_tensors(answers):
@@ -81,7 +88,7 @@ def division_answers(
     return _each(state.done[key], _as_answers)
 
 # %% ../nbs/02i_judging.ipynb #0b0a86e0
-enough_queries = 100  # to judge by
+enough_queries = 200  # to judge by
 enough_products = 20
 most_divisions = 7
 
@@ -100,7 +107,8 @@ def divisions(
     for number in range(1, most_divisions):
         if _enough(asked, outer.product):
             return
-        held = held_out(job, 10 * number).without(asked, outer.queries)
+        held = held_out(job, 10 * number, last=outer.product[asked])
+        held = held.without(asked, outer.queries)
         if held.queries:
             asked = np.concatenate([asked, held.all_queries()])
             yield number, held
@@ -121,7 +129,7 @@ def held_out_answers(
     job: Job,
     outer: Validation,  # the first division
     choice: Choice,  # made on the rows that it leaves
-) -> dict:  # trained, plain, short, centred -> kind -> HeldOutAnswers
+) -> dict:  # model, as in with_baselines -> kind -> HeldOutAnswers
     "Answers to held-out queries that chose nothing."
     if choice.finetune_epochs:
         return with_baselines(job, outer, tuned_answers(job, outer))

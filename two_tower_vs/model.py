@@ -192,7 +192,7 @@ def shared(self: TwoTower) -> str:  # all, backbone or none
 @patch
 def set_centre(
     self: TwoTower,
-    weight: torch.Tensor,  # (d, f), as the heads of the centred baseline have it
+    weight: torch.Tensor,  # (d, f), as the heads of the centred baseline have it; any d
     query_bias: torch.Tensor,  # (d,)
     cand_bias: torch.Tensor,  # (d,)
     query_weight: torch.Tensor = None,  # where queries have a backbone of their own
@@ -203,12 +203,14 @@ def set_centre(
     )
     for name, value in parts.items():
         if value is not None:
-            self.register_buffer(f'centre_{name}', value.detach().clone().float())
+            # Half the file for a baseline that is as good
+            exact = torch.float16 if name == 'weight' else torch.float32
+            self.register_buffer(f'centre_{name}', value.detach().to(exact, copy=True))
 
 # %% ../nbs/01_model.ipynb #72e50efc
 def _linear(weight, bias):
     head = nn.Linear(*weight.shape[::-1])
-    head.load_state_dict({'weight': weight, 'bias': bias})
+    head.load_state_dict({'weight': weight.float(), 'bias': bias})
     return head
 
 

@@ -125,8 +125,13 @@ def make_job(
     )
 
 # %% ../nbs/02g_steps.ipynb #351f27ea
-def held_out(job: Job, number: int, rows: np.ndarray = None) -> Validation:
-    "A division of these rows, or of all."
+def held_out(
+    job: Job,
+    number: int,
+    rows: np.ndarray = None,  # default: all
+    last=(),  # products that are held out after all others
+) -> Validation:
+    "A division of rows."
     return hold_out(
         job.table,
         rows,
@@ -134,6 +139,7 @@ def held_out(job: Job, number: int, rows: np.ndarray = None) -> Validation:
         job.options['seed'] + number,
         job.known_share,
         job.series,
+        last=last,
     )
 
 # %% ../nbs/02g_steps.ipynb #f948681c

@@ -23,7 +23,7 @@ from .curve import check_log, open_curve
 from .data import bad_rows, drop_bad, read_candidates, read_pairs
 from .distilled import distilled, one_space, put_learned
 from .errors import InputError
-from .features import pair_features
+from .features import pair_features, short_forms
 from .finetune import finetune
 from .heldlists import held_lists
 from .judging import baseline_heads, held_out_answers
@@ -32,7 +32,7 @@ from .loss import loss_by_name, prefixes
 from .model import TwoTower, best_device
 from .normalising import judge_normalising
 from .processes import from_main, join_processes, main_process
-from .promotion import Judgement, calibrate, judge, verdict_sentence
+from .promotion import Judgement, best_of, calibrate, judge, verdict_sentence
 from .promotion import metrics as promotion_metrics
 from .saving import load_model, save_model
 from .settings import bounded, number, whole, wholes
@@ -160,7 +160,7 @@ _no_part_of_key |= {'taught', 'log'}
 def _run_key(options, pairs, features, share):
     "A hash of settings, pairs and features"
     settings = {key: value for key, value in options.items() if key not in _no_part_of_key}
-    form = 9  # of the state; changes where an old state could not be read
+    form = 10  # of the state; changes where an old state could not be read
     decides = [form, share, options['model'].config, settings]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     key.update(pairs.to_csv().encode())
@@ -178,29 +178,23 @@ def _refit(job, choice):
         repeat_tuning(job, 'fine-tuning', rows, choice)
 
 # %% ../nbs/03_train.ipynb #30d2d656
-def _finish(job, choice, kept):
-    "The model as it is kept, from all pairs"
+def _finish(job, choice, form):
+    "The model as it is kept, from all pairs; form: trained, or one of short_forms"
     model = job.model
     put(backbone_params(model), job.untuned)
     centred = baseline_heads(job, 'centred', job.every_row)
-    if kept == 'trained':
+    if form == 'trained':
         _refit(job, choice)
-    elif kept == 'centred':
-        put_heads(model, centred)
     else:
-        put_heads(model, baseline_heads(job, 'plain', job.every_row))
+        put_heads(model, baseline_heads(job, form, job.every_row))
     model.set_centre(centred.weight, centred.query_bias, centred.cand_bias)
 
 # %% ../nbs/03_train.ipynb #3432ad55
-def _what_to_keep(job, judgement, answers, held):  # trained, plain or centred
+def _what_to_keep(job, judgement, answers, held):  # trained, or one of short_forms
     if judgement.promoted or job.options['promote'] == 'always':
         return 'trained'
-    models = {
-        'trained': answers['trained'],
-        'plain': answers['short'],
-        'centred': answers['centred'],
-    }
-    return judge(models, held.weight, held.product, job.options['metric']).baseline
+    forms = {form: answers[form] for form in short_forms}
+    return best_of(forms, held.weight, held.product, job.options['metric'])
 
 # %% ../nbs/03_train.ipynb #3f599b20
 def _training_info(
@@ -221,15 +215,16 @@ def _history(job, untrained):
     return pd.DataFrame([{'phase': 'untrained', 'epoch': 0, **untrained}, *job.state.history])
 
 # %% ../nbs/03_train.ipynb #09bb41e0
-def _verdict(job, answers, outer):  # Judgement, what is kept
+def _verdict(job, answers, outer):  # Judgement, what is kept, its form
     "Is the model better than its baselines? Warns if not"
     models = {model: answers[model] for model in ('trained', 'plain', 'centred')}
     judgement = judge(models, outer.weight, outer.product, job.options['metric'])
-    kept = _what_to_keep(job, judgement, answers, outer)
+    form = _what_to_keep(job, judgement, answers, outer)
+    kept = form.split()[0]
     sentence = verdict_sentence(judgement, kept)
     if sentence:
         warn(sentence)
-    return judgement, kept
+    return judgement, kept, form
 
 # %% ../nbs/03_train.ipynb #c66cee89
 def _judged_training(job: Job, outer: Validation) -> Training:
@@ -237,11 +232,11 @@ def _judged_training(job: Job, outer: Validation) -> Training:
     options = job.options
     choice = from_main(choose(job, outer.rows), job.accelerator)
     answers = from_main(held_out_answers(job, outer, choice), job.accelerator)
-    judgement, kept = _verdict(job, answers, outer)
-    _finish(job, choice, kept)
+    judgement, kept, form = _verdict(job, answers, outer)
+    _finish(job, choice, form)
     untrained = outer.score(answers['plain'])
     trained = outer.score(answers['trained'])
-    own = answers['short' if kept == 'plain' else kept]
+    own = answers[form]
     wanted = outer.weight, outer.product, options['precision'], options['absent']
     match = calibrate(own, *wanted)
     normalizing = judge_normalising(own, *wanted)
@@ -260,16 +255,17 @@ def _unjudged_training(job: Job) -> Training:
     "Too few products to hold any out"
     choice = Choice(0.01, 0.0)
     if job.options['promote'] == 'always':
-        kept = 'trained'
+        form = 'trained'
         end = 'The trained heads are kept, as train.promote asks'
     else:
-        kept = 'plain'
+        form = 'plain short'
         end = 'The untrained backbone is kept'
     warn(
         f'Too few products to hold any out, so nothing can tell whether training helps. {end}. '
         'Bring pairs of more products, or set train.promote to always.'
     )
-    _finish(job, choice, kept)
+    _finish(job, choice, form)
+    kept = form.split()[0]
     job.model.training_info = _training_info(None, None, [], choice, None, kept)
     nothing = {'recall@1': float('nan')}
     history = _history(job, {'recall@1': None})

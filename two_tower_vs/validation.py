@@ -131,9 +131,10 @@ def hold_out(
     series=None,
     queries: int = 1000,  # of each kind, at most
     cands: int = 20_000,  # searched, at most, apart from right answers
+    last=(),  # products that are held out after all others
 ) -> Validation:
     "Hold out a part of the pairs."
-    parts = divide(table, rows, frac, seed, series)
+    parts = divide(table, rows, frac, seed, series, last)
     rng = np.random.default_rng(seed)
 
     def some(numbers, most):
