@@ -61,8 +61,8 @@ def _tuning_line(chosen):
 # %% ../nbs/09c_summaries.ipynb #94b7d4b7
 _kept = {
     'trained': 'the trained model, with all pairs',
-    'plain': 'the untrained backbone',
-    'centred': 'the untrained backbone, each side centred',
+    'plain': 'the untrained backbone, in the length of the model',
+    'centred': 'the untrained backbone, each side centred, in the length of the model',
 }
 
 
