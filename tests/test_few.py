@@ -11,6 +11,7 @@ from two_tower_vs.baselines import centred_heads, plain_heads
 from two_tower_vs.division import divide
 from two_tower_vs.features import PairFeatures
 from two_tower_vs.heads import PairHeads, principal_axes
+from two_tower_vs.judging import with_baselines
 from two_tower_vs.negatives import hard_negatives
 from two_tower_vs.pairtable import PairTable
 from two_tower_vs.promotion import best_of
@@ -84,6 +85,20 @@ def test_the_centred_rival_is_not_weakened_by_its_length(pairs):
     assert heads.weight.shape == (256, 2000)
     whole = shares(queries - queries[:pairs].mean(0), cands - cands[:pairs].mean(0))
     assert shares(heads.query(queries), heads.cand(cands)) > whole - 0.1
+
+
+def test_held_out_pairs_judge_the_centred_rival_with_all_features(pictures):
+    queries, cands = pictures
+    features = PairFeatures(table(300), queries[None], cands[None], cands[:0], WIDTH)
+    held = hold_out(features.table)
+    job = NS(model=NS(query=NS(head=torch.nn.Linear(WIDTH, 8)), cand=None), features=features)
+    rival = with_baselines(job, held, {})['centred']['new']
+    seen = np.unique(features.table.qi[held.rows])
+    whole = unit(queries - queries[seen].mean(0)) @ unit(cands - cands[seen].mean(0)).T
+    scores = whole[rival.queries][:, held.searched]
+    torch.testing.assert_close(torch.from_numpy(rival.score), scores.max(1).values)
+    right = scores.gather(1, torch.from_numpy(rival.queries)[:, None])
+    assert np.array_equal(rival.rank, 1 + (scores > right).sum(1).numpy())
 
 
 def answered(rank):
