@@ -184,7 +184,11 @@ def centred_answers(
     return self.answered(held, query, cand)
 
 # %% ../nbs/02f_features.ipynb #06ac07ee
-short_forms = 'plain short', 'centred short', 'centred mixed'  # that can be kept
+short_forms = {  # form that can be kept -> the baseline that it is of
+    'plain short': 'plain',
+    'centred short': 'centred',
+    'centred mixed': 'centred',
+}
 
 
 @patch

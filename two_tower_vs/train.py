@@ -220,7 +220,7 @@ def _verdict(job, answers, outer):  # Judgement, what is kept, its form
     models = {model: answers[model] for model in ('trained', 'plain', 'centred')}
     judgement = judge(models, outer.weight, outer.product, job.options['metric'])
     form = _what_to_keep(job, judgement, answers, outer)
-    kept = form.split()[0]
+    kept = short_forms.get(form, 'trained')
     sentence = verdict_sentence(judgement, kept)
     if sentence:
         warn(sentence)
@@ -265,7 +265,7 @@ def _unjudged_training(job: Job) -> Training:
         'Bring pairs of more products, or set train.promote to always.'
     )
     _finish(job, choice, form)
-    kept = form.split()[0]
+    kept = short_forms.get(form, 'trained')
     job.model.training_info = _training_info(None, None, [], choice, None, kept)
     nothing = {'recall@1': float('nan')}
     history = _history(job, {'recall@1': None})
