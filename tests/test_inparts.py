@@ -148,7 +148,8 @@ def two_nodes():
     os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
     from ray.cluster_utils import Cluster
 
-    memory = dict(object_store_memory=100 * 2**20)
+    # Ray keeps the model twice for each worker, 57 MB: with 100 MB a node hung for good
+    memory = dict(object_store_memory=500 * 2**20)
     # Not sooner: a machine with other work answers late, and counts as lost
     soon = dict(health_check_period_ms=1000, health_check_failure_threshold=5)
     head = dict(num_cpus=2, _system_config=soon, **memory)
