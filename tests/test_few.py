@@ -9,7 +9,7 @@ from fastcore.basics import NS
 
 from two_tower_vs.baselines import centred_heads, plain_heads
 from two_tower_vs.division import divide
-from two_tower_vs.features import PairFeatures
+from two_tower_vs.features import PairFeatures, short_forms
 from two_tower_vs.heads import PairHeads, principal_axes
 from two_tower_vs.judging import with_baselines
 from two_tower_vs.negatives import hard_negatives
@@ -107,11 +107,19 @@ def answered(rank):
 
 
 def test_the_form_that_is_kept_is_the_better_one_on_held_out_pairs():
-    ranks = {'plain short': 3, 'centred short': 2, 'centred mixed': 1}
+    ranks = {'centred mixed': 3, 'centred short': 2, 'plain short': 1}
     answers = {form: {'new': answered(rank)} for form, rank in ranks.items()}
-    assert best_of(answers, {'new': 1.0}, np.arange(30)) == 'centred mixed'
-    answers['centred short'] = answers['centred mixed']
+    assert best_of(answers, {'new': 1.0}, np.arange(30)) == 'plain short'
+    answers['centred short'] = answers['plain short']
     assert best_of(answers, {'new': 1.0}, np.arange(30)) == 'centred short'  # the first of equals
+
+
+@pytest.mark.parametrize('better, kept', [(0, 'centred'), (1, 'centred'), (9, 'plain')])
+def test_held_out_pairs_that_cannot_tell_leave_each_side_centred(better, kept):
+    answers = {form: {'new': answered(2)} for form in short_forms}
+    answers['plain short']['new'].rank[:better] = 1
+    best = best_of(answers, {'new': 1.0}, np.arange(30))
+    assert short_forms[best] == kept
 
 
 def test_divisions_ask_products_that_were_not_asked():

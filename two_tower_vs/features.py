@@ -185,9 +185,9 @@ def centred_answers(
 
 # %% ../nbs/02f_features.ipynb #06ac07ee
 short_forms = {  # form that can be kept -> the baseline that it is of
-    'plain short': 'plain',
-    'centred short': 'centred',
     'centred mixed': 'centred',
+    'centred short': 'centred',
+    'plain short': 'plain',
 }
 
 

@@ -99,19 +99,27 @@ def judge(
     return Judgement(found, gain, verdict.promote)
 
 # %% ../nbs/02d_promotion.ipynb #e1a9f1a3
+def _by_an_error(difference, clusters, each):
+    "Is the mean above a standard error? That is half an arm of its 95 % interval"
+    found = interval(difference, clusters, paired=True, weight=each)
+    return found.mean > (found.mean - found.low) / 2
+
+
 def best_of(
     answers: dict,  # model -> kind -> HeldOutAnswers, of the same queries
     weight: dict,  # kind -> its weight
     products: np.ndarray,  # of the table's queries
     metric: str = 'mrr',
 ) -> str:  # a model
-    "The model that is best on held-out queries; of equal ones the first."
-    means = {}
-    for model, kinds in answers.items():
-        each = query_weights(kinds, weight)
-        clusters = products_of(kinds, products)
-        means[model] = interval(values(kinds, metric), clusters, weight=each).mean
-    return max(means, key=means.get)
+    "The first model, unless a later one is better on held-out queries by a standard error."
+    each = {model: values(kinds, metric) for model, kinds in answers.items()}
+    best = next(iter(answers))
+    weights = query_weights(answers[best], weight)
+    clusters = products_of(answers[best], products)
+    for model, found in each.items():
+        if _by_an_error(found - each[best], clusters, weights):
+            best = model
+    return best
 
 # %% ../nbs/02d_promotion.ipynb #eae2e3a7
 _reasons = {
