@@ -8,7 +8,7 @@ __all__ = ['check_stage']
 # %% ../nbs/09c_checkstage.ipynb #8a01f49f
 from .config import bad_setting
 from .run import Run
-from .summaries import indented
+from .summaries import finding_lines
 
 # %% ../nbs/09c_checkstage.ipynb #366ea401
 def _readers():
@@ -59,7 +59,7 @@ def _check_summary(run, found, count):
     if not len(found.rows):
         return line
     files = f'{run.out}/check.csv has all rows, check.png some pictures'
-    return f'{line}; {files}\n{indented(found.table(), index=False)}'
+    return f'{line}; {files}\n{finding_lines(found.table())}'
 
 # %% ../nbs/09c_checkstage.ipynb #e32ad67c
 def _stop_at_errors(run, found):

@@ -28,6 +28,7 @@ from two_tower_vs.evidence import (
     match_metrics,
     percent_of,
     products_of_queries,
+    row_of,
     with_intervals,
     with_one_ranking,
 )
@@ -54,13 +55,17 @@ class Evaluation:
     unanswered: pd.DataFrame = None
 
     def table(self) -> pd.DataFrame:
-        "Metrics next to the baselines', in percent."
-        return pd.DataFrame(
-            {
-                heading: {name: percent_of(number) for name, number in self.metrics[key].items()}
-                for heading, key in column_names(self.metrics).items()
-            }
-        )
+        "Metrics next to the baselines', in percent; hit@k only where it is not recall@k."
+        columns = column_names(self.metrics)
+        names = self.metrics['trained']
+        shown = [name for name in names if not self._told_by_recall(name, columns.values())]
+        rows = {name: row_of(self.metrics, name, columns) for name in shown}
+        return pd.DataFrame(rows, index=list(columns)).T
+
+    def _told_by_recall(self, name, keys):
+        recall = name.replace('hit@', 'recall@')
+        numbers = [self.metrics[key] for key in keys]
+        return recall != name and all(one[name] == one[recall] for one in numbers)
 
 # %% ../nbs/04_eval.ipynb #64d06ce2
 def save_evaluation(
@@ -531,12 +536,12 @@ def by_group(self: Evaluation) -> pd.DataFrame:  # no rows where query_gt.csv ha
     def gain(group):
         return group[columns['difference']][name]['value']
 
-    def cells(group):
-        return {heading: percent_of(group[key][name]) for heading, key in columns.items()}
-
     groups = self.metrics.get('groups', {})
     order = sorted(groups, key=lambda group: gain(groups[group]))
-    rows = {group: {'queries': groups[group]['queries'], **cells(groups[group])} for group in order}
+    rows = {}
+    for group in order:
+        found = groups[group]
+        rows[group] = {'queries': found['queries'], **row_of(found, name, columns)}
     return pd.DataFrame(rows, index=['queries', *columns]).T
 
 # %% ../nbs/04_eval.ipynb #016e3862

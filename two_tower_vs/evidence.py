@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['products_of_queries', 'with_intervals', 'compared', 'with_one_ranking', 'group_metrics', 'leak_free_metrics',
-           'first_hit_right', 'match_metrics', 'better_delta', 'column_names', 'percent_of']
+           'first_hit_right', 'match_metrics', 'better_delta', 'column_names', 'percent_of', 'row_of']
 
 # %% ../nbs/04_evidence.ipynb #678ffee6
 import numpy as np
@@ -154,13 +154,13 @@ def better_delta(
 def column_names(
     metrics: dict,  # as metrics.json
 ) -> dict:  # heading -> key of metrics.json
-    "The columns of a table of metrics: baselines, model, difference to the better baseline."
+    "The columns of a table of metrics: model, baselines, difference to the better baseline."
     kept = metrics.get('kept', 'trained')
     model = 'trained' if kept == 'trained' else f'kept ({kept})'
     names = {
+        model: 'trained',
         'untrained': 'baseline',
         'centred': 'centred',
-        model: 'trained',
         'difference': better_delta(metrics),
     }
     return {heading: key for heading, key in names.items() if key in metrics}
@@ -174,3 +174,18 @@ def percent_of(
         return ''
     low, high = number['ci95']
     return f'{100 * number["value"]:.1f} ({100 * low:.1f} to {100 * high:.1f})'
+
+# %% ../nbs/04_evidence.ipynb #0f4945d7
+def row_of(
+    metrics: dict,  # key of metrics.json -> metric -> value and ci95
+    name: str,  # a metric
+    columns: dict,  # of column_names
+) -> dict:  # heading -> what the cell shows
+    "A row of a table of metrics, in percent."
+    cells = {}
+    for heading, key in columns.items():
+        number = metrics[key][name]
+        cells[heading] = percent_of(number)
+        if key in ('baseline', 'centred'):
+            cells[heading] = cells[heading].partition(' ')[0]
+    return cells

@@ -23,56 +23,63 @@ from .vectors import apply_head
 # %% ../nbs/01b_turned.ipynb #e04c6f48
 @dataclass
 class _Turner:
-    "Compares pictures with their answers after one to three quarter turns."
+    "Embeds pictures after one to three quarter turns."
 
     tower: object
     engine: object
     root: str
     max_pixels: int
 
-    def __call__(self, pairs):  # of (path, vector of the answer (d,)), at most 8 -> cosines (n, 3)
+    def __call__(self, paths):  # at most 8 -> unit vectors (n, 3, d)
         side = self.tower.prep['size']
         pixels = np.zeros((8, 3, side, side), np.uint8)  # as in embed: one shape for all batches
-        answers = np.zeros((8, len(pairs[0][1])), np.float32)
-        for at, (path, answer) in enumerate(pairs):
+        for at, path in enumerate(paths):
             with suppress(BadImage):
                 pixels[at] = picture_pixels(self.tower, join(self.root, path), self.max_pixels)
-                answers[at] = answer
-        turned = [self._cosines(np.rot90(pixels, turns, (2, 3)), answers) for turns in (1, 2, 3)]
-        return np.stack(turned, 1)[: len(pairs)]
+        turned = [self._vectors(np.rot90(pixels, turns, (2, 3))) for turns in (1, 2, 3)]
+        return np.stack(turned, 1)[: len(paths)]
 
-    def _cosines(self, pixels, answers):
-        vectors = apply_head(self.tower, self.engine(np.ascontiguousarray(pixels)))
-        return (vectors * answers).sum(1)
+    def _vectors(self, pixels):
+        return apply_head(self.tower, self.engine(np.ascontiguousarray(pixels)))
 
 # %% ../nbs/01b_turned.ipynb #a6ed9e37
-def _turned_cosines(turner, pairs):  # (n, 3)
-    "What the turner says of all pairs."
-    blocks = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
+def _turned_vectors(turner, paths):  # (n, 3, d)
+    "Vectors of all pictures, turned."
+    blocks = [paths[start : start + 8] for start in range(0, len(paths), 8)]
     return np.concatenate(list(in_threads(turner, blocks, cores() + 2)))
 
+# %% ../nbs/01b_turned.ipynb #ebb209d1
+def _gains(
+    upright,  # unit vectors of the queries (n, d)
+    turned,  # the same after each turn (n, 3, d)
+    own,  # which answer is each query's (n,)
+    answers,  # unit vectors of different answers (m, d)
+):  # what each turn brings (n, 3), and how much more than towards the other answers
+    rise = turned @ answers.T - (upright @ answers.T)[:, None]  # (n, 3, m)
+    gains = rise[np.arange(len(own)), :, own]
+    others = max(1, len(answers) - 1)
+    return gains, gains - (rise.sum(2) - gains) / others
+
 # %% ../nbs/01b_turned.ipynb #950c7a3f
-def _turned_rows(pairs, cosines, gain):
-    "path, other, degrees, gain of the pairs that a turn improves by `gain` or more"
-    best = cosines.argmax(1)
-    gains = cosines.max(1) - cosines[:, 0]
-    hits = np.flatnonzero(gains >= gain)
+def _turned_rows(pairs, gains, beyond, least):
+    "path, other, degrees, gain of the pairs that a turn improves by `least` beyond the others"
+    best = gains.argmax(1)
+    hits = np.flatnonzero(beyond[np.arange(len(pairs)), best] >= least)
     columns = {
         'path': [pairs[i][0] for i in hits],
         'other': [pairs[i][1] for i in hits],
-        'degrees': 90 * best[hits],
-        'gain': gains[hits].round(3),
+        'degrees': 90 * (1 + best[hits]),
+        'gain': gains[hits, best[hits]].round(3),
     }
     return pd.DataFrame(columns).sort_values('gain', ascending=False)
 
 # %% ../nbs/01b_turned.ipynb #9ce19444
 def _upright(pairs, known):
-    "Pairs whose pictures could both be embedded, the vectors of their answers, their cosines"
+    "Pairs whose pictures could both be embedded, and the vectors of their queries and answers"
     queries = known.rows(pairs.iloc[:, 0])
     answers = known.rows(pairs.iloc[:, 1])
     both = (queries >= 0) & (answers >= 0)
-    wanted = known.vectors[answers[both]]
-    return pairs[both], wanted, (known.vectors[queries[both]] * wanted).sum(1)
+    return pairs[both], known.vectors[queries[both]], known.vectors[answers[both]]
 
 # %% ../nbs/01b_turned.ipynb #d05516e0
 def find_turned(
@@ -81,7 +88,7 @@ def find_turned(
     tower,  # without a head
     cache=None,
     sample: int = 200,  # pairs to try
-    gain: float = 0.08,  # in cosine that a turn must bring
+    gain: float = 0.08,  # in cosine that a turn must bring beyond what it brings with others
     seed: int = 42,
     **kw,  # of embed
 ) -> pd.DataFrame:  # path, other, degrees (to turn it counterclockwise), gain
@@ -91,14 +98,16 @@ def find_turned(
     paths = pd.unique(some.to_numpy().ravel())
     root = expand(root)
     known = embed(tower, paths, root, cache, desc='comparing', **kw)
-    some, answers, cosines = _upright(some, known)
-    hopeful = cosines <= 1.0001 - gain
+    some, queries, wanted = _upright(some, known)
+    _, first, own = np.unique(some.iloc[:, 1], return_index=True, return_inverse=True)
+    hopeful = (queries * wanted).sum(1) <= 1.0001 - gain
     if not hopeful.any():
         return pd.DataFrame(columns=['path', 'other', 'degrees', 'gain'])
-    some, answers, cosines = some[hopeful], answers[hopeful], cosines[hopeful]
+    some = some[hopeful]
     max_pixels = kw.get('max_pixels', 100_000_000)
     sample = partial(spread_pixels, [join(root, path) for path in paths], tower, max_pixels)
     asked = kw.get('engine', 'auto'), cache, kw.get('precision', 'auto')
     turner = _Turner(tower, shared_engine(tower, *asked, sample=sample), root, max_pixels)
-    turned = _turned_cosines(turner, list(zip(some.iloc[:, 0], answers)))
-    return _turned_rows(some.to_numpy(), np.c_[cosines, turned], gain)
+    turned = _turned_vectors(turner, list(some.iloc[:, 0]))
+    gains, beyond = _gains(queries[hopeful], turned, own[hopeful], wanted[first])
+    return _turned_rows(some.to_numpy(), gains, beyond, gain)
