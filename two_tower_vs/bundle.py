@@ -68,7 +68,12 @@ def seal(
 
 # %% ../nbs/05a_bundle.ipynb #1f3f5552
 def _source_sha256(source):
-    "Of a file, or of the part files in a folder"
+    "Of a file, of the part files in a folder, or of several of these"
+    if isinstance(source, list):
+        hashes = list(map(_source_sha256, source))
+        return (
+            hashes[0] if len(hashes) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
+        )
     source = expand(source)
     if isinstance(source, Url):
         files = source.files() if source.is_dir() else [source]
@@ -83,11 +88,13 @@ def _source_sha256(source):
 # %% ../nbs/05a_bundle.ipynb #5d3c33f9
 def was_edited(
     index: Index,
-    source,  # the candidates.csv that it was made from
+    source,  # the candidates.csv that it was made from, or a list of it and a spreadsheet
 ) -> bool:
     "Was the candidates.csv changed since the index was made from it?"
     known = index.manifest.get('source_sha256')
-    return bool(known) and expand(source).exists() and _source_sha256(source) != known
+    files = source if isinstance(source, list) else [source]
+    there = all(expand(file).exists() for file in files)
+    return bool(known) and there and _source_sha256(source) != known
 
 # %% ../nbs/05a_bundle.ipynb #bc9c2aad
 def _written(index, names):  # those of `names` that this index has

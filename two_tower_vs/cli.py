@@ -56,6 +56,7 @@ examples = """stages:
 examples:
   two_tower_vs --stage demo
   two_tower_vs --stage init --images photos
+  two_tower_vs --stage init --images photos --attributes products.csv
   two_tower_vs --config config.yaml --stage all --k 1 5 10
   two_tower_vs --config config.yaml --stage query --image photo.jpg --topk 10
   two_tower_vs --config config.yaml --stage query --image photo.jpg --where "price < 50"
@@ -136,7 +137,15 @@ def _add_picture_flags(flags):
         help='for query: only this part of the picture, in shares of its width and height, '
         'such as 0.25,0.1,0.5,0.5',
     )
+
+# %% ../nbs/09_cli.ipynb #c33dfa9c
+def _add_init_flags(flags):
     flags.add_argument('--images', metavar='DIR', help='for init: a folder of pictures')
+    flags.add_argument(
+        '--attributes',
+        metavar='FILE',
+        help='for init: a spreadsheet (CSV) about what the pictures show, to filter by',
+    )
     flags.add_argument(
         '--layout',
         default='auto',
@@ -158,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_run_flags(flags)
     _add_picture_flags(flags)
+    _add_init_flags(flags)
     _add_mixing_flags(flags)
     flags.add_argument('--topk', type=int, metavar='N', help='hits a query (default: 10)')
     flags.add_argument(

@@ -24,6 +24,7 @@ class Data:
         candidates: str = 'candidates.csv',  # cand_path: what is searched
         query_gt: str = 'query_gt.csv',  # query_path,gt_cand_path: for evaluation
         queries: str = 'queries.csv',  # query_path: pictures to label; or a folder in images_root
+        attributes: str = None,  # a spreadsheet about the candidates, to filter by
         on_bad: str = None,  # unreadable: error or skip; default: skip in candidates, else error
         max_pixels: int = 100_000_000,  # larger pictures count as unreadable
         background: str = 'auto',  # of transparent pictures: auto, white, black or '#rrggbb'
@@ -36,6 +37,7 @@ class Data:
         self.candidates = candidates
         self.query_gt = query_gt
         self.queries = queries
+        self.attributes = attributes
         self.on_bad = on_bad
         self.max_pixels = max_pixels
 

@@ -22,6 +22,7 @@ from .layout import find_things, layouts
 from .listing import picture_endings
 from .paths import expand
 from .sheet import write_csv
+from .spreadsheet import read_spreadsheet
 from .things import split_things
 
 # %% ../nbs/00b_init.ipynb #b5756f00
@@ -44,7 +45,7 @@ _config = (
     """Keys are parameters of documented functions.
 # {description}
 data: {{images_root: {root}, pairs: pairs.csv, candidates: candidates.csv, """
-    """query_gt: query_gt.csv, on_bad: skip}}
+    """query_gt: query_gt.csv, on_bad: skip{attributes}}}
 model: {{backbone: efficientnet_lite0, pretrained: true, embed_dim: 256, share: backbone}}
 train: {{{train}}}
 eval: {{k: [1, 5, 10]}}
@@ -228,10 +229,28 @@ def _listed(images, config):
     return found
 
 # %% ../nbs/00b_init.ipynb #9613e6cf
-def _config_text(description, root, seed, is_augment):
-    root = json.dumps(root, ensure_ascii=False)
-    train = 'views: 0' if is_augment else ''
-    return _config.format(description=description, root=root, seed=seed, train=train)
+def _config_text(description, root, seed, is_augment, attributes):
+    words = dict(description=description, seed=seed)
+    words['root'] = json.dumps(root, ensure_ascii=False)
+    words['train'] = 'views: 0' if is_augment else ''
+    words['attributes'] = f', attributes: {json.dumps(attributes)}' if attributes else ''
+    return _config.format(**words)
+
+# %% ../nbs/00b_init.ipynb #d9ac7e00
+def _spreadsheet_line(file, candidates):
+    "What a spreadsheet says of the candidates, in words"
+    found = read_spreadsheet(file, candidates.cand_path)
+    names = [name for name in found.table if name != found.column]
+    return f'  {escape_invisible(str(file))}: {", ".join(names)} of {found.words()}'
+
+
+def _from_config(file, base):
+    "The path of a file as config.yaml has it"
+    file = os.path.realpath(expand(file))
+    base = os.path.realpath(base)
+    if _common_folder(file, base) is None:
+        return file
+    return Path(os.path.relpath(file, base)).as_posix()
 
 # %% ../nbs/00b_init.ipynb #e3cbf860
 def _other_layouts(config, layout):
@@ -249,6 +268,7 @@ def init(
     seed: int = 42,  # of what is held out, and of the copies
     most: int = 4000,  # pictures that get copies
     progress: bool = None,  # a progress bar for the copies
+    attributes=None,  # a spreadsheet about what the pictures show, to filter by
 ) -> Project:
     "Write a config file and three tables for a folder of pictures. Raises `InputError`."
     config = expand(config)
@@ -268,7 +288,11 @@ def init(
         f'{len(found.paths):,} pictures in {escape_invisible(str(images))}; {order.description}'
     )
     _refuse_empty_tables(tables, description)
-    _write_project(config, tables, _config_text(description, written, seed, is_augment))
     lines = _described(order.name, description, tables) + [f'  {line}' for line in found.said()]
+    if attributes:
+        lines.append(_spreadsheet_line(attributes, tables.candidates))
+        attributes = _from_config(attributes, base)
+    text = _config_text(description, written, seed, is_augment, attributes)
+    _write_project(config, tables, text)
     lines.append(_other_layouts(config, order.name))
     return Project(config, order.name, tables.pairs, tables.candidates, tables.query_gt, lines)

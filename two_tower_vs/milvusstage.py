@@ -34,8 +34,13 @@ def _refuse_other_settings(run):
 
 # %% ../nbs/09c_milvusstage.ipynb #4930375a
 def _further_columns(run, paths):  # a dict for each path; None where there are no such columns
+    from two_tower_vs.spreadsheet import spreadsheet_columns
     from two_tower_vs.tables import column_names, read_table
 
+    if run.data.attributes:
+        file = run.file('attributes')
+        table = spreadsheet_columns(file, paths).drop(columns='cand_path')
+        return table.rename(columns=_renamed(file, list(table))).to_dict('records')
     file = run.file('candidates')
     names = [name for name in column_names(file, ['cand_path']) if name != 'cand_path']
     if not names:

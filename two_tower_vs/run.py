@@ -9,6 +9,8 @@ __all__ = ['Settings', 'baseline_settings', 'Run']
 from functools import cached_property
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .config import Data, bad_setting, read_config, sections
 from .remote import is_url
 from .settings import bounds_of, refuse_outside
@@ -209,3 +211,26 @@ class Run(Settings):
     def record_bad(self, rows, *files):
         "Replace what bad_images.csv says of these CSV files."
         _record_bad(self.out / 'bad_images.csv', rows, files)
+
+# %% ../nbs/09b_run.ipynb #469f938f
+@patch(as_prop=True)
+def sources(self: Run) -> list:  # of files
+    "What an index is made from: the candidates, and the spreadsheet where there is one."
+    names = ['candidates', 'attributes'] if self.data.attributes else ['candidates']
+    return [self.file(name) for name in names]
+
+
+@patch
+def attributes(
+    self: Run,
+    paths,  # of candidates
+):  # Attributes; None where there are none
+    "What is known of candidates besides their pictures. Raises `InputError`."
+    from two_tower_vs.attributes import read_attributes
+    from two_tower_vs.spreadsheet import spreadsheet_attributes
+
+    candidates = self.file('candidates')
+    if self.data.attributes:
+        return spreadsheet_attributes(self.file('attributes'), paths, candidates)
+    rows = dict(zip(self.candidates.cand_path, self.candidates.index))
+    return read_attributes(candidates, [rows[path] for path in paths])

@@ -247,26 +247,23 @@ def index_stage(run: Run):
         return
     vectors = _catalogue_vectors(run, model)
     index, done = _updated(run, model, vectors)
-    source = run.file('candidates')
     normalized = index.normalize_by(*_bystander_vectors(run, model))
     changed = done != 'up to date' or normalized
     decided = _decided_to_verify(run, model, index, changed)
     others = _with_attributes(run, model, index, vectors)
     if others and not changed and not decided:
-        index.save_attributes(run.out / 'index', source)
+        index.save_attributes(run.out / 'index', run.sources)
         done = 'attributes changed'
-    elif changed or decided or was_edited(index, source):
-        save_index(index, run.out / 'index', source)
+    elif changed or decided or was_edited(index, run.sources):
+        save_index(index, run.out / 'index', run.sources)
     print(_index_summary(index.manifest, done))
 
 # %% ../nbs/09d_stages.ipynb #5cbdb0fc
 def _with_attributes(run, model, index, vectors):
     "Give the index the attributes of the table. Are they others than before?"
-    from two_tower_vs.attributes import read_attributes
     from two_tower_vs.filtered import attach
 
-    rows = dict(zip(run.candidates.cand_path, run.candidates.index))
-    attributes = read_attributes(run.file('candidates'), [rows[path] for path in index.paths])
+    attributes = run.attributes(index.paths)
     queries = None
     if attributes is not None and 'filtered' not in index.manifest:
         queries = _real_queries(run, model)
@@ -281,7 +278,7 @@ def _index_in_milvus(run, model):
     index.normalize_by(*_bystander_vectors(run, model))
     _decided_to_verify(run, model, index, True)
     token = run.cfg['milvus'].get('token')
-    save_remote(index, run.out / 'index', run.file('candidates'), token)
+    save_remote(index, run.out / 'index', run.sources, token)
     print(_index_summary(index.manifest, done))
 
 # %% ../nbs/09d_stages.ipynb #0db7ac56
@@ -345,8 +342,10 @@ def _attribute_words(manifest):
 def _index_summary(manifest, done):
     line = (
         f'index: {done}; {manifest["rows"]:,} vectors of {manifest["dim"]}, '
-        f'{manifest["kind"]} ({manifest["factory"]}) {manifest["search"] or ""}'
+        f'{manifest["kind"]} ({manifest["factory"]})'
     )
+    if manifest['search']:
+        line += f' {manifest["search"]}'
     agreement = manifest['recall_vs_exact']
     if manifest['normalize']['on']:
         line += f'; scores are normalised, since {manifest["normalize"]["why"]}'
@@ -431,9 +430,9 @@ def _warn_of_edited_table(run, index):
 
     from two_tower_vs.bundle import was_edited
 
-    if was_edited(index, run.file('candidates')):
+    if was_edited(index, run.sources):
         warn(
-            f'{run.file("candidates")} was changed after the index was made; '
+            f'{" or ".join(map(str, run.sources))} was changed after the index was made; '
             f'hits come from the list in {run.out}/index. '
             'Run --stage index to bring it up to date.'
         )
@@ -544,7 +543,6 @@ def _hub_summary(run, names):
 
 # %% ../nbs/09d_stages.ipynb #9ffbbd06
 def _exported(run, model):
-    from two_tower_vs.attributes import read_attributes
     from two_tower_vs.export import export
 
     return export(
@@ -559,7 +557,7 @@ def _exported(run, model):
         embedding=run.embedding,
         names=(run.file('candidates'), run.file('query_gt')),
         on_bad=run.on_bad('skip'),
-        attributes=read_attributes(run.file('candidates'), run.candidates.index),
+        attributes=run.attributes(run.candidates.cand_path),
         **run.cfg['export'],
     )
 
@@ -615,7 +613,7 @@ def init_stage(args):
 
     if not args.images:
         bad_setting('--stage init', 'it needs --images: the folder that holds your pictures')
-    print(init(args.images, args.config, args.layout))
+    print(init(args.images, args.config, args.layout, attributes=args.attributes))
     print(f'Next: two_tower_vs --config {shlex.quote(args.config)} --stage all')
 
 # %% ../nbs/09d_stages.ipynb #3b2fe90a

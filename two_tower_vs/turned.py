@@ -81,6 +81,14 @@ def _upright(pairs, known):
     both = (queries >= 0) & (answers >= 0)
     return pairs[both], known.vectors[queries[both]], known.vectors[answers[both]]
 
+# %% ../nbs/01b_turned.ipynb #f19d6c84
+def _turner(tower, paths, root, cache, options):
+    "With an engine that is chosen by these pictures."
+    max_pixels = options.get('max_pixels', 100_000_000)
+    sample = partial(spread_pixels, [join(root, path) for path in paths], tower, max_pixels)
+    asked = options.get('engine', 'auto'), cache, options.get('precision', 'auto')
+    return _Turner(tower, shared_engine(tower, *asked, sample=sample), root, max_pixels)
+
 # %% ../nbs/01b_turned.ipynb #d05516e0
 def find_turned(
     pairs: pd.DataFrame,  # query and right answer in the first two columns
@@ -104,10 +112,7 @@ def find_turned(
     if not hopeful.any():
         return pd.DataFrame(columns=['path', 'other', 'degrees', 'gain'])
     some = some[hopeful]
-    max_pixels = kw.get('max_pixels', 100_000_000)
-    sample = partial(spread_pixels, [join(root, path) for path in paths], tower, max_pixels)
-    asked = kw.get('engine', 'auto'), cache, kw.get('precision', 'auto')
-    turner = _Turner(tower, shared_engine(tower, *asked, sample=sample), root, max_pixels)
+    turner = _turner(tower, paths, root, cache, kw)
     turned = _turned_vectors(turner, list(some.iloc[:, 0]))
     gains, beyond = _gains(queries[hopeful], turned, own[hopeful], wanted[first])
     return _turned_rows(some.to_numpy(), gains, beyond, gain)
