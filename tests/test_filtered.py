@@ -520,12 +520,12 @@ def test_exports_have_the_columns(priced):
     assert found['tags'].to_pylist() == [['x', 'y']] * len(table)
 
 
-def test_milvus_refuses_a_filter(catalogue):
+def test_milvus_without_attributes_refuses_a_filter(catalogue):
     from two_tower_vs.milvusindex import MilvusIndex
 
     index = MilvusIndex(None, dict(rows=5, dim=32))
     for search in (index.search, lambda *args: next(index.batch_hits(args[0], 5, where=args[2]))):
-        with pytest.raises(InputError, match='Milvus cannot be filtered'):
+        with pytest.raises(InputError, match='this index has no attributes'):
             search(catalogue[1], 5, 'price < 5')
 
 

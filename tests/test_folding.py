@@ -4,6 +4,7 @@ import json
 import shutil
 from inspect import signature
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
@@ -191,7 +192,7 @@ def test_where_it_is_not_possible(burst, searcher, drawing):
     with pytest.raises(InputError, match='only with images_root'):
         load_searcher(burst[0] / 'out').search(drawing, fold=True)
     index = load_searcher(burst[0] / 'out').index
-    index.manifest = dict(index.manifest, kind='milvus')
+    index.faiss = faiss.IndexIDMap(faiss.IndexFlatIP(index.faiss.d))
     assert not can_fold(index)
     with pytest.raises(InputError, match='cannot be taken out'):
         grouped(searcher.copies, index, np.arange(3))

@@ -312,7 +312,7 @@ def test_columns_that_the_collection_has_itself(ran, server):
     args = '--config', ran / 'config.yaml', '--stage', 'index'
     status, _, warned = attack.cli(*args)
     assert status == 0 and 'id as column_id' in warned
-    where = dict(filter='column_id == "7"', output_fields=['path'])
+    where = dict(filter='column_id == 7', output_fields=['path'])
     (row,) = connect(server.uri).ask('query', 'two_tower_vs', **where)
     assert row['path'] == lines[8]
 

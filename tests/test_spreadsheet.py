@@ -164,18 +164,6 @@ def test_two_places_for_attributes_are_refused(ran, cli):
     assert status == 2 and 'has attributes itself (price)' in err
 
 
-def test_milvus_gets_the_columns_of_a_spreadsheet(ran):
-    from types import SimpleNamespace as NS
-
-    from two_tower_vs.milvusstage import _further_columns
-
-    paths = pd.read_csv(ran / 'candidates.csv').cand_path
-    pd.DataFrame({'name': paths, 'price': range(len(paths))}).to_csv(ran / 'p.csv', index=False)
-    run = NS(data=NS(attributes='p.csv'), file=lambda name: ran / 'p.csv')
-    found = _further_columns(run, list(paths[::-1]))
-    assert [row['price'] for row in found] == [str(i) for i in range(len(paths))][::-1]
-
-
 def test_rows_that_name_nothing_do_not_shift_the_others(write):
     file = write('sku,price\n,0\nzz,1\nzz,2\nfront,3\nback,4\n')
     assert spreadsheet_columns(file, PATHS).price.tolist() == ['3', '', '4']

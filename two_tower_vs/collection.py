@@ -65,6 +65,7 @@ class Collection:
     "What an alias leads to, as long as its vectors are of one model; several threads may use it."
 
     most_hits = 16_384  # a limit of Milvus'
+    most_breadth = 32_768  # another
 
     def __init__(
         self,
@@ -114,8 +115,9 @@ def ask(self: Collection, method: str, **options):
 
 @patch
 def _ask_by_name(self: Collection, method, name, options):
+    times = options.pop('times', 1)
     if method == 'search' and name.endswith('_hnsw'):
-        breadth = max(self.ef, options['limit'])
+        breadth = min(max(self.ef * times, options['limit']), self.most_breadth)
         options = dict(options, search_params=dict(params=dict(ef=breadth)))
     return self.milvus.ask(method, name, **options)
 
@@ -130,7 +132,7 @@ def search(
     vectors: np.ndarray,  # unit query vectors (n, d)
     k: int = 10,
     where: str = '',  # a filter in Milvus' own language
-    **options,  # of MilvusClient.search
+    **options,  # of MilvusClient.search; times: how much broader than ef
 ) -> list:  # for each query, of dicts: number, path, content, score
     "The nearest candidates of each query. Raises `InputError`."
     if k > self.most_hits:
@@ -145,6 +147,17 @@ def search(
         **options,
     )
     return [[_as_row(hit) for hit in hits] for hits in found]
+
+# %% ../nbs/05h_collection.ipynb #3edeef65
+@patch
+def count(
+    self: Collection,
+    where: str = '',  # a filter in Milvus' own language
+    **options,  # of MilvusClient.query
+) -> int:
+    "How many rows pass. Raises `MilvusError`."
+    (found,) = self.ask('query', filter=where, output_fields=['count(*)'], **options)
+    return found['count(*)']
 
 # %% ../nbs/05h_collection.ipynb #f8ee66e2
 def remote_hits(

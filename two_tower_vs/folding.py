@@ -20,12 +20,12 @@ from .index import Index
 from .near import blank
 from .paths import expand
 from .pictures import load_pixels
-from .subset import has_vectors, taken_out
+from .subset import has_vectors
 
 # %% ../nbs/06g_folding.ipynb #97f6779f
 def can_fold(index: Index) -> bool:
     "Are the vectors of its candidates at hand?"
-    return index.manifest.get('kind') != 'milvus' and has_vectors(index.faiss)
+    return has_vectors(index.faiss)
 
 # %% ../nbs/06g_folding.ipynb #24696c0e
 def _cosines_among(
@@ -41,10 +41,7 @@ def _cosines_among(
     rows = np.asarray(rows, np.int64)
     if not len(rows):
         return np.zeros((0, 0), np.float32)
-    order = np.argsort(rows)
-    vectors = np.empty((len(rows), index.faiss.d), np.float32)
-    vectors[order] = taken_out(index.faiss, rows[order])
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = index.candidate_vectors(rows)
     return vectors @ vectors.T
 
 # %% ../nbs/06g_folding.ipynb #4a3b094d
@@ -99,9 +96,8 @@ class NearCopies:
 # %% ../nbs/06g_folding.ipynb #4be7cc90
 def _same_bytes(index: Index, row: int, other: int) -> bool:
     "Have two candidates the same content? False where the index does not know."
-    if index.contents is None:
-        return False
-    return bool((index.contents[row] == index.contents[other]).all())
+    content = index.content(row)
+    return content is not None and content == index.content(other)
 
 
 def grouped(

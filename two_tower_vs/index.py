@@ -36,7 +36,7 @@ from .rows import sketch
 from .selection import choose_index, flat_enough, not_needed
 from .settings import bounded, number, whole
 from .shards import fill_files, joined_files, rows_a_file
-from .subset import Subset, search_among
+from .subset import Subset, search_among, taken_out
 from .tuning import Exact, nearest, thorough, tune_index
 from .vectors import Embeddings, shorten
 from .where import rows_where
@@ -176,6 +176,35 @@ def same_picture(
         return np.zeros(rows.shape, bool)
     content = np.frombuffer(bytes(content)[:16], np.uint8)
     return (rows >= 0) & (self.contents[rows] == content).all(-1)
+
+# %% ../nbs/05_index.ipynb #bc130fc0
+@patch
+def rows_named(
+    self: Index,
+    paths: list,  # each once
+) -> np.ndarray:  # int64 (n,), -1 where a path has no row
+    "Rows of candidates."
+    return rows_of(self.paths, paths)
+
+# %% ../nbs/05_index.ipynb #4a7d2d7b
+@patch
+def candidate_vectors(
+    self: Index,
+    rows: np.ndarray,  # each once
+) -> np.ndarray:  # unit vectors, float32 (n, d), as the codes keep them
+    "Vectors of candidates. Raises `InputError`."
+    rows = np.asarray(rows, np.int64)
+    order = np.argsort(rows)
+    vectors = np.empty((len(rows), self.faiss.d), np.float32)
+    if len(rows):
+        vectors[order] = taken_out(self.faiss, rows[order])
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+# %% ../nbs/05_index.ipynb #b9ea253d
+@patch
+def content(self: Index, row: int) -> bytes:  # None where it is not known
+    "The first 16 bytes of the SHA-256 of a candidate's file."
+    return None if self.contents is None else bytes(self.contents[row])
 
 # %% ../nbs/05_index.ipynb #562e31d0
 @patch

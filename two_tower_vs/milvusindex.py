@@ -15,11 +15,14 @@ import numpy as np
 from fastcore.basics import patch
 
 from .ann import whole_number
+from .attributes import Attributes, load_attributes
 from .bundle import BundleFiles, save_index
 from .collection import Collection, row_id, row_number
 from .errors import InputError
 from .index import Index
 from .milvusclient import connect
+from .remoteattributes import RemoteAttributes, RemoteSubset
+from .remotewhere import milvus_filter
 from .rows import load_rows
 from .saving import read_manifest, steady
 from .vectors import shorten
@@ -95,6 +98,7 @@ class MilvusIndex(Index):
         manifest: dict,  # as manifest.json
         bystanders: np.ndarray = None,  # float32 (b, d), vectors that normalise scores
         bystander_rows: np.ndarray = None,  # int64 (b,), number of each, ascending
+        schema: Attributes = None,  # names and types of attributes, without rows
     ):
         import faiss
 
@@ -103,16 +107,21 @@ class MilvusIndex(Index):
         super().__init__(faiss.IndexFlatIP(manifest['dim']), paths, manifest)
         self.bystanders = bystanders
         self.bystander_rows = bystander_rows
+        if schema is not None:
+            shown = manifest.get('described', [])
+            self.attributes = RemoteAttributes(schema, collection, shown)
 
 # %% ../nbs/05j_milvusindex.ipynb #55ded636
 @patch
-def passing(self: MilvusIndex, where):
-    "None stays None. Raises `InputError` for a filter."
-    if where is not None:
-        raise InputError(
-            'where: an index in Milvus cannot be filtered here. '
-            'Use another index.kind, or filter in Milvus itself.'
-        )
+def passing(
+    self: MilvusIndex,
+    where,  # an expression over the attributes; None, or a RemoteSubset, stays as it is
+) -> RemoteSubset:
+    "The candidates that pass a filter. Raises `InputError`, and `MilvusError`."
+    if where is None or isinstance(where, RemoteSubset):
+        return where
+    text = milvus_filter(self.attributes, where)
+    return RemoteSubset(text, self.collection.count(text), len(self.paths))
 
 # %% ../nbs/05j_milvusindex.ipynb #db82f844
 _hits_at_once = 2**16
@@ -123,10 +132,14 @@ def search(
     self: MilvusIndex,
     vectors: np.ndarray,  # unit query vectors (n, d) of the model, or shorter ones
     k: int = 10,  # hits a query; fewer where there are fewer candidates
-    where=None,  # must be None: `passing` refuses filters
+    where=None,  # only candidates for which this is true; or what `passing` gave
 ) -> tuple:  # scores (n, k), numbers of rows (n, k), best first; -1 for none
     "The nearest candidates of each query. Raises `InputError`, and `MilvusError` without answer."
-    self.passing(where)
+    passing = self.passing(where)
+    asked = {}
+    if passing is not None:
+        times = passing.times(self.manifest.get('filtered'))
+        asked = dict(where=passing.filter, times=times)
     k = min(whole_number(k, 'k'), len(self.paths))
     vectors = self._fitting(vectors)
     scores = np.full((len(vectors), k), -np.inf, np.float32)
@@ -134,7 +147,7 @@ def search(
     step = max(1, _hits_at_once // k)
     for start in range(0, len(vectors), step):
         part = vectors[start : start + step]
-        for at, hits in enumerate(self.collection.search(part, k), start):
+        for at, hits in enumerate(self.collection.search(part, k, **asked), start):
             self.paths.keep(hits)
             scores[at, : len(hits)] = [hit['score'] for hit in hits]
             rows[at, : len(hits)] = [hit['number'] for hit in hits]
@@ -148,7 +161,7 @@ def batch_hits(
     k: int = 10,
     block: int = 1024,  # queries searched at once
     contents=None,  # of the queries' files, as same_picture takes them; None: not known
-    where=None,  # must be None
+    where=None,  # as in `search`
 ):  # yields what `hits` gives, in their order
     "The nearest candidates of many query vectors. Raises `InputError`."
     most = max(1, _hits_at_once // min(whole_number(k, 'k'), Collection.most_hits))
@@ -171,6 +184,31 @@ def same_picture(
         at = tuple(at)
         same[at] = self.paths.row(rows[at])[1] == bytes(content)[:16]
     return same
+
+# %% ../nbs/05j_milvusindex.ipynb #ca99495e
+@patch
+def rows_named(self: MilvusIndex, paths: list) -> np.ndarray:
+    "Numbers of candidates; -1 for what is not in the collection. Raises `MilvusError`."
+    known = self.paths.numbers(list(paths))
+    return np.array([known.get(path, -1) for path in paths], dtype=np.int64)
+
+# %% ../nbs/05j_milvusindex.ipynb #aea75c47
+@patch
+def candidate_vectors(self: MilvusIndex, rows: np.ndarray) -> np.ndarray:
+    "Vectors of candidates. Raises `InputError`, and `MilvusError`."
+    numbers = [int(row) for row in rows]
+    asked = dict(filter=f'number in {numbers}', output_fields=['number', 'vector'])
+    found = {row['number']: row['vector'] for row in self.collection.ask('query', **asked)}
+    gone = [number for number in numbers if number not in found]
+    if gone:
+        raise InputError(f'Candidate {gone[0]} is no longer in Milvus. Search again.')
+    return np.array([found[number] for number in numbers], np.float32).reshape(-1, self.faiss.d)
+
+# %% ../nbs/05j_milvusindex.ipynb #73227f67
+@patch
+def content(self: MilvusIndex, row: int) -> bytes:
+    "The first 16 bytes of the SHA-256 of a candidate's file. Raises `IndexError`."
+    return self.paths.row(row)[1]
 
 # %% ../nbs/05j_milvusindex.ipynb #c758911a
 @patch
@@ -203,6 +241,7 @@ def save_remote(
     where = collection.milvus.uri, collection.alias, collection.name()
     index.manifest['milvus'] = _where(folder, *where, token)
     known = dict(bystanders=index.bystanders, bystander_rows=index.bystander_rows)
+    known['attributes'] = index.attributes
     return save_index(Index(index.faiss, [], index.manifest, **known), folder, source)
 
 # %% ../nbs/05j_milvusindex.ipynb #8503bbc6
@@ -215,13 +254,14 @@ def open_index(
     timeout_s: float = 20,  # to wait for an answer
     bystanders: np.ndarray = None,  # as for MilvusIndex
     bystander_rows: np.ndarray = None,  # likewise
+    schema: Attributes = None,  # likewise
 ) -> MilvusIndex:
     "The index of a collection that can be searched now. Raises `InputError`, and `MilvusError`."
     milvus = connect(uri, token, timeout_s)
     ef = ef or manifest['search'].get('efSearch', 256)
     collection = Collection(milvus, alias, manifest['model_sha256'], manifest['dim'], ef)
     collection.name()
-    return MilvusIndex(collection, manifest, bystanders, bystander_rows)
+    return MilvusIndex(collection, manifest, bystanders, bystander_rows, schema)
 
 # %% ../nbs/05j_milvusindex.ipynb #5b288077
 def in_milvus(folder) -> bool:
@@ -232,9 +272,10 @@ def in_milvus(folder) -> bool:
         return False
 
 # %% ../nbs/05j_milvusindex.ipynb #ecf103ae
-def _read_bundle(files, model_sha256):  # (manifest, what is known of bystanders)
+def _read_bundle(files, model_sha256):  # (manifest, what is known of bystanders, attributes)
     manifest = files.sound_manifest(model_sha256)
-    return manifest, load_rows(files.rows, 2**53, manifest['dim'])
+    schema = load_attributes(files.attributes) if 'attributes' in manifest else None
+    return manifest, load_rows(files.rows, 2**53, manifest['dim']), schema
 
 # %% ../nbs/05j_milvusindex.ipynb #b481f340
 def _from_bundle(uri, folder):
@@ -251,7 +292,7 @@ def load_remote(
 ) -> MilvusIndex:
     "Load a bundle, and see that its collection is there. Raises `InputError`, and `MilvusError`."
     files = BundleFiles.of(folder)
-    manifest, known = steady(lambda: _read_bundle(files, model_sha256), *files.all())
+    manifest, known, schema = steady(lambda: _read_bundle(files, model_sha256), *files.all())
     saved = manifest['milvus']
     return open_index(
         manifest,
@@ -260,5 +301,6 @@ def load_remote(
         token or saved['token'],
         bystanders=known.get('bystander'),
         bystander_rows=known.get('bystander_row'),
+        schema=schema,
         **options,
     )

@@ -10,6 +10,8 @@ import json
 from dataclasses import replace
 from warnings import warn
 
+import numpy as np
+
 from .config import bad_setting
 from .run import Run
 
@@ -33,35 +35,21 @@ def _refuse_other_settings(run):
             bad_setting(run.config, problem)
 
 # %% ../nbs/09c_milvusstage.ipynb #4930375a
-def _further_columns(run, paths):  # a dict for each path; None where there are no such columns
-    from two_tower_vs.spreadsheet import spreadsheet_columns
-    from two_tower_vs.tables import column_names, read_table
+def _sent_columns(run, attributes):  # None where there are none
+    from two_tower_vs.remoteattributes import SentColumns
 
-    if run.data.attributes:
-        file = run.file('attributes')
-        table = spreadsheet_columns(file, paths).drop(columns='cand_path')
-        return table.rename(columns=_renamed(file, list(table))).to_dict('records')
-    file = run.file('candidates')
-    names = [name for name in column_names(file, ['cand_path']) if name != 'cand_path']
-    if not names:
+    if attributes is None:
         return None
-    table = read_table(file, ['cand_path'], names)[names].rename(columns=_renamed(file, names))
-    rows = dict(zip(run.candidates.cand_path, run.candidates.index))
-    return table.loc[[rows[path] for path in paths]].to_dict('records')
-
-
-def _renamed(file, names):
-    from two_tower_vs.milvus import own_columns
-
-    new = {name: f'column_{name}' for name in names if name in own_columns}
-    if new:
-        words = ', '.join(f'{old} as {name}' for old, name in new.items())
-        warn(f'{file}: names that the collection uses itself are sent as others: {words}.')
-    return new
+    columns = SentColumns(attributes)
+    renamed = columns.renamed()
+    if renamed:
+        words = ', '.join(f'{old} as {new}' for old, new in renamed.items())
+        warn(f'{run.sources[-1]}: names that are none in Milvus are sent as others: {words}.')
+    return columns
 
 # %% ../nbs/09c_milvusstage.ipynb #f087151b
 def _sent(run, model, cands, queries):
-    "(Embeddings that were sent, what send_to_milvus says). Raises `InputError`."
+    "(Embeddings and attributes that were sent, what send_to_milvus says). Raises `InputError`."
     from two_tower_vs.index import check_embeddings, first_numbers
     from two_tower_vs.milvus import send_to_milvus
 
@@ -74,8 +62,9 @@ def _sent(run, model, cands, queries):
     options = milvus_settings(run)
     if 'batch' in run.cfg['milvus']:
         options['batch'] = run.cfg['milvus']['batch']
-    columns = _further_columns(run, cands.paths)
-    return cands, send_to_milvus(cands, model.sha256, queries, columns, **options)
+    attributes = run.attributes(cands.paths)
+    columns = _sent_columns(run, attributes)
+    return cands, attributes, send_to_milvus(cands, model.sha256, queries, columns, **options)
 
 # %% ../nbs/09c_milvusstage.ipynb #86b128ca
 def send_stage(
@@ -87,7 +76,7 @@ def send_stage(
     "Send a run's catalogue to Milvus, and write `out/milvus.json`. Raises `InputError`."
     from two_tower_vs.files import replacing
 
-    _, made = _sent(run, model, cands, queries)
+    _, _, made = _sent(run, model, cands, queries)
     with replacing(run.out / 'milvus.json') as (file,):
         file.write_text(json.dumps(made, indent=1) + '\n')
     print(_summary(made))
@@ -122,12 +111,16 @@ def index_in_milvus(
     from two_tower_vs.milvusindex import open_index
 
     _refuse_other_settings(run)
-    sent, made = _sent(run, model, cands, queries)
+    sent, attributes, made = _sent(run, model, cands, queries)
     _warn_of_recall(made['recall_vs_exact'], run.cfg['index'].get('recall_target', 0.98))
     dims = dict(dim=sent.vectors.shape[1], model_dim=cands.vectors.shape[1])
     ef = run.cfg['milvus'].get('ef', 256)
     manifest = manifest_of(made, ef=ef, **dims, **sent.made_by or {})
-    return open_index(manifest, **milvus_settings(run)), _what_was_sent(made)
+    schema = None
+    if attributes is not None:
+        manifest['described'] = attributes.described()
+        schema = attributes.taken(np.zeros(0, np.int64))
+    return open_index(manifest, schema=schema, **milvus_settings(run)), _what_was_sent(made)
 
 # %% ../nbs/09c_milvusstage.ipynb #ae1b8d60
 def _warn_of_recall(recall, target):

@@ -12,7 +12,6 @@ from .ann import whole_number
 from .errors import InputError
 from .index import Index
 from .settings import number
-from .subset import taken_out
 
 # %% ../nbs/06f_more.ipynb #db0163d3
 weights = number(0, 2)  # of what it should be less like
@@ -37,8 +36,7 @@ def _own(index, rows):
     "Unit vectors of candidates; None for none"
     if not len(rows):
         return None
-    vectors = taken_out(index.faiss, np.unique(rows))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return index.candidate_vectors(np.unique(rows))
 
 
 def neighbours(
@@ -51,8 +49,6 @@ def neighbours(
 ) -> tuple:  # scores (k,), rows (k,), best first, without the candidate itself
     "The candidates that are most like one of them. Raises `InputError`."
     k = whole_number(k, 'k')
-    if index.manifest.get('kind') == 'milvus':
-        raise InputError('More like this needs an index in FAISS; this one is in Milvus.')
     vector = together(_own(index, [row]), _own(index, less), weight)[None]
     scores, rows = index.search(vector, k + 1, where=where)
     others = (rows[0] != row) & (rows[0] >= 0)

@@ -33,7 +33,6 @@ from .index import Index
 from .milvusindex import in_milvus, load_remote
 from .model import TwoTower, best_device
 from .more import neighbours, together, weights
-from .pathcolumn import rows_of
 from .paths import expand
 from .pictured import Asked, Hits
 from .pictures import load_pixels
@@ -237,7 +236,7 @@ def _one_table(self: Searcher, vector, picture, where, topk):
 @patch
 def _groups(self: Searcher, hits):
     "Near copies among hits, as `grouped` gives them"
-    rows = np.asarray(rows_of(self.index.paths, hits.cand_path.tolist()), np.int64)
+    rows = self.index.rows_named(hits.cand_path.tolist())
     own = hits.same_picture.to_numpy(bool) if 'same_picture' in hits else None
     return grouped(self.copies, self.index, rows, own)
 
@@ -301,7 +300,7 @@ def more_like(
 ) -> pd.DataFrame:  # rank, cand_path, score, attributes where there are any
     "Candidates that are like one of them, by the candidates' tower. Raises `InputError`."
     topk = whole_number(topk, 'topk')
-    row = int(rows_of(self.index.paths, [cand_path])[0])
+    row = int(self.index.rows_named([cand_path])[0])
     if row < 0:
         raise InputError(f'{cand_path} is not in the index. Name a path of candidates.csv.')
     passing = self.index.passing(where)

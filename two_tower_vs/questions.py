@@ -17,7 +17,6 @@ from .access import Refusal
 from .errors import InputError
 from .milvusclient import MilvusError
 from .more import neighbours, together
-from .pathcolumn import rows_of
 from two_tower_vs.searches import (
     attributes_of,
     box_of,
@@ -135,7 +134,7 @@ def _row_of(site, now, number, version):
     path = candidate_path(site, number, version)
     if version in (None, now.shows.version):
         return number
-    row = int(rows_of(now.searcher.index.paths, [path])[0])
+    row = int(now.searcher.index.rows_named([path])[0])
     if row < 0:
         raise Refusal(410, 'gone', 'This candidate is no longer in the catalogue. Search again.')
     return row
