@@ -67,6 +67,10 @@ def percent(task, model):
     return round(100 * task.recall(model)['trained'][0], 2)
 
 
+def model_kept(model):
+    return model.training_info['kept']
+
+
 def shuffled(task, seed):
     pictures = task.pairs.query_path.unique()
     return np.random.default_rng(seed).permutation(pictures)
@@ -93,9 +97,13 @@ def clicks(name):
             found = person.clicks(pictures[FIRST : FIRST + count])
             rights = Teaching(found.rights, nothing)
             row = dict(seed=seed, pictures=count, right=len(found.rights), wrong=len(found.wrongs))
-            row['rights alone'] = percent(task, taught(task, pairs, rights, seed))
-            row['rights and wrongs'] = percent(task, taught(task, pairs, found, seed))
-            yield row
+            alone = model if not count else taught(task, pairs, rights, seed)
+            both = model if not count else taught(task, pairs, found, seed)
+            yield row | {
+                'kept': model_kept(both),
+                'rights alone': percent(task, alone),
+                'rights and wrongs': percent(task, both),
+            }
 
 
 # --- order: nobody has any pairs, and some pictures are labelled
@@ -125,7 +133,7 @@ def order(name):
                 pairs = found.rights.set_axis(range(2, len(found.rights) + 2))
                 model = task.model()
                 task.trained(model, pairs, seed=seed)
-                yield row | {'recall@1': percent(task, model)}
+                yield row | {'kept': model_kept(model), 'recall@1': percent(task, model)}
 
 
 GROUPS = {'clicks': clicks, 'order': order}

@@ -95,7 +95,7 @@ def test_unpromoted_run_says_what_happened(unpromoted, page):
     assert kept_words(training) in words and 'Training was not promoted' in words
     assert held_out_words(training) in words
     assert 'too few pairs' not in words and 'Nothing was held out' not in words
-    columns = ['untrained', 'centred', f'kept ({metrics["kept"]})', 'difference']
+    columns = [f'kept ({metrics["kept"]})', 'untrained', 'centred', 'difference']
     assert headings(html, 'In percent')[1:] == columns == list(column_names(metrics))
     chart = re.search('aria-label="In percent. (.*?)"', html)[1]
     assert 'trained ' not in chart.replace('untrained', '')
@@ -151,7 +151,7 @@ def test_promoted_run_shows_both_baselines(ran, page):
     metrics = json.loads((ran / 'out/metrics.json').read_text())
     change(ran / 'out/metrics.json', self_excluded=3, intervals=dict(unit='product', clusters=9))
     html, words = page(ran)
-    assert headings(html, 'In percent')[1:] == ['untrained', 'centred', 'trained', 'difference']
+    assert headings(html, 'In percent')[1:] == ['trained', 'untrained', 'centred', 'difference']
     assert words.count('95 % for new products like these; 9 of them') == 2
     assert (
         f'3 of {metrics["queries"]} queries are candidates too; each is left out of its own hits'
@@ -166,7 +166,11 @@ def test_promoted_run_shows_both_baselines(ran, page):
 
 
 def test_fewer_than_six_products_cannot_tell(ran, page):
-    change(ran / 'out/metrics.json', intervals=dict(unit='product', clusters=fewest_products - 1))
+    unit = dict(unit='product', clusters=fewest_products - 1)
+    metrics = json.loads((ran / 'out/metrics.json').read_text())
+    for delta in ('delta', 'delta_centred'):
+        metrics[delta]['recall@1'] = dict(value=0.2, ci95=[0.1, 0.3])
+    (ran / 'out/metrics.json').write_text(json.dumps(metrics | dict(intervals=unit)))
     words = page(ran)[1]
     assert 'Too few to tell whether training helped: 5 products' in words
 
@@ -186,11 +190,11 @@ def test_files_of_older_versions(ran, page):
     queries = pd.read_csv(ran / 'out/per_query.csv')
     queries.drop(columns='product').to_csv(ran / 'out/per_query.csv', index=False)
     html, words = page(ran)
-    assert headings(html, 'In percent')[1:] == ['untrained', 'trained', 'difference']
+    assert headings(html, 'In percent')[1:] == ['trained', 'untrained', 'difference']
     assert '+10.0 points, 95 % interval +5.0 to +15.0' in words
     change(ran / 'out/model/model.json', training=old['training'] | dict(promoted=False))
     html, words = page(ran)
-    assert headings(html, 'In percent')[1:] == ['untrained', 'kept (plain)', 'difference']
+    assert headings(html, 'In percent')[1:] == ['kept (plain)', 'untrained', 'difference']
     assert (
         'Training was not promoted, since training did not improve on it. '
         'Kept is the untrained backbone.' in words

@@ -278,7 +278,7 @@ def full(run, tmp_path_factory):
 
 def columns_of(metrics):
     better = metrics['centred']['mrr']['value'] > metrics['baseline']['mrr']['value']
-    return 'baseline', 'centred', 'trained', 'delta_centred' if better else 'delta'
+    return 'trained', 'baseline', 'centred', 'delta_centred' if better else 'delta'
 
 
 def four_cells(metrics, values, name):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from two_tower_vs.comparison import compare, not_worse, promotion
+from two_tower_vs.comparison import chance, compare, not_worse, promotion
 from two_tower_vs.errors import InputError
 from two_tower_vs.statistics import (
     components,
@@ -318,6 +318,20 @@ def test_a_loss_of_recall_prevents_promotion():
     one_of_ten = promotion(better[:10], zero[:10], np.arange(10) < 5, np.arange(10) < 6)
     assert one_of_ten.promote
     assert not promotion(better[:10], zero[:10], np.arange(10) < 4, np.arange(10) < 6).promote
+
+
+def test_a_gain_within_chance_promotes_where_it_is_likely():
+    before = np.zeros(40)
+    after = before.copy()
+    after[:3] = 1  # three gains and no loss: one case in eight
+    found = promotion(after, before, after, before)
+    assert (found.promote, found.reason, found.p) == (True, 'likely', 0.125)
+    assert found.ci95[0] <= 0  # it is no claim
+    assert promotion(after, before, after, before, odds=chance).reason == 'cannot tell'
+    assert not promotion(after[2:], before[2:], after[2:], before[2:]).promote
+    assert promotion(after, before, -after, before).reason == 'recall worse'
+    small = after * 0.1  # as likely, but less than a point
+    assert promotion(small, before, small, before).reason == 'cannot tell'
 
 
 def test_unlike_inputs_are_refused():

@@ -98,7 +98,7 @@ def test_a_better_epoch_of_fine_tuning_is_repeated_with_all_pairs(fresh, pairs):
     'name,value,message',
     [
         ('batch_size', 1, 'from 2'),
-        ('promote', 'never', 'better or always'),
+        ('promote', 'never', 'better, sure or always'),
         ('metric', 'map', 'mrr, hit@1'),
         ('loss', 'nce', 'Known are info_nce'),
         ('augmentation', 'foto', 'Known are photo'),

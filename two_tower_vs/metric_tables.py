@@ -61,10 +61,9 @@ def verdict(
     difference = gain_words(delta)
     low, high = delta['ci95']
     if delta['value'] == 0:
-        return 'unsure', f'= Trained and untrained find as much: {difference}.'
+        return 'unsure', f'= The trained model and the better baseline find as much: {difference}.'
     if clusters < fewest_products:
-        plural = {'product': 'products', 'query': 'queries'}[unit]
-        units = unit if clusters == 1 else plural
+        units = unit if clusters == 1 else {'product': 'products', 'query': 'queries'}[unit]
         return (
             'unsure',
             f'? Too few to tell whether training helped: {clusters} {units}; {difference}.',
@@ -96,8 +95,9 @@ _marks = {'baseline': 'b', 'centred': 'c', 'trained': 'a'}  # their classes in t
 
 
 def _series(metrics):
-    "Heading -> key of metrics.json: baselines and the model, without the difference"
-    return {heading: key for heading, key in column_names(metrics).items() if key in _marks}
+    "Heading -> key of metrics.json: baselines, then the model, without the difference"
+    heading_of = {key: heading for heading, key in column_names(metrics).items()}
+    return {heading_of[key]: key for key in _marks if key in heading_of}
 
 # %% ../nbs/07_metric_tables.ipynb #79dc8aa7
 def _one_answer_each(metrics, k):

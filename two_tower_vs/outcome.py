@@ -20,6 +20,7 @@ why_not_better = {
     'worse': 'training made held-out pairs worse',
     'too few': 'there are too few held-out products to tell whether training helped',
     'cannot tell': 'the gain on held-out pairs is within chance',
+    'likely': 'the gain on held-out pairs is within chance',
     'recall worse': 'training is better in {metric} but loses in Recall@1',
 }
 
@@ -75,6 +76,12 @@ def kept_words(
     doubt = _doubt(training)
     if doubt is None:
         return ''
+    gain = (training.get('validation') or {}).get('gain') or {}
+    if promoted and gain.get('reason') == 'likely':
+        return (
+            f'The trained model is probably better and is kept, though {doubt}: equally good '
+            f'models would show it in {100 * gain["p"]:.0f} of 100 cases.'
+        )
     if promoted:
         return f'The trained model is kept, as train.promote asks, though {doubt}.'
     return f'Training was not promoted, since {doubt}. Kept is {kept}.'

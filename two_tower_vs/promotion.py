@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .comparison import difference_words, promotion
+from .comparison import difference_words, likely, promotion
 from .errors import InputError
 from .statistics import interval
 from .threshold import threshold
@@ -77,7 +77,8 @@ def judge(
     answers: dict,  # model -> kind -> HeldOutAnswers, of the same queries
     weight: dict,  # kind -> its weight
     products: np.ndarray,  # of the table's queries
-    metric: str = 'mrr',  # what must be better beyond chance
+    metric: str = 'mrr',  # what must be better
+    odds: float = likely,  # as in promotion
 ) -> Judgement:
     "Is the model `trained` better than the better of `plain` and `centred`? Raises `InputError`."
     trained = answers['trained']
@@ -93,6 +94,7 @@ def judge(
         values(rival, 'hit@1'),
         clusters,
         weight=each,
+        odds=odds,
     )
     gain = {'metric': metric, 'baseline': baseline, 'value': verdict.difference, **asdict(verdict)}
     del gain['difference'], gain['promote']
@@ -127,6 +129,7 @@ _reasons = {
     'worse': 'Training made held-out pairs worse',
     'too few': 'There are too few held-out products to tell whether training helped',
     'cannot tell': 'Training may not have helped: the gain is within chance',
+    'likely': 'Training probably helped, but the gain is within chance',
     'recall worse': 'Training is better in {metric} but loses in Recall@1',
 }
 _baselines = {
@@ -135,7 +138,12 @@ _baselines = {
 }
 
 # %% ../nbs/02d_promotion.ipynb #1b946a3a
-def _remedy(kept):
+def _remedy(kept, gain):
+    if kept == 'trained' and gain['reason'] == 'likely':
+        return (
+            f'Equally good models would show such a gain in {100 * gain["p"]:.0f} of 100 cases, '
+            'so the trained model is kept. Pairs of more products would tell.'
+        )
     if kept == 'trained':
         return 'The trained model is kept, as train.promote asks.'
     return (
@@ -148,7 +156,7 @@ def verdict_sentence(
     judgement: Judgement,
     kept: str,  # what is kept: trained, plain or centred
 ) -> str:  # empty where the model is promoted because it is better
-    "Why a model is not promoted, with the numbers."
+    "Why a model is not promoted, or may be no better, with the numbers."
     gain = judgement.gain
     if gain['reason'] == 'better':
         return ''
@@ -158,7 +166,7 @@ def verdict_sentence(
     return (
         f'{_reasons[gain["reason"]].format(**gain)}: {metric} of held-out pairs is {trained:.3f}, '
         f'of {_baselines[judgement.baseline]} {rival:.3f}; '
-        f'{difference_words(gain)}. {_remedy(kept)}'
+        f'{difference_words(gain)}. {_remedy(kept, gain)}'
     )
 
 # %% ../nbs/02d_promotion.ipynb #6dd70654

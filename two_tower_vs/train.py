@@ -19,6 +19,7 @@ import torch
 from .baselines import put_heads
 from .blending import put
 from .choosing import choose
+from .comparison import chance, likely
 from .curve import check_log, open_curve
 from .data import bad_rows, drop_bad, read_candidates, read_pairs
 from .distilled import distilled, one_space, put_learned
@@ -79,8 +80,8 @@ class Training:
 # %% ../nbs/03_train.ipynb #bc1f6c87
 def _check_options(options):
     "The options, with those of finetune. Raises `InputError` for what does not go together"
-    if options['promote'] not in ('better', 'always'):
-        raise InputError(f'promote is {options["promote"]!r}. Use better or always.')
+    if options['promote'] not in ('better', 'sure', 'always'):
+        raise InputError(f'promote is {options["promote"]!r}. Use better, sure or always.')
     if options['metric'] not in promotion_metrics:
         known = ', '.join(promotion_metrics)
         raise InputError(f'train.metric is {options["metric"]!r}. Use {known}.')
@@ -218,7 +219,8 @@ def _history(job, untrained):
 def _verdict(job, answers, outer):  # Judgement, what is kept, its form
     "Is the model better than its baselines? Warns if not"
     models = {model: answers[model] for model in ('trained', 'plain', 'centred')}
-    judgement = judge(models, outer.weight, outer.product, job.options['metric'])
+    odds = chance if job.options['promote'] == 'sure' else likely
+    judgement = judge(models, outer.weight, outer.product, job.options['metric'], odds)
     form = _what_to_keep(job, judgement, answers, outer)
     kept = short_forms.get(form, 'trained')
     sentence = verdict_sentence(judgement, kept)
@@ -363,7 +365,7 @@ def train(
     val_frac: float = 0.15,  # share of products and queries held out to judge, and again to choose
     precision: float = 0.9,  # wanted of first hits above the threshold for a match
     absent: float = 0.5,  # expected share of queries without an answer; moves that threshold
-    promote: str = 'better',  # better: keep the better baseline unless it is beaten; or always
+    promote: str = 'better',  # better: probably better than the better baseline; sure; or always
     metric: str = 'mrr',  # must be better: mrr, hit@1, hit@5 or hit@10; hit@1 must not be worse
     finetune_epochs: int = 0,  # over the pictures, at most, with gradients to the backbone
     log: str = None,  # also write the learning curve for another program: tensorboard
