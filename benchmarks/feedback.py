@@ -23,8 +23,8 @@ from two_tower_vs.teaching import Teaching, nothing
 SEEDS = 42, 1, 2
 HITS = 10  # that the person looks at
 FIRST = 100  # pairs that there were before the first click
-CLICKED = 0, 30, 100, 300  # pictures with clicks
-LABELLED = 25, 50, 100, 200  # pictures shown to somebody who has no pairs
+CLICKED = 0, 30, 300  # pictures with clicks
+LABELLED = 50, 200  # pictures shown to somebody who has no pairs
 
 
 def embedded(task, tower, paths):
@@ -137,7 +137,7 @@ def order(name):
 
 
 GROUPS = {'clicks': clicks, 'order': order}
-SETS = 'openmoji', 'grocery', 'lucide to tabler'
+SETS = ('openmoji',)
 
 
 def save(done, out):

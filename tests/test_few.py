@@ -183,3 +183,17 @@ def test_others_count_as_unknown_products():
     pairs = table(30)
     more = table(30, [f'other {number}' for number in range(970)])
     assert hold_out(pairs, known_share=1.0).weight == hold_out(more, known_share=1.0).weight
+
+
+def test_pairs_that_are_no_verdicts_are_held_out_first():
+    numbers = range(400)
+    frame = pd.DataFrame({'query_path': [f'q{n}' for n in numbers], 'cand_path': map(str, numbers)})
+    frame['feedback'] = [number >= 100 for number in numbers]
+    held = hold_out(PairTable(frame))
+    asked = held.all_queries()
+    assert len(asked) == 60 and (asked < 100).all()
+    second = hold_out(PairTable(frame), seed=43, last=held.product[asked])
+    fresh = np.setdiff1d(second.all_queries(), asked)
+    assert len(fresh) == 40  # all hundred are asked in two divisions
+    verdicts = frame.assign(feedback=True)
+    assert len(hold_out(PairTable(verdicts)).all_queries()) == 60

@@ -19,7 +19,7 @@ why_not_better = {
     'equal': 'training changed nothing that held-out pairs can see',
     'worse': 'training made held-out pairs worse',
     'too few': 'there are too few held-out products to tell whether training helped',
-    'cannot tell': 'the gain on held-out pairs is within chance',
+    'cannot tell': 'the difference on held-out pairs is within chance',
     'likely': 'the gain on held-out pairs is within chance',
     'recall worse': 'training is better in {metric} but loses in Recall@1',
 }

@@ -128,7 +128,7 @@ _reasons = {
     'equal': 'Training changed nothing that held-out pairs can see',
     'worse': 'Training made held-out pairs worse',
     'too few': 'There are too few held-out products to tell whether training helped',
-    'cannot tell': 'Training may not have helped: the gain is within chance',
+    'cannot tell': 'Training may not have helped: the difference is within chance',
     'likely': 'Training probably helped, but the gain is within chance',
     'recall worse': 'Training is better in {metric} but loses in Recall@1',
 }

@@ -121,6 +121,12 @@ def _no_verdicts(table, held):  # kind -> rows
     own = {kind: rows[~table.from_feedback[rows]] for kind, rows in held.items()}
     return own if any(map(len, own.values())) else held
 
+# %% ../nbs/02b_validation.ipynb #e2cb6bbc
+def _verdicts_last(table, last):
+    "Products to hold out after all others"
+    own = table.product[~table.from_feedback]
+    return np.union1d(last, np.setdiff1d(table.product, own))
+
 # %% ../nbs/02b_validation.ipynb #ee10a856
 def hold_out(
     table: PairTable,
@@ -134,7 +140,7 @@ def hold_out(
     last=(),  # products that are held out after all others
 ) -> Validation:
     "Hold out a part of the pairs."
-    parts = divide(table, rows, frac, seed, series, last)
+    parts = divide(table, rows, frac, seed, series, _verdicts_last(table, last))
     rng = np.random.default_rng(seed)
 
     def some(numbers, most):
