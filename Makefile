@@ -32,7 +32,7 @@ notebooks: .venv/.dev ## export, then execute and clean the notebooks in place, 
 	$(BIN)/python .ci/notebooks.py $(NB)
 	$(BIN)/nbdev_clean
 
-benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, learning, embedding, search, serve or copies, up to an hour each (ARGS="…": options of its script)
+benchmarks: .venv/.dev ## measure again on an idle machine: NB=peers, recipe, learning, embedding, search, serve, copies or feedback, up to an hour each (ARGS="…": options of its script)
 	$(BIN)/python benchmarks/$(or $(NB),peers).py $(ARGS)
 	cd nbs/benchmarks && ../../$(BIN)/exec_nb $(or $(NB),peers).ipynb --dest $(or $(NB),peers).ipynb --exc_stop
 	$(BIN)/nbdev_clean

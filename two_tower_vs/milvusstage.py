@@ -10,8 +10,6 @@ import json
 from dataclasses import replace
 from warnings import warn
 
-import numpy as np
-
 from .config import bad_setting
 from .run import Run
 
@@ -119,7 +117,7 @@ def index_in_milvus(
     schema = None
     if attributes is not None:
         manifest['described'] = attributes.described()
-        schema = attributes.taken(np.zeros(0, np.int64))
+        schema = attributes.taken([])
     return open_index(manifest, schema=schema, **milvus_settings(run)), _what_was_sent(made)
 
 # %% ../nbs/09c_milvusstage.ipynb #ae1b8d60
