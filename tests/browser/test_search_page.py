@@ -376,6 +376,14 @@ def test_keyboard(visit, picture):
     p.wait_for_function('n => document.querySelector("#hits .name").textContent === n', arg=name)
 
 
+def button_of(hits, h):
+    "What is proven of a hit stands between its score and its path"
+    button = hits.get_by_role('button', name=f'Hit {h["rank"]} score {h["score"]:.3f} ')
+    assert button.count() == 1, h
+    assert hits.get_by_role('button', name=f' {h["cand_path"]}').count() == 1, h
+    return button
+
+
 def test_screen_reader(visit, picture):
     "a screen reader hears what the eye sees: names of controls and pictures, and the outcome"
     p = visit.page
@@ -392,11 +400,7 @@ def test_screen_reader(visit, picture):
     a = visit.answer(lambda: visit.give(picture, 'drop'))
     assert p.get_by_role('status').text_content().startswith('10 hits')
     for h in a['hits'][:3]:
-        hits = p.get_by_role('region', name='Hits')
-        # What is proven of a hit stands between its score and its path
-        for part in (f'Hit {h["rank"]} score {h["score"]:.3f} ', f' {h["cand_path"]}'):
-            assert hits.get_by_role('button', name=part).count() == 1, part
-        button = hits.get_by_role('button', name=f'Hit {h["rank"]} score ')
+        button = button_of(p.get_by_role('region', name='Hits'), h)
         assert 'Search with this picture' in button.text_content()
     for region in ('Your picture', 'Hits', 'Try one of the evaluation queries'):
         assert p.get_by_role('region', name=region, exact=True).count() == 1, region
