@@ -170,6 +170,7 @@ def test_the_same_rows_pass_as_in_duckdb(sent, seed):
         ("brand like 'a\\%'", 'backslash'),
         ("contains(brand, '50%')", 'contains with % or _'),
         ("brand = 'a\nb'", 'control characters'),
+        ("price < 'inf'", 'a number that is Infinity'),
         ("tags = ['new']", 'a whole list'),
         ('price is distinct from 3', 'is distinct from'),
         ('coalesce(price, 0) < 5', 'an attribute by itself'),

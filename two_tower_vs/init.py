@@ -21,6 +21,7 @@ from .folders import Listing, list_files
 from .layout import find_things, layouts
 from .listing import picture_endings
 from .paths import expand
+from .remote import is_url
 from .sheet import write_csv
 from .spreadsheet import read_spreadsheet
 from .things import split_things
@@ -233,7 +234,9 @@ def _config_text(description, root, seed, is_augment, attributes):
     words = dict(description=description, seed=seed)
     words['root'] = json.dumps(root, ensure_ascii=False)
     words['train'] = 'views: 0' if is_augment else ''
-    words['attributes'] = f', attributes: {json.dumps(attributes)}' if attributes else ''
+    words['attributes'] = (
+        f', attributes: {json.dumps(attributes, ensure_ascii=False)}' if attributes else ''
+    )
     return _config.format(**words)
 
 # %% ../nbs/00b_init.ipynb #d9ac7e00
@@ -246,6 +249,8 @@ def _spreadsheet_line(file, candidates):
 
 def _from_config(file, base):
     "The path of a file as config.yaml has it"
+    if is_url(file):
+        return str(file)
     file = os.path.realpath(expand(file))
     base = os.path.realpath(base)
     if _common_folder(file, base) is None:

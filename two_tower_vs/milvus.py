@@ -151,6 +151,20 @@ def _drop_replaced(milvus, before, name):
     if same and not milvus.ask('list_aliases', before)['aliases']:
         milvus.ask('drop_collection', before)
 
+# %% ../nbs/05i_milvus.ipynb #06a30f1c
+def _found_share(collection, vectors, paths, queries, k=10, **options):
+    "Of exact search among these vectors, what a collection finds"
+    exact = nearest(vectors, queries, k)
+    row_of = {path: row for row, path in enumerate(paths)}
+    rows = np.full(exact.rows.shape, -1)
+    options['consistency_level'] = 'Strong'
+    for start in range(0, len(queries), 100):
+        part = queries[start : start + 100]
+        found = collection.search(part, exact.rows.shape[1], **options)
+        for at, hits in enumerate(found, start):
+            rows[at, : len(hits)] = [row_of[hit['path']] for hit in hits]
+    return float(exact.as_good(rows, queries).mean())
+
 # %% ../nbs/05i_milvus.ipynb #5131be7e
 def agreement(
     milvus: Milvus,
@@ -162,16 +176,8 @@ def agreement(
     ef: int = 256,  # breadth of a search in a graph
 ) -> float:  # 0 to 1
     "The share of exact search's first k that the collection finds. Raises `InputError`."
-    exact = nearest(cands.vectors, queries, k)
     collection = Collection(milvus, alias, model_sha256, queries.shape[1], ef)
-    row_of = {path: row for row, path in enumerate(cands.paths)}
-    rows = np.full(exact.rows.shape, -1)
-    for start in range(0, len(queries), 100):
-        part = queries[start : start + 100]
-        found = collection.search(part, exact.rows.shape[1], consistency_level='Strong')
-        for at, hits in enumerate(found, start):
-            rows[at, : len(hits)] = [row_of[hit['path']] for hit in hits]
-    return float(exact.as_good(rows, queries).mean())
+    return _found_share(collection, cands.vectors, cands.paths, queries, k)
 
 # %% ../nbs/05i_milvus.ipynb #cff2f959
 def _measured(milvus, cands, queries, model_sha256, alias, ef):  # None without queries
@@ -185,17 +191,6 @@ def _measured(milvus, cands, queries, model_sha256, alias, ef):  # None without 
 _shares = 0.5, 0.05, 0.001
 _broader = 1, 4, 16, 64
 
-
-def _found_share(collection, cands, chosen, queries, times, where):
-    exact = nearest(cands.vectors[chosen], queries, 10)
-    place = {cands.paths[row]: at for at, row in enumerate(chosen)}
-    rows = np.full(exact.rows.shape, -1)
-    options = dict(times=times, consistency_level='Strong')
-    found = collection.search(queries, exact.rows.shape[1], where, **options)
-    for at, hits in enumerate(found):
-        rows[at, : len(hits)] = [place[hit['path']] for hit in hits]
-    return float(exact.as_good(rows, queries).mean())
-
 # %% ../nbs/05i_milvus.ipynb #ddf1a875
 def _filtered(milvus, cands, queries, model_sha256, alias, ef, wanted):
     "As in the manifest: how broad a search must be where a share of the rows passes"
@@ -206,8 +201,8 @@ def _filtered(milvus, cands, queries, model_sha256, alias, ef, wanted):
         limit = int(share * 2**53)
         chosen = np.flatnonzero(numbers < limit)
         for times in _broader if len(chosen) else ():
-            args = collection, cands, chosen, queries[:100], times, f'number < {limit}'
-            recall = _found_share(*args)
+            some = cands.vectors[chosen], [cands.paths[row] for row in chosen], queries[:100]
+            recall = _found_share(collection, *some, where=f'number < {limit}', times=times)
             if recall >= wanted:
                 break
         if len(chosen):

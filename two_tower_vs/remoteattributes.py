@@ -8,6 +8,8 @@ __all__ = ['SentColumns', 'RemoteAttributes', 'RemoteSubset']
 # %% ../nbs/05i_remoteattributes.ipynb #ce0def0f
 from dataclasses import dataclass
 
+from fastcore.basics import patch
+
 from .attributes import Attributes
 from .collection import Collection
 from .remotewhere import field_names
@@ -30,14 +32,13 @@ class SentColumns:
             rows.append({self.fields[name]: value for name, value in known.items()})
         return rows
 
-    def renamed(self) -> dict:  # attribute -> field
-        "Those that are called otherwise in Milvus."
-        return {name: field for name, field in self.fields.items() if name != field}
+# %% ../nbs/05i_remoteattributes.ipynb #67f58ffd
+@patch
+def renamed(self: SentColumns) -> dict:  # attribute -> field
+    "Those that are called otherwise in Milvus."
+    return {name: field for name, field in self.fields.items() if name != field}
 
 # %% ../nbs/05i_remoteattributes.ipynb #8ead962b
-_rows_at_once = 1000
-
-
 class RemoteAttributes(Attributes):
     "Attributes that lie in a collection."
 
@@ -55,18 +56,23 @@ class RemoteAttributes(Attributes):
         "What each column holds, in short."
         return self.shown
 
-    def records(self, rows) -> list:
-        "A dict for each of these numbers of rows; None for what is missing. Raises `MilvusError`."
-        fields = dict(zip(field_names(self.names), self.names))
-        numbers = [int(row) for row in rows]
-        found = {}
-        for start in range(0, len(numbers), _rows_at_once):
-            some = sorted(set(numbers[start : start + _rows_at_once]))
-            asked = dict(filter=f'number in {some}', output_fields=['number', *fields])
-            for row in self.collection.ask('query', **asked):
-                found[row['number']] = {name: row.get(field) for field, name in fields.items()}
-        nothing = dict.fromkeys(self.names)
-        return [found.get(number, nothing) for number in numbers]
+# %% ../nbs/05i_remoteattributes.ipynb #869cf957
+_rows_at_once = 1000
+
+
+@patch
+def records(self: RemoteAttributes, rows) -> list:
+    "A dict for each of these numbers of rows; None for what is missing. Raises `MilvusError`."
+    fields = dict(zip(field_names(self.names), self.names))
+    numbers = [int(row) for row in rows]
+    found = {}
+    for start in range(0, len(numbers), _rows_at_once):
+        some = sorted(set(numbers[start : start + _rows_at_once]))
+        asked = dict(filter=f'number in {some}', output_fields=['number', *fields])
+        for row in self.collection.ask('query', **asked):
+            found[row['number']] = {name: row.get(field) for field, name in fields.items()}
+    nothing = dict.fromkeys(self.names)
+    return [found.get(number, nothing) for number in numbers]
 
 # %% ../nbs/05i_remoteattributes.ipynb #3b065365
 @dataclass

@@ -65,7 +65,7 @@ def _as_number(value):
             value = Decimal(value.strip())
         except ArithmeticError:
             _refuse(f'a number that is {value}')
-    if isinstance(value, Decimal):
+    if isinstance(value, Decimal) and value.is_finite():
         value = int(value) if value == value.to_integral_value() else float(value)
     if type(value) not in (int, float) or value - value != 0:
         _refuse(f'a number that is {value}')
